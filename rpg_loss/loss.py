@@ -1,0 +1,358 @@
+"""The RPG loss (Eq. 8): weighted cross-entropy against reference-guided pseudo-labels."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checks import (
+    check_choice,
+    check_floating,
+    check_labels,
+    check_same_device,
+    check_tensor,
+    describe,
+    is_ignored,
+    resolve_k,
+    widen,
+)
+from .matching import IMPLEMENTATIONS, Impl
+from .pseudo_labels import PseudoLabels, rpg_pseudo_labels
+
+MapSize = int | tuple[int, ...] | None
+
+
+def segmentation_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weights: Tensor | None = None,
+    *,
+    valid: Tensor | None = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """Mean of W * CE over all entries that are not ignored; multi-class or binary per label, as ``target`` is.
+
+    Not divided by the sum of the weights: doubtful pixels weigh less, they do not make others weigh more (the
+    expectation in Eq. 8).  Where everything is ignored the loss is 0, with a graph that gives zero gradients.
+
+    Args:
+        logits: ``(B, C, *S)`` floating point; half precision is computed in float32.
+        target: class map ``(B, *S)`` of integers in [0, C), or label vectors ``(B, C, *S)`` in [0, 1].
+        weights: ``(B, *S)``, or ``(B, C, *S)`` for label vectors; all 1 if None.
+        valid: bool of one of these two shapes, False where an entry is to be ignored.
+        ignore_index: entries of ``target`` with this value are ignored.
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits).
+
+    Raises:
+        TypeError: ``logits`` is not floating point, or ``target`` is not a tensor.
+        ValueError: shapes that do not fit.
+    """
+    check_floating("logits", logits)
+    check_tensor("target", target)
+    class_map = (logits.shape[0], *logits.shape[2:])
+    multilabel = target.ndim == logits.ndim
+    if tuple(target.shape) != (tuple(logits.shape) if multilabel else class_map):
+        raise ValueError(
+            f"target: got shape {tuple(target.shape)}, expected a class map {class_map} or label vectors "
+            f"{tuple(logits.shape)} to go with the logits"
+        )
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    target = widen(target)
+    used = ~is_ignored(target, ignore_index)
+    if multilabel:
+        entries = F.binary_cross_entropy_with_logits(
+            logits, target.masked_fill(~used, 0).to(logits.dtype), reduction="none"
+        )
+    else:
+        entries = F.cross_entropy(logits, target.long().masked_fill(~used, 0), reduction="none")
+    if valid is not None:
+        used = used & _per_entry("valid", valid, entries)
+    factor = used.to(entries.dtype)
+    if weights is not None:
+        factor = factor * _per_entry("weights", weights, entries).to(entries.dtype)
+    return (entries * factor).sum() / used.sum().clamp(min=1)
+
+
+class RPGLoss(nn.Module):
+    r"""Reference-guided pseudo-label loss (Eq. 8), for any network that gives logits and features.
+
+    .. math:: L = \mathrm{mean}(CE(logits_{ref}, y_{ref})) + \mathrm{mean}(W \cdot CE(logits_u, l(feat_u)))
+
+    Logits, features and labels are sub-sampled to a map of ``map_size`` with nearest neighbours, every query is
+    given the label of its nearest reference and a weight (:func:`rpg_pseudo_labels`), and the weighted
+    cross-entropy is taken there.  Whether it is multi-class or binary per label follows from ``y_ref``.
+    Labels and weights carry no gradient; the module has no parameters and no state.
+
+    Args:
+        k: number of nearest references that count for the weight: an int (the paper: 7000), or a float in (0, 1], a
+            share of the reference set (the paper's best: 0.5, Table 3).
+        map_size: side of the map, one int or one per spatial axis; None: no sub-sampling.  An axis that is already
+            shorter is left as it is.  The paper: 64.
+        weighted: False sets every weight to 1 (the paper's nearest-neighbour baseline).
+        resolution: ``"map"`` takes the loss on the map (the paper), ``"full"`` up-samples labels and weights to
+            the logits' size.
+        ignore_index: value of ``y_ref`` at pixels that are neither references nor supervised.
+        impl: see :func:`rpg_pseudo_labels`.
+        check_values: look for NaN, infinities and labels out of range; on a GPU each look waits for the device.
+
+    Raises:
+        TypeError: ``k`` is not a number, ``map_size`` is not made of ints.
+        ValueError: an argument out of range.
+
+    Example:
+        >>> criterion = RPGLoss(k=0.5, map_size=16)
+        >>> logits_u, feat_u = torch.randn(2, 3, 32, 32, requires_grad=True), torch.randn(2, 8, 32, 32)
+        >>> feat_ref, y_ref = torch.randn(3, 8, 32, 32), torch.randint(3, (3, 32, 32))
+        >>> criterion(logits_u, feat_u, feat_ref, y_ref).backward()
+    """
+
+    def __init__(
+        self,
+        k: int | float = 0.5,
+        *,
+        map_size: MapSize = 64,
+        weighted: bool = True,
+        resolution: Literal["map", "full"] = "map",
+        ignore_index: int = -100,
+        impl: Impl = "auto",
+        check_values: bool = True,
+    ) -> None:
+        super().__init__()
+        resolve_k(k)
+        check_choice("resolution", resolution, ("map", "full"))
+        check_choice("impl", impl, ("auto", *IMPLEMENTATIONS))
+        sides = map_size if isinstance(map_size, tuple) else (map_size,) if map_size is not None else ()
+        if any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+            raise TypeError(f"map_size: got {map_size!r}, expected an int, a tuple of ints or None")
+        if any(side < 1 for side in sides):
+            raise ValueError(f"map_size: got {map_size!r}, expected sides of 1 or more (None for no sub-sampling)")
+        self.k = k
+        self.map_size = map_size
+        self.weighted = weighted
+        self.resolution = resolution
+        self.ignore_index = ignore_index
+        self.impl: Impl = impl
+        self.check_values = check_values
+
+    def extra_repr(self) -> str:
+        return (
+            f"k={self.k}, map_size={self.map_size}, weighted={self.weighted}, resolution={self.resolution!r}, "
+            f"ignore_index={self.ignore_index}, impl={self.impl!r}, check_values={self.check_values}"
+        )
+
+    @torch.no_grad()
+    def pseudo_labels(
+        self, feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, *, valid_u: Tensor | None = None
+    ) -> PseudoLabels:
+        """Pseudo-labels on the map, without a loss: for pictures, logs, or a loss of your own.
+
+        Args:
+            feat_u: ``(B, D, *S)`` floating point.
+            feat_ref: ``(P, D, *R)``.
+            y_ref: ``(P, *R')`` integers or ``(P, C, *R')`` 0/1; R' may be a finer grid than R.
+            valid_u: ``(B, *S')`` bool, False where a query is to be ignored.
+
+        Returns:
+            :class:`PseudoLabels` on the map: every axis ``min(map_size, size)``.
+
+        Raises:
+            TypeError, ValueError: as :func:`rpg_pseudo_labels` does.
+        """
+        for name, tensor in (("feat_u", feat_u), ("feat_ref", feat_ref)):
+            check_floating(name, tensor)
+            if tensor.ndim < 3:
+                raise ValueError(
+                    f"{name}: got shape {tuple(tensor.shape)}, expected (images, D, *spatial); for flat pixels call "
+                    "rpg_pseudo_labels"
+                )
+        check_tensor("y_ref", y_ref)
+        y_ref = widen(y_ref)
+        grid_u = self._grid(feat_u.shape[2:], *((valid_u.shape[1:],) if valid_u is not None else ()))
+        return self._pseudo_labels(feat_u, feat_ref, y_ref, valid_u, grid_u)
+
+    def _pseudo_labels(
+        self, feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, valid_u: Tensor | None, grid_u: tuple[int, ...]
+    ) -> PseudoLabels:
+        spatial = feat_ref.ndim - 2
+        if y_ref.ndim not in (feat_ref.ndim, feat_ref.ndim - 1):
+            raise ValueError(
+                f"y_ref: got shape {tuple(y_ref.shape)}, expected (P, *R) class indices or (P, C, *R) 0/1 with "
+                f"{spatial} spatial axes to go with feat_ref {tuple(feat_ref.shape)}"
+            )
+        grid_ref = self._grid(feat_ref.shape[2:], y_ref.shape[-spatial:])
+        labels, weights = rpg_pseudo_labels(
+            _subsample(feat_u, grid_u),
+            _subsample(feat_ref, grid_ref),
+            _subsample(y_ref, grid_ref),
+            self.k,
+            valid_u=None if valid_u is None else _subsample(valid_u, grid_u),
+            ignore_index=self.ignore_index,
+            impl=self.impl,
+            check_values=self.check_values,
+        )
+        if not self.weighted:
+            weights = torch.ones_like(weights)
+            if valid_u is not None:
+                weights.masked_fill_(~_subsample(valid_u, grid_u), 0)
+        return PseudoLabels(labels, weights)
+
+    @overload
+    def forward(
+        self,
+        logits_u: Tensor,
+        feat_u: Tensor,
+        feat_ref: Tensor,
+        y_ref: Tensor,
+        logits_ref: Tensor | None = None,
+        *,
+        valid_u: Tensor | None = None,
+        return_pseudo_labels: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        logits_u: Tensor,
+        feat_u: Tensor,
+        feat_ref: Tensor,
+        y_ref: Tensor,
+        logits_ref: Tensor | None = None,
+        *,
+        valid_u: Tensor | None = None,
+        return_pseudo_labels: Literal[True],
+    ) -> tuple[Tensor, PseudoLabels]: ...
+
+    def forward(
+        self,
+        logits_u: Tensor,
+        feat_u: Tensor,
+        feat_ref: Tensor,
+        y_ref: Tensor,
+        logits_ref: Tensor | None = None,
+        *,
+        valid_u: Tensor | None = None,
+        return_pseudo_labels: bool = False,
+    ) -> Tensor | tuple[Tensor, PseudoLabels]:
+        """Loss of one step.
+
+        Args:
+            logits_u: ``(B, C, *S)`` of the unlabelled images, floating point.
+            feat_u: their features, ``(B, D, *S')``; S' may differ from S.
+            feat_ref: features of the reference pool, ``(P, D, *R')``.
+            y_ref: labels of the pool: ``(P, *R)`` integers in [0, C), or ``(P, C, *R)`` 0/1.
+            logits_ref: ``(P, C, *R)`` of the pool: adds the supervised term of Eq. 8.
+            valid_u: ``(B, *S)`` bool, False where a pixel is to be ignored (padding, uncovered by a rotation).
+            return_pseudo_labels: also return what the loss was taken against.
+
+        Returns:
+            The loss, a scalar; with ``return_pseudo_labels`` the pair of it and :class:`PseudoLabels`, on the map or,
+            with ``resolution="full"``, at the logits' size.
+
+        Raises:
+            TypeError, ValueError: as :func:`rpg_pseudo_labels` does, and for logits that do not go with the features
+                or labels.
+        """
+        self._check(logits_u, feat_u, feat_ref, y_ref, logits_ref, valid_u)
+        y_ref = widen(y_ref)
+        grid_u = self._grid(feat_u.shape[2:], logits_u.shape[2:])
+        pseudo = self._pseudo_labels(feat_u, feat_ref, y_ref, valid_u, grid_u)
+        if self.resolution == "full":
+            grid_u = tuple(logits_u.shape[2:])
+            pseudo = PseudoLabels(_subsample(pseudo.labels, grid_u), _subsample(pseudo.weights, grid_u))
+        loss = segmentation_cross_entropy(
+            _subsample(logits_u, grid_u),
+            pseudo.labels,
+            pseudo.weights,
+            valid=None if valid_u is None else _subsample(valid_u, grid_u),
+            ignore_index=self.ignore_index,
+        )
+        if logits_ref is not None:
+            loss = loss + segmentation_cross_entropy(logits_ref, y_ref, ignore_index=self.ignore_index)
+        return (loss, pseudo) if return_pseudo_labels else loss
+
+    def _grid(self, *sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Size of the map: no axis longer than ``map_size`` or than the coarsest tensor that it is taken from."""
+        smallest = tuple(min(axis) for axis in zip(*sizes, strict=True))
+        if self.map_size is None:
+            return smallest
+        sides = self.map_size if isinstance(self.map_size, tuple) else (self.map_size,) * len(smallest)
+        if len(sides) != len(smallest):
+            raise ValueError(
+                f"map_size: got {self.map_size} for tensors with {len(smallest)} spatial axes {smallest}, expected one "
+                "int, or one per axis"
+            )
+        return tuple(min(side, size) for side, size in zip(sides, smallest, strict=True))
+
+    def _check(
+        self,
+        logits_u: Tensor,
+        feat_u: Tensor,
+        feat_ref: Tensor,
+        y_ref: Tensor,
+        logits_ref: Tensor | None,
+        valid_u: Tensor | None,
+    ) -> None:
+        for name, tensor in (("logits_u", logits_u), ("feat_u", feat_u), ("feat_ref", feat_ref)):
+            check_floating(name, tensor)
+            if tensor.ndim < 3 or tensor.numel() == 0:
+                raise ValueError(
+                    f"{name}: got shape {tuple(tensor.shape)}, expected a non-empty (images, channels, *spatial)"
+                )
+        check_tensor("y_ref", y_ref)
+        if feat_u.ndim != logits_u.ndim or len(feat_u) != len(logits_u):
+            raise ValueError(
+                f"feat_u: got shape {tuple(feat_u.shape)}, expected ({len(logits_u)}, D, *spatial) with "
+                f"{logits_u.ndim - 2} spatial axes to go with logits_u {tuple(logits_u.shape)}"
+            )
+        num_classes = logits_u.shape[1]
+        multilabel = y_ref.ndim == feat_ref.ndim
+        if multilabel and y_ref.shape[1] != num_classes:
+            raise ValueError(
+                f"y_ref: got {y_ref.shape[1]} labels (axis 1 of {tuple(y_ref.shape)}), expected one per channel of "
+                f"logits_u {tuple(logits_u.shape)}"
+            )
+        if not multilabel and num_classes == 1:
+            raise ValueError(
+                f"logits_u: got one channel {tuple(logits_u.shape)} and y_ref as a class map {tuple(y_ref.shape)}; for "
+                "one binary label pass y_ref as (P, 1, *R) 0/1, for classes give logits one channel per class"
+            )
+        if logits_ref is not None:
+            check_floating("logits_ref", logits_ref)
+            expected = (len(y_ref), num_classes, *y_ref.shape[-(feat_ref.ndim - 2) :])
+            if tuple(logits_ref.shape) != expected:
+                raise ValueError(
+                    f"logits_ref: got shape {tuple(logits_ref.shape)}, expected {expected} to go with y_ref "
+                    f"{tuple(y_ref.shape)} and the {num_classes} channels of logits_u"
+                )
+        if valid_u is not None and (
+            tuple(valid_u.shape) != (len(logits_u), *logits_u.shape[2:]) or valid_u.dtype != torch.bool
+        ):
+            raise ValueError(
+                f"valid_u: got {describe(valid_u)}, expected {(len(logits_u), *logits_u.shape[2:])} bool to go with "
+                "logits_u"
+            )
+        check_same_device(logits_u=logits_u, feat_u=feat_u, feat_ref=feat_ref, y_ref=y_ref, logits_ref=logits_ref)
+        if self.check_values and not multilabel:
+            check_labels("y_ref", y_ref, multilabel=False, ignore_index=self.ignore_index, num_classes=num_classes)
+
+
+def _per_entry(name: str, tensor: Tensor, entries: Tensor) -> Tensor:
+    """Bring a tensor given per pixel or per entry to the shape of the entries' loss."""
+    pixels = entries.shape if tensor.ndim == entries.ndim else (entries.shape[0], *entries.shape[2:])
+    if tensor.shape != pixels:
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected {tuple(pixels)} to go with the target")
+    return tensor if tensor.ndim == entries.ndim else tensor.unsqueeze(1)
+
+
+def _subsample(tensor: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Nearest-neighbour resampling of the last ``len(grid)`` axes, of any dtype and number of axes."""
+    for axis, size in zip(range(-len(grid), 0), grid, strict=True):
+        if tensor.shape[axis] != size:
+            index = torch.arange(size, device=tensor.device) * tensor.shape[axis] // size
+            tensor = tensor.index_select(axis, index)
+    return tensor

@@ -1,0 +1,28 @@
+"""The definition of the matching: Eq. 3-5, written to be read.  Every faster one must agree with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .contract import EPS, TIE, Matches
+
+
+def match_reference(queries: Tensor, references: Tensor, set_ids: Tensor, num_sets: int, k: int) -> Matches:
+    """Match by the definition, in float64, with the M x N matrix in memory (see :func:`match`)."""
+    u, r = queries.double(), references.double()
+
+    # Eq. 3: D = 1 - max(cos, 0); proximity is 1 - D.
+    norms = u.norm(dim=1)[:, None] * r.norm(dim=1)[None, :]
+    proximity = (u @ r.T / (norms + EPS)).clamp(min=0, max=1)  # (M, N)
+
+    # Eq. 4: the nearest reference, the lowest index among equals (argmax returns the first maximum).
+    nearest = (proximity >= proximity.amax(1, keepdim=True) - TIE).int().argmax(1)
+
+    # The k nearest references, and all that are as near as the k-th.
+    kth = proximity.topk(k, dim=1).values[:, -1:]
+    among_k = torch.where(proximity >= kth - TIE, proximity, 0.0)
+
+    # Eq. 5: 1 - delta of every label set.
+    class_proximity = torch.stack([among_k[:, set_ids == s].amax(1) for s in range(num_sets)], dim=1)
+    return Matches(set_ids[nearest], class_proximity.float())

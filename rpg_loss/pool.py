@@ -1,0 +1,226 @@
+"""The reference pool: a few labelled images, drawn anew for every step, with every class present (Eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from .checks import check_labels, describe, is_ignored, widen
+
+# Uniform draws to reject before a cover is constructed instead.
+_MAX_REJECTIONS = 1000
+
+# Steps of the search for a cover: at construction, where its answer is final, and per draw.
+_FIRST_SEARCH_STEPS = 20_000
+_DRAW_SEARCH_STEPS = 1_000
+
+
+class ReferencePool(Sampler[list[int]]):
+    """Batch sampler over the labelled images: every draw holds every class.
+
+        loader = DataLoader(labelled, batch_sampler=ReferencePool(label_maps))
+
+    Iteration never ends; zip it with the loader of the unlabelled images.  Draws are without replacement where
+    there are at least ``size`` labelled images, else with.  They are uniform over the draws that cover all classes,
+    by rejection, as long as one in about a thousand draws does; where covering draws are rarer, a randomised
+    search constructs one: draws then still vary, but not all covers come up equally often.
+
+    Args:
+        labels: labels of the labelled images: a sequence or map-style data set of label maps, each ``(*S)`` class
+            indices or ``(C, *S)`` 0/1, tensors or arrays of any integer, bool or float dtype; or an ``(N_l, C)``
+            tensor or array of 0/1, which class is present in which image.
+        size: images per draw, p of Eq. 1.
+        num_classes: all of these must occur; None: all that occur in any label map.
+        multilabel: whether label maps are ``(C, *S)`` 0/1.  None: they are if they have three axes or more and hold
+            nothing but 0 and 1.  (Say False for volumes of two classes.)
+        generator: source of randomness; None: one seeded from torch's global generator.
+        ignore_index: value of pixels without a label.
+
+    Raises:
+        TypeError: ``size`` is not an int, labels are not tensors or arrays.
+        ValueError: no labels, sizes out of range, values out of range, or classes that no draw of ``size`` images
+            can cover (they are named).
+
+    Example:
+        >>> pool = ReferencePool(torch.tensor([[1, 0], [0, 1], [1, 0]]), size=2)
+        >>> 1 in pool.sample()
+        True
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[Any] | Tensor | Any,
+        size: int = 3,
+        *,
+        num_classes: int | None = None,
+        multilabel: bool | None = None,
+        generator: torch.Generator | None = None,
+        ignore_index: int = -100,
+    ) -> None:
+        for name, number in (("size", size), ("num_classes", num_classes)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+                raise TypeError(f"{name}: got {number!r}, expected an int")
+            if number is not None and number < 1:
+                raise ValueError(f"{name}: got {number}, expected 1 or more")
+        self.size = size
+        self.presence, self.classes = _presence(labels, num_classes, multilabel, ignore_index)
+        if generator is None:
+            generator = torch.Generator()
+            generator.manual_seed(int(torch.randint(2**62, ())))
+        self.generator = generator
+        self._known_cover = self._find_cover()
+
+    def sample(self) -> list[int]:
+        """Draw once: ``size`` indices into the labels, in random order."""
+        for _ in range(_MAX_REJECTIONS):
+            draw = self._uniform(self.size)
+            if bool(self.presence[draw].any(0).all()):
+                return draw.tolist()
+        cover = torch.tensor(self._search(self.generator, _DRAW_SEARCH_STEPS) or self._known_cover)
+        others = torch.arange(len(self.presence))
+        if len(self.presence) >= self.size:
+            others = others[~torch.isin(others, cover)]
+            extra = others[torch.randperm(len(others), generator=self.generator)]
+        else:
+            extra = self._uniform(self.size)
+        draw = torch.cat([cover, extra[: self.size - len(cover)]])
+        return draw[torch.randperm(self.size, generator=self.generator)].tolist()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while True:
+            yield self.sample()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the stream of draws stands.  A loader with workers has drawn ahead of what it has yielded."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue the stream of draws exactly where :meth:`state_dict` was taken.
+
+        Raises:
+            KeyError: ``state`` did not come from :meth:`state_dict`.
+        """
+        self.generator.set_state(state["generator"])
+
+    def _uniform(self, count: int) -> Tensor:
+        n = len(self.presence)
+        if n >= count:
+            return torch.randperm(n, generator=self.generator)[:count]
+        return torch.randint(n, (count,), generator=self.generator)
+
+    def _find_cover(self) -> list[int]:
+        """Some cover by at most ``size`` images, found without touching the stream of draws, or an error."""
+        absent = self.classes[~self.presence.any(0)].tolist()
+        if absent:
+            raise ValueError(
+                f"labels: got {len(self.presence)} labelled images of which none holds class {_listing(absent)}, "
+                "expected every class in at least one; label an image that shows it, or lower num_classes"
+            )
+        greedy: list[int] = []
+        covered = torch.zeros_like(self.presence[0])
+        lacking: list[int] = []
+        while not bool(covered.all()):
+            greedy.append(int((self.presence & ~covered).sum(1).argmax()))
+            covered = covered | self.presence[greedy[-1]]
+            if len(greedy) == self.size:
+                lacking = self.classes[~covered].tolist()
+        if not lacking:
+            return greedy
+        cover = self._search(torch.Generator().manual_seed(0), _FIRST_SEARCH_STEPS)
+        if cover is None:
+            raise ValueError(
+                f"size: got {self.size}, but found no {self.size} of the {len(self.presence)} labelled images that "
+                f"hold every class together (a good draw still lacks class {_listing(lacking)}); {len(greedy)} images "
+                f"do: use size={len(greedy)}, or label an image that shows several of these classes"
+            )
+        return cover
+
+    def _search(self, generator: torch.Generator, steps: int) -> list[int] | None:
+        """A random cover by at most ``size`` images: depth first over the images that hold the scarcest open class.
+
+        None if there is none, or none was found in so many steps.
+        """
+        scarcity = self.presence.sum(0)
+
+        def extend(cover: list[int], covered: Tensor) -> list[int] | None:
+            nonlocal steps
+            steps -= 1
+            missing = ~covered
+            room = self.size - len(cover)
+            open_classes = int(missing.sum())
+            if open_classes == 0:
+                return cover
+            # No `room` images cover more than `room` times what the best one adds.
+            if steps < 0 or int((self.presence & missing).sum(1).max()) * room < open_classes:
+                return None
+            scarcest = int(torch.where(missing, scarcity, len(self.presence) + 1).argmin())
+            candidates = self.presence[:, scarcest].nonzero().squeeze(1)
+            for i in candidates[torch.randperm(len(candidates), generator=generator)].tolist():
+                found = extend([*cover, i], covered | self.presence[i])
+                if found is not None:
+                    return found
+            return None
+
+        return extend([], torch.zeros_like(self.presence[0]))
+
+
+def _listing(classes: list[int]) -> str:
+    return ", ".join(map(str, classes))
+
+
+def _presence(
+    labels: Sequence[Any] | Tensor | Any, num_classes: int | None, multilabel: bool | None, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """``(N_l, C)`` bool, which class is present in which image, and ``(C,)``, the classes."""
+    if not hasattr(labels, "__len__"):
+        raise TypeError(f"labels: got {type(labels).__name__}, expected a sequence of label maps or an (N_l, C) matrix")
+    if len(labels) == 0:
+        raise ValueError("labels: got none, expected at least one labelled image")
+    if getattr(labels, "ndim", None) == 2:
+        matrix = widen(torch.as_tensor(labels))
+        check_labels("labels", matrix, multilabel=True, ignore_index=ignore_index)
+        if num_classes not in (None, matrix.shape[1]):
+            raise ValueError(
+                f"labels: got a presence matrix {describe(matrix)}, expected {num_classes} columns (num_classes)"
+            )
+        return matrix == 1, torch.arange(matrix.shape[1])
+
+    maps = [_as_map(i, labels[i]) for i in range(len(labels))]
+    if multilabel is None:
+        multilabel = maps[0].ndim >= 3 and all(
+            bool(((m == 0) | (m == 1) | is_ignored(m, ignore_index)).all()) for m in maps
+        )
+    if multilabel:
+        counts = {len(m) for m in maps}
+        if len(counts) > 1 or num_classes not in (None, len(maps[0])):
+            raise ValueError(
+                f"labels: got label maps with first axes {sorted(counts)}, read as (C, *S) 0/1, expected "
+                f"{num_classes or 'one number of'} labels; pass multilabel=False for volumes of class indices"
+            )
+        for i, m in enumerate(maps):
+            check_labels(f"labels[{i}]", m, multilabel=True, ignore_index=ignore_index)
+        return torch.stack([(m == 1).flatten(1).any(1) for m in maps]), torch.arange(len(maps[0]))
+
+    for i, m in enumerate(maps):
+        if m.is_floating_point():
+            raise TypeError(f"labels[{i}]: got {describe(m)}, expected class indices of an integer dtype")
+        check_labels(f"labels[{i}]", m, multilabel=False, ignore_index=ignore_index, num_classes=num_classes)
+    present = [torch.unique(m[~is_ignored(m, ignore_index)].long()) for m in maps]
+    classes = torch.arange(num_classes) if num_classes else torch.unique(torch.cat(present))
+    if len(classes) == 0:
+        raise ValueError(f"labels: got ignore_index={ignore_index} at every pixel, expected some labelled pixels")
+    return torch.stack([torch.isin(classes, found) for found in present]), classes
+
+
+def _as_map(i: int, label: Any) -> Tensor:
+    try:
+        return widen(torch.as_tensor(label))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"labels[{i}]: got {type(label).__name__}, expected a label map as tensor or array; for a data set of "
+            "(image, label) pairs pass [label for _, label in dataset]"
+        ) from error

@@ -1,0 +1,173 @@
+"""Reference-guided pseudo-labels and their weights, as a function of features alone (Eq. 2-7)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import (
+    check_finite,
+    check_floating,
+    check_labels,
+    check_same_device,
+    check_tensor,
+    describe,
+    is_ignored,
+    resolve_k,
+    widen,
+)
+from .label_sets import encode_label_sets
+from .matching import Impl, match
+from .weights import entropy_weights
+
+
+class PseudoLabels(NamedTuple):
+    """Pseudo-labels of the queries and how much each is trusted.  Constants: no gradient flows through them.
+
+    Attributes:
+        labels: ``(B, *S)`` int64 class map, or ``(B, C, *S)`` 0/1 in the dtype of ``y_ref``.  Flat input
+            gives ``(M,)`` or ``(M, C)``.
+        weights: ``(B, *S)`` float32 in [0, 1], W of Eq. 7.  Flat input gives ``(M,)``.
+    """
+
+    labels: Tensor
+    weights: Tensor
+
+
+@torch.no_grad()
+def rpg_pseudo_labels(
+    feat_u: Tensor,
+    feat_ref: Tensor,
+    y_ref: Tensor,
+    k: int | float,
+    *,
+    valid_u: Tensor | None = None,
+    ignore_index: int = -100,
+    impl: Impl = "auto",
+    check_values: bool = True,
+) -> PseudoLabels:
+    """Label every query as its nearest reference is, and weight it by how clear the choice was.
+
+    The label of a query is that of the reference with the highest clipped cosine similarity (Eq. 3-4; the
+    lowest index wins a tie).  Its weight is one minus the normalised entropy of its proximities to the label
+    sets found among the k nearest references (Eq. 5-7).  Every distinct label vector among the
+    references is a label set of its own: a class of a class map, or a combination of labels.
+
+    Similarities are computed in float32, also under autocast and for half-precision features.
+
+    Args:
+        feat_u: features of the queries, ``(B, D, *S)`` with any number of spatial axes, or flat ``(M, D)``;
+            floating point.
+        feat_ref: features of the references, ``(P, D, *R)`` or ``(N, D)``.
+        y_ref: labels of the references: a class map ``(P, *R)`` of any integer dtype, classes from 0 up, or 0/1
+            label vectors ``(P, C, *R)`` of any real dtype; flat: ``(N,)`` or ``(N, C)``.
+        k: number of nearest references that count: an int >= 1 (more than there are means all), or a float in
+            (0, 1], a share of the references that are not ignored.
+        valid_u: ``(B, *S)`` or ``(M,)`` bool, False where a query is to be ignored: its weight is 0 and its label
+            ``ignore_index`` (0 in every label of a label vector).
+        ignore_index: a reference with this value as its class, or in any entry of its label vector, is left out.
+        impl: ``"auto"``, ``"chunked"`` (memory-bounded) or ``"reference"`` (the definition, for small sets).
+        check_values: check features for NaN and infinities and labels for their range.  On a GPU each check waits for
+            the device.
+
+    Returns:
+        :class:`PseudoLabels`.
+
+    Raises:
+        TypeError: an argument is not a tensor, features are not real floating point, a class map is not of an
+            integer dtype, ``k`` is not a number.
+        ValueError: shapes that do not fit, empty input, ``k`` out of range, labels out of range, NaN or infinite
+            features, different devices, an unknown ``impl``, or every reference ignored.
+
+    Example:
+        >>> feat_ref = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> rpg_pseudo_labels(torch.tensor([[2.0, 0.1]]), feat_ref, torch.tensor([0, 1]), k=1)
+        PseudoLabels(labels=tensor([0]), weights=tensor([1.0000]))
+    """
+    multilabel = _check_shapes(feat_u, feat_ref, y_ref, valid_u)
+    resolve_k(k)
+    label_dtype, y_ref = y_ref.dtype, widen(y_ref)
+    if check_values:
+        check_finite(feat_u=feat_u, feat_ref=feat_ref)
+        check_labels("y_ref", y_ref, multilabel=multilabel, ignore_index=ignore_index)
+
+    references, labels = _flatten(feat_ref), _flatten(y_ref) if multilabel else y_ref.flatten()
+    used = ~is_ignored(labels, ignore_index)
+    used = used.all(1) if multilabel else used
+    if not bool(used.all()):
+        references, labels = references[used], labels[used]
+    if len(labels) == 0:
+        raise ValueError(
+            f"y_ref: got {describe(y_ref)} with ignore_index={ignore_index} at every reference, expected at least "
+            "one labelled reference; draw another reference pool"
+        )
+
+    set_ids, set_labels = encode_label_sets(labels if multilabel else labels.long())
+    queries = _flatten(feat_u)
+    with torch.autocast(device_type=feat_u.device.type, enabled=False):
+        matches = match(queries, references, set_ids, len(set_labels), resolve_k(k, len(labels)), impl)
+        weights = entropy_weights(matches.proximities)
+    labels_u = set_labels[matches.nearest_sets]
+    if valid_u is not None:
+        outside = ~valid_u.flatten()
+        weights = weights.masked_fill(outside, 0)
+        labels_u = labels_u.masked_fill(outside[:, None] if multilabel else outside, 0 if multilabel else ignore_index)
+
+    shape = (feat_u.shape[0], *feat_u.shape[2:])
+    if multilabel:
+        labels_u = labels_u.to(label_dtype).reshape(*shape, -1).movedim(-1, 1)
+    else:
+        labels_u = labels_u.reshape(shape)
+    return PseudoLabels(labels_u, weights.reshape(shape))
+
+
+def _flatten(tensor: Tensor) -> Tensor:
+    """``(B, D, *S)`` to ``(B * prod(S), D)``."""
+    return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
+
+
+def _check_shapes(feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, valid_u: Tensor | None) -> bool:
+    """Check everything that costs no look at values; tell whether ``y_ref`` holds label vectors."""
+    check_floating("feat_u", feat_u)
+    check_floating("feat_ref", feat_ref)
+    check_tensor("y_ref", y_ref)
+    for name, feat in (("feat_u", feat_u), ("feat_ref", feat_ref)):
+        if feat.ndim < 2 or feat.numel() == 0:
+            raise ValueError(
+                f"{name}: got shape {tuple(feat.shape)}, expected a non-empty (images, D, *spatial) or flat (pixels, D)"
+            )
+    if (feat_u.ndim == 2) != (feat_ref.ndim == 2):
+        raise ValueError(
+            f"feat_u, feat_ref: got shapes {tuple(feat_u.shape)} and {tuple(feat_ref.shape)}, expected both flat "
+            "(pixels, D) or both with spatial axes; flatten the other one"
+        )
+    if feat_u.shape[1] != feat_ref.shape[1]:
+        raise ValueError(
+            f"feat_ref: got {feat_ref.shape[1]} features per pixel (axis 1 of {tuple(feat_ref.shape)}), expected the "
+            f"{feat_u.shape[1]} of feat_u {tuple(feat_u.shape)}; both must come from the same layer"
+        )
+    class_map = (feat_ref.shape[0], *feat_ref.shape[2:])
+    multilabel = y_ref.ndim == feat_ref.ndim
+    fits = (y_ref.shape[0], *y_ref.shape[2:]) == class_map if multilabel else tuple(y_ref.shape) == class_map
+    if not fits or y_ref.numel() == 0:
+        vectors = f"({class_map[0]}, C" + "".join(f", {size}" for size in class_map[1:]) + ")"
+        raise ValueError(
+            f"y_ref: got shape {tuple(y_ref.shape)}, expected a class map {class_map} or label vectors {vectors} to go "
+            f"with feat_ref {tuple(feat_ref.shape)}; sub-sample labels and features alike"
+        )
+    if not multilabel and (y_ref.is_floating_point() or y_ref.is_complex() or y_ref.dtype == torch.bool):
+        raise TypeError(
+            f"y_ref: got a class map {describe(y_ref)}, expected an integer dtype; convert it with .long(), or pass "
+            "0/1 label vectors with a channel axis"
+        )
+    if y_ref.is_complex():
+        raise TypeError(f"y_ref: got {describe(y_ref)}, expected a real dtype")
+    if valid_u is not None:
+        check_tensor("valid_u", valid_u)
+        shape = (feat_u.shape[0], *feat_u.shape[2:])
+        if tuple(valid_u.shape) != shape or valid_u.dtype != torch.bool:
+            raise ValueError(f"valid_u: got {describe(valid_u)}, expected {shape} bool to go with feat_u")
+    check_same_device(feat_u=feat_u, feat_ref=feat_ref, y_ref=y_ref, valid_u=valid_u)
+    return multilabel
