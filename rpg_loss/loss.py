@@ -257,8 +257,9 @@ class RPGLoss(nn.Module):
             TypeError, ValueError: as :func:`rpg_pseudo_labels` does, and for logits that do not go with the features
                 or labels.
         """
-        self._check(logits_u, feat_u, feat_ref, y_ref, logits_ref, valid_u)
+        check_tensor("y_ref", y_ref)
         y_ref = widen(y_ref)
+        self._check(logits_u, feat_u, feat_ref, y_ref, logits_ref, valid_u)
         grid_u = self._grid(feat_u.shape[2:], logits_u.shape[2:])
         pseudo = self._pseudo_labels(feat_u, feat_ref, y_ref, valid_u, grid_u)
         if self.resolution == "full":
@@ -303,7 +304,6 @@ class RPGLoss(nn.Module):
                 raise ValueError(
                     f"{name}: got shape {tuple(tensor.shape)}, expected a non-empty (images, channels, *spatial)"
                 )
-        check_tensor("y_ref", y_ref)
         if feat_u.ndim != logits_u.ndim or len(feat_u) != len(logits_u):
             raise ValueError(
                 f"feat_u: got shape {tuple(feat_u.shape)}, expected ({len(logits_u)}, D, *spatial) with "

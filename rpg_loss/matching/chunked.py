@@ -64,7 +64,7 @@ def match_chunked(
             best = proximities[chunk]
             for s in range(num_sets):
                 torch.amax(cosine[:, bounds[s] : bounds[s + 1]], dim=1, out=best[:, s])
-            best.clamp_(min=0, max=1)
+            best.clamp_(max=1).masked_fill_(best <= TIE, 0)
             nearest_sets[chunk] = _nearest_sets(cosine, best, order, bounds)
             if k < n:
                 _drop_sets_beyond_k(cosine, best, sizes, k)
@@ -95,8 +95,8 @@ def _nearest_sets(cosine: Tensor, best: Tensor, order: Tensor, bounds: list[int]
     tied = (contenders.sum(1) > 1).nonzero().squeeze(1)
     if len(tied) == 0:
         return nearest
-    # A negative cosine is clipped to proximity 0, so where the best is 0 every reference is equally near.
-    threshold = torch.where(threshold <= 0, -2.0, threshold)[tied, None]
+    # Where the best proximity is 0, every reference is equally near, whatever its negative cosine.
+    threshold = torch.where(top == 0, -2.0, threshold)[tied, None]
     first = torch.full((len(tied), best.shape[1]), len(order), device=order.device)
     for s in range(best.shape[1]):
         rows = contenders[tied, s].nonzero().squeeze(1)

@@ -10,12 +10,13 @@ EPS = 1e-8
 """The epsilon of Eq. 3 (denominator) and Eq. 6."""
 
 TIE = 4 * 2.0**-23
-"""Proximities that differ by no more than this (4 units in the last place of a float32 at 1) are equal.
+"""Proximities that differ by no more than this (4 units in the last place of a float32 at 1) are equal, and so one
+no larger than this is 0.
 
 The rounding of a float32 dot product depends on the kernel, its tile and the position in it: up to
 about 2e-7 was seen between two products of the same unit vectors.  Without a tolerance, references that
-are truly tied (copies of a vector, flat regions) would win or lose by that noise, differently on
-every device.
+are truly tied (copies of a vector, flat regions) would win or lose by that noise, differently on every device, and the
+weight of a query orthogonal to every reference would be a matter of chance.
 """
 
 

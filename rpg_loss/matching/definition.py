@@ -14,7 +14,8 @@ def match_reference(queries: Tensor, references: Tensor, set_ids: Tensor, num_se
 
     # Eq. 3: D = 1 - max(cos, 0); proximity is 1 - D.
     norms = u.norm(dim=1)[:, None] * r.norm(dim=1)[None, :]
-    proximity = (u @ r.T / (norms + EPS)).clamp(min=0, max=1)  # (M, N)
+    proximity = (u @ r.T / (norms + EPS)).clamp(max=1)  # (M, N)
+    proximity = torch.where(proximity > TIE, proximity, 0.0)
 
     # Eq. 4: the nearest reference, the lowest index among equals (argmax returns the first maximum).
     nearest = (proximity >= proximity.amax(1, keepdim=True) - TIE).int().argmax(1)

@@ -1,0 +1,14 @@
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# No deadlines: a loaded machine must not fail a law.
+settings.register_profile(
+    "rpg_loss", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.load_profile("rpg_loss")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

@@ -1,0 +1,92 @@
+"""Matching problems for the laws: random ones, and small grids full of ties, zero vectors and negative cosines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+IMPLS = ("reference", "chunked")
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Arguments of ``rpg_pseudo_labels``."""
+
+    feat_u: Tensor
+    feat_ref: Tensor
+    y_ref: Tensor
+    k: int
+
+    def with_(self, **changes) -> Problem:
+        return replace(self, **changes)
+
+    @property
+    def args(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        return self.feat_u, self.feat_ref, self.y_ref, self.k
+
+    @property
+    def multilabel(self) -> bool:
+        return self.y_ref.ndim == self.feat_ref.ndim
+
+
+def random_features(generator: torch.Generator, shape: tuple[int, ...], kind: str) -> Tensor:
+    if kind == "normal":
+        return torch.randn(shape, generator=generator)
+    if kind == "relu":  # all cosines high, as after a network's last ReLU
+        return torch.randn(shape, generator=generator).relu() + 0.1
+    return torch.randint(-2, 3, shape, generator=generator).float()  # "grid": ties, zeros, opposite vectors
+
+
+@st.composite
+def problems(
+    draw: st.DrawFn,
+    *,
+    kinds: tuple[str, ...] = ("normal", "relu", "grid"),
+    flat: bool | None = None,
+    multilabel: bool | None = None,
+    ignored: bool = True,
+    max_side: int = 3,
+) -> Problem:
+    """A problem with 1 to 3 spatial axes or flat, as a class map or with label vectors."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    kind = draw(st.sampled_from(kinds))
+    dim = draw(st.integers(1, 6))
+    axes = 0 if flat or (flat is None and draw(st.booleans())) else draw(st.integers(1, 3))
+    images, pool = (draw(st.integers(1, 3 if axes else 12)) for _ in range(2))
+    sides_u, sides_ref = ([draw(st.integers(1, max_side)) for _ in range(axes)] for _ in range(2))
+    classes = draw(st.integers(1, 4))
+    if multilabel is None:
+        multilabel = draw(st.booleans())
+    if multilabel:
+        y_ref = torch.randint(0, 2, (pool, classes, *sides_ref), generator=generator).to(
+            draw(st.sampled_from([torch.int64, torch.uint8, torch.float32, torch.bool, torch.int8]))
+        )
+    else:
+        y_ref = torch.randint(0, classes, (pool, *sides_ref), generator=generator).to(
+            draw(st.sampled_from([torch.int64, torch.uint8, torch.int32, torch.int16]))
+        )
+    if ignored and y_ref.dtype.is_signed and draw(st.booleans()):
+        where = torch.rand(pool, *sides_ref, generator=generator) < 0.3
+        where.view(-1)[0] = False
+        y_ref = y_ref.masked_fill(where.unsqueeze(1) if multilabel else where, IGNORED)
+    n = int((y_ref != IGNORED).sum()) // (classes if multilabel else 1)
+    return Problem(
+        random_features(generator, (images, dim, *sides_u), kind),
+        random_features(generator, (pool, dim, *sides_ref), kind),
+        y_ref,
+        draw(st.integers(1, n + 2)),
+    )
+
+
+def flat_problems(**options) -> st.SearchStrategy[Problem]:
+    return problems(flat=True, **options)
+
+
+def label_vectors(problem: Problem) -> list[tuple[int, ...] | None]:
+    """The label of every reference as a tuple, None where ignored; flat problems only."""
+    rows = problem.y_ref.long().reshape(len(problem.y_ref), -1).tolist()
+    return [None if IGNORED in row else tuple(row) for row in rows]

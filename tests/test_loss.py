@@ -1,0 +1,258 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rpg_loss import RPGLoss, rpg_pseudo_labels, segmentation_cross_entropy
+
+from .problems import problems
+
+
+def step(*, spatial=(9, 7), classes=4, multilabel=False, dim=5, dtype=torch.float32):
+    """Tensors of one training step: logits_u, feat_u, feat_ref, y_ref, logits_ref."""
+    y_ref = torch.randint(2 if multilabel else classes, (3, classes, *spatial) if multilabel else (3, *spatial))
+    return (
+        torch.randn(2, classes, *spatial, dtype=dtype, requires_grad=True),
+        torch.randn(2, dim, *spatial, dtype=dtype),
+        torch.randn(3, dim, *spatial, dtype=dtype),
+        y_ref,
+        torch.randn(3, classes, *spatial, dtype=dtype, requires_grad=True),
+    )
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("spatial", [(11,), (9, 7), (4, 5, 6)])
+def test_loss_is_equation_8(spatial, multilabel):
+    logits_u, feat_u, feat_ref, y_ref, logits_ref = step(spatial=spatial, multilabel=multilabel)
+    labels, weights = rpg_pseudo_labels(feat_u, feat_ref, y_ref, 0.5)
+    if multilabel:
+        entries = F.binary_cross_entropy_with_logits(logits_u, labels.float(), reduction="none")
+        supervised = F.binary_cross_entropy_with_logits(logits_ref, y_ref.float())
+        unsupervised = (weights.unsqueeze(1) * entries).mean()
+    else:
+        entries = F.cross_entropy(logits_u, labels, reduction="none")
+        supervised = F.cross_entropy(logits_ref, y_ref)
+        unsupervised = (weights * entries).mean()
+    criterion = RPGLoss(map_size=None)
+    torch.testing.assert_close(criterion(logits_u, feat_u, feat_ref, y_ref), unsupervised)
+    torch.testing.assert_close(criterion(logits_u, feat_u, feat_ref, y_ref, logits_ref), unsupervised + supervised)
+
+
+@pytest.mark.parametrize("resolution", ["map", "full"])
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_gradient_is_the_closed_form(multilabel, resolution):
+    """d loss / d logits = W (p - y) / number of entries at the pixels of the map, and gradcheck agrees."""
+    logits_u, feat_u, feat_ref, y_ref, logits_ref = step(spatial=(5, 3), multilabel=multilabel, dtype=torch.float64)
+    criterion = RPGLoss(map_size=2, resolution=resolution)
+    loss, (labels, weights) = criterion(logits_u, feat_u, feat_ref, y_ref, return_pseudo_labels=True)
+    (grad,) = torch.autograd.grad(loss, logits_u)
+    rows, columns = torch.arange(5), torch.arange(3)
+    if resolution == "map":
+        rows, columns = torch.arange(2) * 5 // 2, torch.arange(2) * 3 // 2
+    picked = logits_u.detach()[:, :, rows[:, None], columns]
+    if multilabel:
+        expected = weights.unsqueeze(1) * (picked.sigmoid() - labels) / labels.numel()
+    else:
+        onehot = F.one_hot(labels, 4).movedim(-1, 1)
+        expected = weights.unsqueeze(1) * (picked.softmax(1) - onehot) / labels.numel()
+    everywhere = torch.zeros_like(grad)
+    everywhere[:, :, rows[:, None], columns] = expected
+    torch.testing.assert_close(grad, everywhere)
+    assert torch.autograd.gradcheck(lambda a, b: criterion(a, feat_u, feat_ref, y_ref, b), (logits_u, logits_ref))
+
+
+def test_no_gradient_reaches_features():
+    logits_u, feat_u, feat_ref, y_ref, logits_ref = step()
+    feat_u.requires_grad_()
+    feat_ref.requires_grad_()
+    RPGLoss()(logits_u, feat_u, feat_ref, y_ref, logits_ref).backward()
+    assert feat_u.grad is None
+    assert feat_ref.grad is None
+    assert logits_u.grad is not None
+    assert logits_ref.grad is not None
+
+
+@pytest.mark.parametrize("spatial", [(10,), (10, 15), (6, 10, 9)])
+def test_map_is_nearest_neighbour_sub_sampling(spatial):
+    logits_u, feat_u, feat_ref, y_ref, _ = step(spatial=spatial)
+    size = tuple(min(4 + i, side) for i, side in enumerate(spatial))
+    small = F.interpolate(y_ref.unsqueeze(1).double(), size=size, mode="nearest").squeeze(1).long()
+    expected = RPGLoss(map_size=None)(
+        *(F.interpolate(t, size=size, mode="nearest") for t in (logits_u, feat_u, feat_ref)), small
+    )
+    torch.testing.assert_close(RPGLoss(map_size=size)(logits_u, feat_u, feat_ref, y_ref), expected)
+
+
+def test_full_resolution_up_samples_labels_and_weights():
+    logits_u, feat_u, feat_ref, y_ref, _ = step(spatial=(8, 8), multilabel=True)
+    on_map = RPGLoss(map_size=4).pseudo_labels(feat_u, feat_ref, y_ref)
+    loss, pseudo = RPGLoss(map_size=4, resolution="full")(logits_u, feat_u, feat_ref, y_ref, return_pseudo_labels=True)
+    assert torch.equal(pseudo.labels, on_map.labels.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    assert torch.equal(pseudo.weights, on_map.weights.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    torch.testing.assert_close(loss, segmentation_cross_entropy(logits_u, pseudo.labels, pseudo.weights))
+
+
+def test_features_coarser_than_logits():
+    """As transformers give them: the map shrinks to the features, logits and labels follow."""
+    logits_u, _, _, y_ref, _ = step(spatial=(16, 16))
+    feat_u, feat_ref = torch.randn(2, 5, 4, 4), torch.randn(3, 5, 4, 4)
+    got = RPGLoss(map_size=8)(logits_u, feat_u, feat_ref, y_ref)
+    expected = RPGLoss(map_size=None)(logits_u[..., ::4, ::4], feat_u, feat_ref, y_ref[..., ::4, ::4])
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_unweighted_is_plain_cross_entropy_with_the_nearest_label(multilabel):
+    logits_u, feat_u, feat_ref, y_ref, _ = step(multilabel=multilabel)
+    labels, _ = rpg_pseudo_labels(feat_u, feat_ref, y_ref, 1)
+    expected = (
+        F.binary_cross_entropy_with_logits(logits_u, labels.float())
+        if multilabel
+        else F.cross_entropy(logits_u, labels)
+    )
+    torch.testing.assert_close(RPGLoss(weighted=False)(logits_u, feat_u, feat_ref, y_ref), expected)
+    loss, pseudo = RPGLoss(weighted=False, map_size=3)(logits_u, feat_u, feat_ref, y_ref, return_pseudo_labels=True)
+    assert torch.equal(pseudo.weights, torch.ones(2, 3, 3))
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("resolution", ["map", "full"])
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_ignored_queries_have_no_part_in_the_mean(multilabel, resolution, weighted):
+    logits_u, feat_u, feat_ref, y_ref, _ = step(multilabel=multilabel)
+    valid = torch.rand(2, 9, 7) < 0.5
+    criterion = RPGLoss(map_size=None, resolution=resolution, weighted=weighted)
+    loss, (labels, weights) = criterion(logits_u, feat_u, feat_ref, y_ref, valid_u=valid, return_pseudo_labels=True)
+    assert (weights[~valid] == 0).all()
+    if multilabel:
+        entries = F.binary_cross_entropy_with_logits(logits_u, labels.float(), reduction="none").mean(1)
+    else:
+        assert (labels[~valid] == -100).all()
+        entries = F.cross_entropy(logits_u, labels.clamp(min=0), reduction="none")
+    torch.testing.assert_close(loss, (weights * entries)[valid].mean())
+    assert torch.equal(criterion.pseudo_labels(feat_u, feat_ref, y_ref, valid_u=valid).weights, weights)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_all_ignored_is_zero_with_a_live_graph(multilabel):
+    logits_u, feat_u, feat_ref, y_ref, logits_ref = step(multilabel=multilabel)
+    loss = RPGLoss()(logits_u, feat_u, feat_ref, y_ref, valid_u=torch.zeros(2, 9, 7, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(logits_u.grad, torch.zeros_like(logits_u))
+    nothing = segmentation_cross_entropy(logits_ref, torch.full_like(y_ref, -100))
+    nothing.backward()
+    assert nothing == 0
+    assert torch.equal(logits_ref.grad, torch.zeros_like(logits_ref))
+
+
+def test_zero_weights_are_zero_with_a_live_graph():
+    """Every reference alike, several classes: nothing can be told apart, so nothing is learnt."""
+    logits_u, feat_u, feat_ref, y_ref, _ = step()
+    loss = RPGLoss(k=1.0)(logits_u, torch.ones_like(feat_u), torch.ones_like(feat_ref), y_ref)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert logits_u.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_ignored_reference_pixels_are_no_references_and_not_supervised(multilabel):
+    logits_u, feat_u, feat_ref, y_ref, logits_ref = step(multilabel=multilabel)
+    y_ref[..., :3] = -100
+    got = RPGLoss(map_size=None)(logits_u, feat_u, feat_ref, y_ref, logits_ref)
+    kept = RPGLoss(map_size=None)(logits_u, feat_u, feat_ref[..., 3:], y_ref[..., 3:], logits_ref[..., 3:])
+    torch.testing.assert_close(got, kept)
+
+
+@given(problem=problems(multilabel=None, flat=False), seed=st.integers(0, 2**32))
+def test_module_equals_functions(problem, seed):
+    generator = torch.Generator().manual_seed(seed)
+    classes = problem.y_ref.shape[1] if problem.multilabel else 4
+    logits_u = torch.randn(len(problem.feat_u), classes, *problem.feat_u.shape[2:], generator=generator)
+    loss, pseudo = RPGLoss(problem.k, map_size=None)(
+        logits_u, problem.feat_u, problem.feat_ref, problem.y_ref, return_pseudo_labels=True
+    )
+    expected = rpg_pseudo_labels(*problem.args)
+    assert torch.equal(pseudo.labels, expected.labels)
+    assert torch.equal(pseudo.weights, expected.weights)
+    torch.testing.assert_close(loss, segmentation_cross_entropy(logits_u, *expected))
+
+
+@given(seed=st.integers(0, 2**32), multilabel=st.booleans())
+def test_reduction_identities(seed, multilabel):
+    """Weights of one change nothing, weights scale the loss, ignored entries are as good as absent."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 4, 5, generator=generator)
+    target = torch.randint(2 if multilabel else 4, (3, 4, 5) if multilabel else (3, 5), generator=generator)
+    weights = torch.rand(3, 5, generator=generator)
+    plain = segmentation_cross_entropy(logits, target)
+    reference = (
+        F.binary_cross_entropy_with_logits(logits, target.float()) if multilabel else F.cross_entropy(logits, target)
+    )
+    torch.testing.assert_close(plain, reference)
+    torch.testing.assert_close(segmentation_cross_entropy(logits, target, torch.ones(3, 5)), plain)
+    weighted = segmentation_cross_entropy(logits, target, weights)
+    torch.testing.assert_close(segmentation_cross_entropy(logits, target, 0.5 * weights), 0.5 * weighted)
+    if multilabel:
+        per_entry = weights.unsqueeze(1).expand(3, 4, 5)
+        torch.testing.assert_close(segmentation_cross_entropy(logits, target, per_entry), weighted)
+    ignored = target.clone()
+    ignored[0] = -100
+    torch.testing.assert_close(
+        segmentation_cross_entropy(logits, ignored, weights),
+        segmentation_cross_entropy(logits[1:], target[1:], weights[1:]),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_give_a_float32_loss(dtype):
+    logits_u, feat_u, feat_ref, y_ref, _ = step()
+    half = logits_u.detach().to(dtype).requires_grad_()
+    loss = RPGLoss()(half, feat_u.to(dtype), feat_ref.to(dtype), y_ref)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert half.grad.dtype == dtype
+    assert half.grad.isfinite().all()
+
+
+def test_under_autocast():
+    net = torch.nn.Conv2d(1, 4, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = net(torch.randn(2, 1, 8, 8))
+        loss = RPGLoss()(
+            logits, torch.randn(2, 5, 8, 8).bfloat16(), torch.randn(3, 5, 8, 8), torch.randint(4, (3, 8, 8))
+        )
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert net.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int8, torch.int32, torch.bool, torch.float32])
+def test_any_label_dtype(dtype):
+    logits_u, feat_u, feat_ref, y_ref, logits_ref = step(multilabel=True)
+    expected = RPGLoss()(logits_u, feat_u, feat_ref, y_ref, logits_ref)
+    torch.testing.assert_close(RPGLoss()(logits_u, feat_u, feat_ref, y_ref.to(dtype), logits_ref), expected)
+    labels, _ = rpg_pseudo_labels(feat_u, feat_ref, y_ref.to(dtype), 5)
+    assert labels.dtype == dtype
+    if not dtype.is_floating_point and dtype != torch.bool:
+        classes = torch.randint(4, (3, 9, 7))
+        expected = RPGLoss()(logits_u, feat_u, feat_ref, classes, logits_ref)
+        torch.testing.assert_close(RPGLoss()(logits_u, feat_u, feat_ref, classes.to(dtype), logits_ref), expected)
+        assert torch.equal(
+            RPGLoss().pseudo_labels(feat_u, feat_ref, classes.to(dtype)).labels,
+            RPGLoss().pseudo_labels(feat_u, feat_ref, classes).labels,
+        )
+
+
+def test_a_class_that_wraps_round_to_the_ignore_index_is_not_ignored():
+    """In torch a uint8 of 156 equals -100."""
+    y = torch.tensor([156, 3], dtype=torch.uint8)
+    labels, _ = rpg_pseudo_labels(torch.eye(2), torch.eye(2), y, 1)
+    assert labels.tolist() == [156, 3]
+
+
+def test_the_module_has_no_state_and_says_what_it_is():
+    criterion = RPGLoss(7000, map_size=(32, 16), resolution="full")
+    assert not criterion.state_dict()
+    assert "k=7000, map_size=(32, 16), weighted=True, resolution='full'" in repr(criterion)

@@ -1,0 +1,254 @@
+"""Every implementation against the definition, and the definition against a slow independent oracle."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rpg_loss import rpg_pseudo_labels
+from rpg_loss.label_sets import encode_label_sets
+from rpg_loss.matching import TIE, match
+from rpg_loss.matching.chunked import match_chunked
+from rpg_loss.matching.definition import match_reference
+from rpg_loss.matching.precision import full_float32_matmul
+
+from .problems import IMPLS, flat_problems, label_vectors, problems
+
+
+def oracle(problem):
+    """Eq. 3-7 with Python floats and loops: sort the references, take the k first and all ties with the k-th."""
+    results = []
+    references = [
+        (i, r.tolist(), label)
+        for i, (r, label) in enumerate(zip(problem.feat_ref, label_vectors(problem), strict=True))
+        if label is not None
+    ]
+    sets = {label for *_, label in references}
+    for u in problem.feat_u.tolist():
+        found = []
+        for i, r, label in references:
+            dot = sum(a * b for a, b in zip(u, r, strict=True))
+            norms = math.sqrt(sum(a * a for a in u)) * math.sqrt(sum(b * b for b in r))
+            cosine = dot / (norms + 1e-8)
+            found.append((cosine if cosine > TIE else 0.0, -i, label))
+        found.sort(reverse=True)
+        best = found[0][0]
+        label = max((minus_i, label) for p, minus_i, label in found if p >= best - TIE)[1]
+        kth = found[min(problem.k, len(found)) - 1][0]
+        proximity = dict.fromkeys(sets, 0.0)
+        for p, _, of in found:
+            if p >= kth - TIE:
+                proximity[of] = max(proximity[of], p)
+        total = sum(p + 1e-8 for p in proximity.values())
+        shares = [(p + 1e-8) / total for p in proximity.values()]
+        weight = 1 + sum(p * math.log(p) for p in shares) / math.log(len(sets)) if len(sets) > 1 else 1.0
+        results.append((label, min(max(weight, 0.0), 1.0)))
+    return results
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@given(problem=flat_problems())
+def test_oracle(impl, problem):
+    labels, weights = rpg_pseudo_labels(*problem.args, impl=impl)
+    expected = oracle(problem)
+    assert [tuple(row) for row in labels.long().reshape(len(labels), -1).tolist()] == [label for label, _ in expected]
+    torch.testing.assert_close(weights, torch.tensor([w for _, w in expected]), atol=2e-5, rtol=0)
+
+
+@given(problem=problems())
+def test_implementations_agree(problem):
+    one = rpg_pseudo_labels(*problem.args, impl="reference")
+    other = rpg_pseudo_labels(*problem.args, impl="chunked")
+    assert torch.equal(one.labels, other.labels)
+    torch.testing.assert_close(one.weights, other.weights, atol=1e-5, rtol=0)
+
+
+@given(problem=flat_problems(ignored=False), chunk_size=st.integers(1, 7))
+def test_chunk_size_changes_nothing(problem, chunk_size):
+    set_ids, set_labels = encode_label_sets(problem.y_ref)
+    args = (problem.feat_u, problem.feat_ref, set_ids, len(set_labels), min(problem.k, len(set_ids)))
+    whole, parts = match_chunked(*args), match_chunked(*args, chunk_size=chunk_size)
+    assert torch.equal(whole.nearest_sets, parts.nearest_sets)
+    torch.testing.assert_close(whole.proximities, parts.proximities, atol=1e-6, rtol=0)
+
+
+def hard_problem(name):
+    """Larger cases, each hard in its own way: features of queries and references, set ids, k."""
+    m, n, d = 150, 400, 12
+    u, r, ids = torch.randn(m, d), torch.randn(n, d), torch.arange(n) % 9
+    if name == "many sets":
+        ids = torch.arange(n) % 200
+    elif name == "one set":
+        ids = torch.zeros(n, dtype=torch.int64)
+    elif name == "rare sets":
+        ids = (torch.rand(n).pow(4) * 9).long()
+        ids[:9] = torch.arange(9)
+    elif name == "one reference":
+        r, ids = r[:1], ids[:1]
+    elif name == "all alike":  # a flat region: every proximity is 1, every set is tied
+        u, r = torch.ones(m, d), torch.ones(n, d)
+    elif name == "copies":  # every vector occurs in several sets
+        r = r[torch.arange(n) % 40]
+    elif name == "opposite":  # no positive cosine at all
+        u, r = u.abs(), -r.abs()
+    elif name == "zero queries":
+        u[::2] = 0
+    elif name == "zero references":
+        r[::2] = 0
+    elif name == "tiny":  # where the epsilon of Eq. 3 counts
+        u, r = u * 1e-4, r * torch.logspace(-6, 0, n)[:, None]
+    elif name == "huge":
+        u, r = u * 1e37, r * 1e37
+    elif name == "subnormal":
+        r = r * 1e-42
+    elif name == "wide":
+        u, r = torch.randn(m, 1100), torch.randn(n, 1100)
+    elif name == "double":
+        u, r = u.double() * 1e200, r.double() * 1e200
+    return u, r, ids
+
+
+HARD = (
+    "random",
+    "many sets",
+    "one set",
+    "rare sets",
+    "one reference",
+    "all alike",
+    "copies",
+    "opposite",
+    "zero queries",
+    "zero references",
+    "tiny",
+    "huge",
+    "subnormal",
+    "wide",
+)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("name", HARD)
+def test_agreement_with_the_definition_on_hard_problems(name, share):
+    u, r, ids = hard_problem(name)
+    k = max(1, round(share * len(r)))
+    num_sets = int(ids.max()) + 1
+    expected, got = match_reference(u, r, ids, num_sets, k), match_chunked(u, r, ids, num_sets, k)
+    assert torch.equal(got.nearest_sets, expected.nearest_sets)
+    torch.testing.assert_close(got.proximities, expected.proximities, atol=1e-6, rtol=0)
+
+
+def test_float64_features_beyond_the_range_of_float32():
+    u, r, ids = hard_problem("double")
+    got = match_chunked(u, r, ids, 9, 100)
+    expected = match_reference(u / 1e200, r / 1e200, ids, 9, 100)
+    assert torch.equal(got.nearest_sets, expected.nearest_sets)
+    torch.testing.assert_close(got.proximities, expected.proximities, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_are_matched_in_float32(dtype):
+    u, r, ids = (torch.randn(50, 8).to(dtype), torch.randn(80, 8).to(dtype), torch.arange(80) % 5)
+    got, expected = match_chunked(u, r, ids, 5, 20), match_chunked(u.float(), r.float(), ids, 5, 20)
+    assert torch.equal(got.nearest_sets, expected.nearest_sets)
+    assert torch.equal(got.proximities, expected.proximities)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_non_contiguous_tensors(impl):
+    u, r = torch.randn(5, 7, 2, 4).permute(2, 3, 1, 0), torch.randn(4, 4, 6, 10)[:, :, ::2, ::2]
+    y = torch.randint(3, (6, 10, 4)).permute(2, 0, 1)[:, ::2, ::2]
+    got = rpg_pseudo_labels(u, r, y, 9, impl=impl)
+    expected = rpg_pseudo_labels(u.contiguous(), r.contiguous(), y.contiguous(), 9, impl=impl)
+    assert torch.equal(got.labels, expected.labels)
+    torch.testing.assert_close(got.weights, expected.weights)
+
+
+@pytest.mark.parametrize("labels", [72, 200])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_many_overlapping_labels(impl, labels):
+    """Label vectors that differ only in their last labels, where floating point could not tell 2^i apart."""
+    y = torch.zeros(6, labels, dtype=torch.uint8)
+    y[:, 0] = 1
+    y[1, -1] = y[2, -2] = y[3, 63] = y[4, 62] = 1
+    got = rpg_pseudo_labels(torch.eye(6), torch.eye(6), y, 1, impl=impl)
+    assert torch.equal(got.labels, y)
+    torch.testing.assert_close(got.weights, torch.ones(6), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_lowest_reference_index_wins_a_tie(impl):
+    r = torch.tensor([[0.0, 1.0], [3.0, 4.0], [0.6, 0.8], [6.0, 8.0]])
+    for y, expected in (([0, 2, 1, 3], 2), ([0, 1, 2, 3], 1), ([3, 3, 0, 1], 3)):
+        labels, _ = rpg_pseudo_labels(torch.tensor([[0.3, 0.4]]), r, torch.tensor(y), 2, impl=impl)
+        assert labels.tolist() == [expected]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_references_as_near_as_the_kth_count_as_within(impl):
+    """Two sets tied at the first place: k = 1 must see both, or the weight depends on the order of references."""
+    r = torch.tensor([[1.0, 1.0], [2.0, 2.0], [1.0, 0.0]])
+    _, weights = rpg_pseudo_labels(torch.tensor([[1.0, 1.0]]), r, torch.tensor([0, 1, 0]), 1, impl=impl)
+    torch.testing.assert_close(weights, torch.zeros(1), atol=1e-6, rtol=0)
+
+
+def test_the_matrix_never_exists():
+    """No tensor of the chunked implementation comes near M x N; the largest stay at a block and the features."""
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            self.numel = max([self.numel, *sizes])
+            return result
+
+    m, n, d = 4096, 12288, 8
+    u, r, ids = torch.randn(m, d), torch.randn(n, d), torch.arange(n) % 9
+    with Largest() as largest:
+        match_chunked(u, r, ids, 9, 7000)
+    assert largest.numel <= 2**20 < m * n / 40
+
+
+def test_autocast_and_matmul_settings_do_not_lower_the_precision():
+    u, r, y = torch.randn(40, 16), torch.randn(60, 16), torch.arange(60) % 4
+    expected = rpg_pseudo_labels(u, r, y, 10)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = rpg_pseudo_labels(u, r, y, 10)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(got.labels, expected.labels)
+    assert torch.equal(got.weights, expected.weights)
+
+
+def test_matmul_precision_is_restored_with_the_older_torch_interface(monkeypatch):
+    monkeypatch.delattr(type(torch.backends.mkldnn), "matmul", raising=False)
+    monkeypatch.delattr(torch.backends.mkldnn, "matmul", raising=False)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with full_float32_matmul():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_unknown_implementation():
+    ids = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"impl: got 'fast', expected one of 'auto', 'reference', 'chunked'"):
+        match(torch.ones(1, 1), torch.ones(1, 1), ids, 1, 1, "fast")
+
+
+def test_counts_beyond_what_float32_sums_hold(monkeypatch):
+    import rpg_loss.matching.chunked as chunked
+
+    assert chunked._count_above(torch.ones(1, 2**24 + 3), torch.zeros(1, 1)).item() == 2**24 + 3
