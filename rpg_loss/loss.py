@@ -50,7 +50,7 @@ def segmentation_cross_entropy(
 
     Raises:
         TypeError: ``logits`` is not floating point, or ``target`` is not a tensor.
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit.  (The values of ``target`` are not looked at: that would make a GPU wait.)
     """
     check_floating("logits", logits)
     check_tensor("target", target)
@@ -71,10 +71,10 @@ def segmentation_cross_entropy(
     else:
         entries = F.cross_entropy(logits, target.long().masked_fill(~used, 0), reduction="none")
     if valid is not None:
-        used = used & _per_entry("valid", valid, entries)
+        used = used & _per_entry("valid", valid, entries, multilabel=multilabel)
     factor = used.to(entries.dtype)
     if weights is not None:
-        factor = factor * _per_entry("weights", weights, entries).to(entries.dtype)
+        factor = factor * _per_entry("weights", weights, entries, multilabel=multilabel).to(entries.dtype)
     return (entries * factor).sum() / used.sum().clamp(min=1)
 
 
@@ -341,12 +341,14 @@ class RPGLoss(nn.Module):
             check_labels("y_ref", y_ref, multilabel=False, ignore_index=self.ignore_index, num_classes=num_classes)
 
 
-def _per_entry(name: str, tensor: Tensor, entries: Tensor) -> Tensor:
-    """Bring a tensor given per pixel or per entry to the shape of the entries' loss."""
-    pixels = entries.shape if tensor.ndim == entries.ndim else (entries.shape[0], *entries.shape[2:])
-    if tensor.shape != pixels:
-        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected {tuple(pixels)} to go with the target")
-    return tensor if tensor.ndim == entries.ndim else tensor.unsqueeze(1)
+def _per_entry(name: str, tensor: Tensor, entries: Tensor, *, multilabel: bool) -> Tensor:
+    """Bring a tensor given per pixel, or per label and pixel, to the axes of the entries' loss."""
+    pixels = (entries.shape[0], *entries.shape[2:]) if multilabel else tuple(entries.shape)
+    if tuple(tensor.shape) == pixels:
+        return tensor.unsqueeze(1) if multilabel else tensor
+    if tensor.shape != entries.shape:
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected {pixels} to go with the target")
+    return tensor
 
 
 def _subsample(tensor: Tensor, grid: tuple[int, ...]) -> Tensor:

@@ -8,6 +8,9 @@ settings.register_profile(
 )
 settings.load_profile("rpg_loss")
 
+# The tensors of the tests are tiny: threads would only wait for each other.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _seed():

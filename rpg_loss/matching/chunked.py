@@ -122,7 +122,7 @@ def _drop_sets_beyond_k(cosine: Tensor, best: Tensor, sizes: Tensor, k: int) -> 
             break
         middle = (inside[open_rows] + outside[open_rows]) // 2
         threshold = ranked[open_rows, middle][:, None] + TIE
-        rows = cosine if len(open_rows) == len(cosine) else cosine[open_rows]
+        rows = cosine if len(open_rows) == len(cosine) else cosine.index_select(0, open_rows)
         within = _count_above(rows, threshold) < k
         inside[open_rows] = torch.where(within, middle + 1, inside[open_rows])
         outside[open_rows] = torch.where(within, outside[open_rows], middle)

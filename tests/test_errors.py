@@ -1,0 +1,266 @@
+"""Bad input: one clear error each, that names the argument, what came, what was expected and what to do."""
+
+import numpy as np
+import pytest
+import torch
+
+from rpg_loss import (
+    FixMatchSegLoss,
+    ReferencePool,
+    RPGLoss,
+    entropy_weights,
+    fixmatch_targets,
+    rpg_pseudo_labels,
+    segmentation_cross_entropy,
+)
+
+U, R = torch.randn(2, 4, 5, 6), torch.randn(3, 4, 7, 8)
+Y = torch.randint(3, (3, 7, 8))
+V = torch.randint(2, (3, 2, 7, 8))
+NAN, INF = U.clone(), R.clone()
+NAN[0, 0, 0, 0] = float("nan")
+INF[1, 2, 3, 4] = float("inf")
+META = torch.device("meta")
+
+
+def with_value(labels, value):
+    labels = labels.clone()
+    labels.view(-1)[0] = value
+    return labels
+
+
+PSEUDO_LABELS = {
+    "no tensor": ((U.numpy(), R, Y, 5), {}, TypeError, r"feat_u: got ndarray, expected a torch.Tensor"),
+    "list": ((U, R, Y.tolist(), 5), {}, TypeError, r"y_ref: got list, expected a torch.Tensor"),
+    "rank 1": ((U[0, 0, 0], R, Y, 5), {}, ValueError, r"feat_u: got shape \(6,\), expected"),
+    "flat and not": ((U, R.flatten(2)[..., 0], Y, 5), {}, ValueError, r"feat_u, feat_ref: .*expected both flat"),
+    "features": (
+        (U, R[:, :3], Y, 5),
+        {},
+        ValueError,
+        r"feat_ref: got 3 features per pixel .* expected the 4 of feat_u",
+    ),
+    "spatial": (
+        (U, R, Y[:, :-1], 5),
+        {},
+        ValueError,
+        r"y_ref: got shape \(3, 6, 8\), expected a class map \(3, 7, 8\)",
+    ),
+    "spatial vectors": ((U, R, V[..., 1:], 5), {}, ValueError, r"or label vectors \(3, C, 7, 8\)"),
+    "rank of labels": ((U, R, Y[0], 5), {}, ValueError, r"y_ref: got shape \(7, 8\)"),
+    "no labels": ((U, R, V[:, :0], 5), {}, ValueError, r"y_ref: got shape \(3, 0, 7, 8\)"),
+    "P = 0": ((U, R[:0], Y[:0], 5), {}, ValueError, r"feat_ref: got shape \(0, 4, 7, 8\), expected a non-empty"),
+    "B = 0": ((U[:0], R, Y, 5), {}, ValueError, r"feat_u: got shape \(0, 4, 5, 6\), expected a non-empty"),
+    "k = 0": ((U, R, Y, 0), {}, ValueError, r"k: got 0, expected an int >= 1"),
+    "k < 0": ((U, R, Y, -3), {}, ValueError, r"k: got -3, expected an int >= 1"),
+    "k = 0.": ((U, R, Y, 0.0), {}, ValueError, r"k: got the float 0.0, expected .* float in \(0, 1\]"),
+    "k > 1": ((U, R, Y, 1.5), {}, ValueError, r"k: got the float 1.5, .*a number of references must be an int"),
+    "k NaN": ((U, R, Y, float("nan")), {}, ValueError, r"k: got the float nan"),
+    "k string": ((U, R, Y, "all"), {}, TypeError, r"k: got 'all' of type str"),
+    "k bool": ((U, R, Y, True), {}, TypeError, r"k: got True of type bool"),
+    "negative class": (
+        (U, R, with_value(Y, -1), 5),
+        {},
+        ValueError,
+        r"y_ref: got the values -1, expected class indices",
+    ),
+    "float classes": ((U, R, Y.float(), 5), {}, TypeError, r"y_ref: got a class map .*float32, expected an integer"),
+    "bool classes": ((U, R, Y.bool(), 5), {}, TypeError, r"y_ref: got a class map .*bool, expected an integer"),
+    "complex labels": ((U, R, V.cfloat(), 5), {}, TypeError, r"y_ref: got .*complex64, expected a real dtype"),
+    "mask 0/255": ((U, R, (Y > 0) * 255, 5), {}, ValueError, r"the values 255, .* use mask // 255"),
+    "vectors 0/255": ((U, R, V * 255, 5), {}, ValueError, r"the values 255, expected 0 or 1 .* use mask // 255"),
+    "vectors of 2": ((U, R, with_value(V, 2), 5), {}, ValueError, r"the values 2, expected 0 or 1 in every entry"),
+    "vectors of .5": ((U, R, with_value(V.float(), 0.5), 5), {}, ValueError, r"the values 0.5, expected 0 or 1"),
+    "devices": ((U, R.to(META), Y, 5), {}, ValueError, r"got feat_u on cpu, feat_ref on meta, .*expected one device"),
+    "complex features": ((U.cfloat(), R, Y, 5), {}, TypeError, r"feat_u: got .*complex64, expected a real floating"),
+    "integer features": ((U, R.long(), Y, 5), {}, TypeError, r"feat_ref: got .*int64, .*convert it with .float\(\)"),
+    "all ignored": (
+        (U, R, torch.full_like(Y, -100), 5),
+        {},
+        ValueError,
+        r"y_ref: .*ignore_index=-100 at every reference",
+    ),
+    "all ignored vectors": ((U, R, torch.full_like(V, -100), 5), {}, ValueError, r"at every reference"),
+    "NaN": ((NAN, R, Y, 5), {}, ValueError, r"feat_u: got \(2, 4, 5, 6\) float32 with 1 NaN or infinite values"),
+    "infinite": ((U, INF, Y, 5), {}, ValueError, r"feat_ref: .*check_values=False"),
+    "valid shape": (
+        (U, R, Y, 5),
+        {"valid_u": torch.ones(2, 5, 5) > 0},
+        ValueError,
+        r"valid_u: .*expected \(2, 5, 6\) bool",
+    ),
+    "valid dtype": (
+        (U, R, Y, 5),
+        {"valid_u": torch.ones(2, 5, 6)},
+        ValueError,
+        r"valid_u: .*expected \(2, 5, 6\) bool",
+    ),
+    "valid list": ((U, R, Y, 5), {"valid_u": [True]}, TypeError, r"valid_u: got list"),
+    "impl": ((U, R, Y, 5), {"impl": "cuda"}, ValueError, r"impl: got 'cuda', expected one of 'auto'"),
+}
+
+
+@pytest.mark.parametrize("case", PSEUDO_LABELS)
+def test_rpg_pseudo_labels(case):
+    args, options, error, message = PSEUDO_LABELS[case]
+    with pytest.raises(error, match=message):
+        rpg_pseudo_labels(*args, **options)
+
+
+def test_checks_of_values_can_be_switched_off():
+    labels, _ = rpg_pseudo_labels(NAN, R, Y, 5, check_values=False)
+    assert torch.equal(labels[1], rpg_pseudo_labels(U, R, Y, 5).labels[1])
+
+
+LU, LR = torch.randn(2, 3, 5, 6), torch.randn(3, 3, 7, 8)
+LOSS = {
+    "flat": ((LU[..., 0, 0], U[..., 0, 0], R[..., 0, 0], Y[..., 0, 0]), {}, r"logits_u: got shape \(2, 3\), expected"),
+    "B": ((LU[:1], U, R, Y), {}, r"feat_u: got shape \(2, 4, 5, 6\), expected \(1, D, \*spatial\)"),
+    "axes": ((LU, U[..., 0], R, Y), {}, r"feat_u: got shape \(2, 4, 5\), expected \(2, D, \*spatial\) with 2 spatial"),
+    "axes of labels": ((LU, U, R, Y[0]), {}, r"y_ref: got shape \(7, 8\), expected \(P, \*R\) class indices"),
+    "class beyond the logits": ((LU, U, R, with_value(Y, 3)), {}, r"the values 3, expected class indices in \[0, 3\)"),
+    "mask 0/255": ((LU, U, R, (Y > 0) * 255), {}, r"the values 255, .*use mask // 255"),
+    "channels": ((LU, U, R, V), {}, r"y_ref: got 2 labels .*expected one per channel of logits_u"),
+    "one channel": ((LU[:, :1], U, R, Y), {}, r"logits_u: got one channel .*pass y_ref as \(P, 1, \*R\)"),
+    "logits_ref": ((LU, U, R, Y, LR[..., 1:]), {}, r"logits_ref: .*expected \(3, 3, 7, 8\) to go with y_ref"),
+    "valid_u": ((LU, U, R, Y), {"valid_u": torch.ones(2, 5, 6)}, r"valid_u: got \(2, 5, 6\) float32, expected"),
+    "devices": ((LU, U, R, Y, LR.to(META)), {}, r"logits_ref on meta, expected one device"),
+    "NaN": ((LU, NAN, R, Y), {}, r"feat_u: .*NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize("case", LOSS)
+def test_rpg_loss(case):
+    args, options, message = LOSS[case]
+    with pytest.raises(ValueError, match=message):
+        RPGLoss(map_size=None)(*args, **options)
+
+
+def test_rpg_loss_types():
+    with pytest.raises(TypeError, match=r"logits_u: got .*int64, expected a real floating-point"):
+        RPGLoss()(LU.long(), U, R, Y)
+    with pytest.raises(TypeError, match=r"logits_ref: got list"):
+        RPGLoss()(LU, U, R, Y, [])
+    with pytest.raises(TypeError, match=r"y_ref: got ndarray"):
+        RPGLoss()(LU, U, R, Y.numpy())
+    with pytest.raises(TypeError, match=r"y_ref: got NoneType"):
+        RPGLoss().pseudo_labels(U, R, None)
+    with pytest.raises(ValueError, match=r"feat_u: .*for flat pixels call rpg_pseudo_labels"):
+        RPGLoss().pseudo_labels(U[..., 0, 0], R, Y)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"k": 0}, ValueError, r"k: got 0"),
+        ({"k": 50.0}, ValueError, r"k: got the float 50.0"),
+        ({"map_size": 0}, ValueError, r"map_size: got 0, expected sides of 1 or more"),
+        ({"map_size": (8, -1)}, ValueError, r"map_size: got \(8, -1\)"),
+        ({"map_size": 64.0}, TypeError, r"map_size: got 64.0, expected an int, a tuple of ints or None"),
+        ({"map_size": True}, TypeError, r"map_size: got True"),
+        ({"resolution": "half"}, ValueError, r"resolution: got 'half', expected one of 'map', 'full'"),
+        ({"impl": "cuda"}, ValueError, r"impl: got 'cuda', expected one of 'auto', 'reference', 'chunked'"),
+    ],
+)
+def test_rpg_loss_options(options, error, message):
+    with pytest.raises(error, match=message):
+        RPGLoss(**options)
+
+
+def test_map_size_that_does_not_fit_the_axes():
+    with pytest.raises(ValueError, match=r"map_size: got \(8, 8, 8\) for tensors with 2 spatial axes"):
+        RPGLoss(map_size=(8, 8, 8))(LU, U, R, Y)
+
+
+def test_segmentation_cross_entropy():
+    with pytest.raises(ValueError, match=r"target: got shape \(3, 7, 8\), expected a class map \(2, 5, 6\)"):
+        segmentation_cross_entropy(LU, Y)
+    with pytest.raises(ValueError, match=r"weights: got shape \(2, 5\), expected \(2, 5, 6\)"):
+        segmentation_cross_entropy(LU, torch.zeros(2, 5, 6).long(), torch.ones(2, 5))
+    with pytest.raises(TypeError, match="logits: got list"):
+        segmentation_cross_entropy([], Y)
+
+
+@pytest.mark.parametrize("shape", [(), (4, 0)])
+def test_entropy_weights(shape):
+    with pytest.raises(ValueError, match=r"proximities: got shape"):
+        entropy_weights(torch.ones(shape))
+
+
+FIXMATCH = {
+    "shapes": ((LU, LU[..., 1:]), {}, ValueError, r"logits_weak, logits_strong: .*expected the same"),
+    "flat": ((LU[..., 0, 0], LU[..., 0, 0]), {}, ValueError, r"expected the same non-empty \(B, C, \*spatial\)"),
+    "integer": ((LU.long(), LU), {}, TypeError, r"logits_weak: got .*int64"),
+    "cutout": (
+        (LU, LU),
+        {"cutout": torch.ones(2, 5, 6)},
+        ValueError,
+        r"cutout: got .*float32, expected \(2, 5, 6\) bool",
+    ),
+    "valid": ((LU, LU), {"valid_weak": torch.ones(2, 6) > 0}, ValueError, r"valid_weak: got \(2, 6\) bool, expected"),
+    "warp": (
+        (LU, LU),
+        {"warp": lambda maps: maps[..., 1:]},
+        ValueError,
+        r"warp: got shape .*act on all channels alike",
+    ),
+    "devices": ((LU, LU.to(META)), {}, ValueError, r"logits_strong on meta, expected one device"),
+}
+
+
+@pytest.mark.parametrize("case", FIXMATCH)
+def test_fixmatch(case):
+    args, options, error, message = FIXMATCH[case]
+    with pytest.raises(error, match=message):
+        FixMatchSegLoss()(*args, **options)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+def test_fixmatch_threshold(threshold):
+    for call in (lambda: FixMatchSegLoss(threshold), lambda: fixmatch_targets(LU, threshold)):
+        with pytest.raises(ValueError, match=r"threshold: got .*, expected a probability in \[0, 1\]"):
+            call()
+
+
+def test_fixmatch_options():
+    with pytest.raises(ValueError, match=r"cutout: got 'mask', expected one of 'background', 'ignore'"):
+        FixMatchSegLoss(cutout="mask")
+    with pytest.raises(ValueError, match=r"logits: got shape \(5,\)"):
+        fixmatch_targets(torch.ones(5))
+
+
+POOL = {
+    "empty": (([],), {}, ValueError, r"labels: got none"),
+    "no sequence": ((iter([Y]),), {}, TypeError, r"labels: got list_iterator, expected a sequence"),
+    "pairs": (([("image", Y[0])],), {}, TypeError, r"labels\[0\]: got tuple, .*\[label for _, label in dataset\]"),
+    "size 0": ((Y, 0), {}, ValueError, r"size: got 0, expected 1 or more"),
+    "size float": ((Y, 2.0), {}, TypeError, r"size: got 2.0, expected an int"),
+    "num_classes": ((Y,), {"num_classes": 0}, ValueError, r"num_classes: got 0"),
+    "beyond num_classes": (
+        ([Y[0]],),
+        {"num_classes": 2},
+        ValueError,
+        r"labels\[0\]: got the values 2, expected .*\[0, 2\)",
+    ),
+    "0/255": (([(Y[0] > 0).long() * 255],), {}, ValueError, r"labels\[0\]: .*use mask // 255"),
+    "0/255 vectors": ((V * 255,), {"multilabel": True}, ValueError, r"labels\[0\]: .*use mask // 255"),
+    "float classes": (([Y[0].float()],), {}, TypeError, r"labels\[0\]: got .*float32, expected class indices"),
+    "absent": ((Y,), {"num_classes": 5}, ValueError, r"none holds class 3, 4, expected every class"),
+    "matrix": ((np.array([[2, 0]]),), {}, ValueError, r"labels: got the values 2, expected 0 or 1"),
+    "columns": ((np.eye(3),), {"num_classes": 2}, ValueError, r"presence matrix .*expected 2 columns"),
+    "ragged": ((([torch.ones(2, 4, 4)] + [torch.ones(3, 4, 4)]),), {}, ValueError, r"first axes \[2, 3\], read as"),
+    "all ignored": (([torch.full((4, 4), -100)],), {}, ValueError, r"ignore_index=-100 at every pixel"),
+    "uncoverable": (
+        ([torch.tensor([i, 9]) for i in (0, 4, 5, 7)], 3),
+        {},
+        ValueError,
+        r"found no 3 of the 4 labelled images .*still lacks class 7\); 4 images do: use size=4",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", POOL)
+def test_reference_pool(case):
+    args, options, error, message = POOL[case]
+    with pytest.raises(error, match=message):
+        ReferencePool(*args, **options)

@@ -1,0 +1,180 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rpg_loss import FixMatchSegLoss, fixmatch_targets
+
+
+def views(multilabel=False, scale=4.0):
+    """Logits of a weak and a strong view, (2, 3, 6, 5), sure enough that a threshold keeps some and drops some."""
+    return scale * torch.randn(2, 3, 6, 5), torch.randn(2, 3, 6, 5, requires_grad=True)
+
+
+def shift_right(maps):
+    """A warp by one pixel: uncovers the first column."""
+    return F.pad(maps, (1, 0))[..., :-1]
+
+
+@given(seed=st.integers(0, 2**32), threshold=st.floats(0, 1))
+def test_equation_9(seed, threshold):
+    logits = 3 * torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(seed))
+    target, mask = fixmatch_targets(logits, threshold)
+    p = logits.softmax(1)
+    assert torch.equal(target, p.argmax(1))
+    assert torch.equal(mask, p.amax(1) > threshold)
+
+
+@given(seed=st.integers(0, 2**32), threshold=st.floats(0, 1))
+def test_equation_10(seed, threshold):
+    logits = 3 * torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(seed))
+    target, mask = fixmatch_targets(logits, threshold, multilabel=True)
+    p = logits.sigmoid()
+    assert torch.equal(target, (p > 0.5).float())
+    assert torch.equal(mask, (p - 0.5).abs() > abs(0.5 - threshold))
+    assert torch.equal(mask, fixmatch_targets(logits, 1 - threshold, multilabel=True).mask)
+
+
+@given(seed=st.integers(0, 2**32), multilabel=st.booleans())
+def test_a_higher_threshold_keeps_no_more(seed, multilabel):
+    logits = 3 * torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(seed))
+    kept = [fixmatch_targets(logits, tau, multilabel=multilabel).mask for tau in (0.5, 0.8, 0.95, 1.0)]
+    for low, high in zip(kept, kept[1:], strict=False):
+        assert (low | ~high).all()
+    assert not kept[-1].any()
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_loss_is_the_mean_over_what_is_kept(multilabel):
+    weak, strong = views()
+    criterion = FixMatchSegLoss(0.9, multilabel=multilabel)
+    loss, (target, mask) = criterion(weak, strong, return_pseudo_labels=True)
+    assert 0 < mask.sum() < mask.numel()
+    if multilabel:
+        entries = F.binary_cross_entropy_with_logits(strong, target, reduction="none")
+    else:
+        assert (target[~mask] == -100).all()
+        entries = F.cross_entropy(strong, target.clamp(min=0), reduction="none")
+    torch.testing.assert_close(loss, entries[mask].mean())
+    torch.testing.assert_close(criterion(weak, strong), loss)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_gradient(multilabel):
+    weak, _ = views()
+    weak.requires_grad_()
+    strong = torch.randn(2, 3, 6, 5, dtype=torch.float64, requires_grad=True)
+    criterion = FixMatchSegLoss(0.9, multilabel=multilabel)
+    assert torch.autograd.gradcheck(lambda s: criterion(weak, s), (strong,))
+    criterion(weak, strong).backward()
+    assert weak.grad is None
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_nothing_kept_is_zero_with_a_live_graph(multilabel):
+    weak, strong = views()
+    loss = FixMatchSegLoss(1.0, multilabel=multilabel)(weak, strong)
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(strong.grad, torch.zeros_like(strong))
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_warp_carries_targets_and_ignores_what_it_uncovers(multilabel):
+    weak, strong = views()
+    calls = []
+
+    def warp(maps):
+        calls.append(maps)
+        return shift_right(maps)
+
+    criterion = FixMatchSegLoss(0.9, multilabel=multilabel)
+    loss, (target, mask) = criterion(weak, strong, warp=warp, return_pseudo_labels=True)
+    assert len(calls) == 1
+    still, still_mask = fixmatch_targets(weak, 0.9, multilabel=multilabel)
+    assert not mask[..., 0].any()
+    assert torch.equal(mask[..., 1:], still_mask[..., :-1])
+    assert torch.equal(target[..., 1:][mask[..., 1:]], still[..., :-1][still_mask[..., :-1]])
+    # The same as if the weak view had been shifted, with the uncovered column left out of the mean.
+    torch.testing.assert_close(loss, criterion(weak[..., :-1], strong[..., 1:]))
+
+
+def test_an_interpolating_warp_invents_no_class():
+    """Half a pixel between class 0 and class 2 must not come out as class 1."""
+    weak = torch.full((1, 3, 1, 4), -9.0)
+    weak[:, 0, :, :2] = weak[:, 2, :, 2:] = 9.0
+
+    def blur(maps):
+        return (maps + maps.roll(1, -1)) / 2
+
+    _, (target, mask) = FixMatchSegLoss(0.9)(weak, weak, warp=blur, return_pseudo_labels=True)
+    assert set(target[mask].tolist()) <= {0, 2}
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_cutout_is_background(multilabel):
+    weak, strong = views(scale=0.1)  # nothing is sure
+    cut = torch.zeros(2, 6, 5, dtype=torch.bool)
+    cut[:, 2:4, 1:3] = True
+    _, (target, mask) = FixMatchSegLoss(0.9, multilabel=multilabel)(weak, strong, cutout=cut, return_pseudo_labels=True)
+    expected = cut.unsqueeze(1).expand_as(mask) if multilabel else cut
+    assert torch.equal(mask, expected)
+    assert (target[mask] == 0).all()
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_cutout_ignored(multilabel):
+    weak, strong = views()
+    cut = torch.rand(2, 6, 5) < 0.5
+    criterion = FixMatchSegLoss(0.9, multilabel=multilabel, cutout="ignore")
+    _, (_, mask) = criterion(weak, strong, cutout=cut, return_pseudo_labels=True)
+    kept = fixmatch_targets(weak, 0.9, multilabel=multilabel).mask
+    assert torch.equal(mask, kept & ~(cut.unsqueeze(1) if multilabel else cut))
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_uncovered_pixels_are_ignored_even_inside_cutout(multilabel):
+    weak, strong = views()
+    everywhere = torch.ones(2, 6, 5, dtype=torch.bool)
+    _, (_, mask) = FixMatchSegLoss(multilabel=multilabel)(
+        weak, strong, warp=shift_right, cutout=everywhere, return_pseudo_labels=True
+    )
+    assert not mask[..., 0].any()
+    assert mask[..., 1:].all()
+
+
+@pytest.mark.parametrize("warp", [None, shift_right])
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_ignored_pixels_of_the_weak_view(multilabel, warp):
+    weak, strong = views()
+    valid = torch.rand(2, 6, 5) < 0.5
+    _, (_, mask) = FixMatchSegLoss(0.9, multilabel=multilabel)(
+        weak, strong, warp=warp, valid_weak=valid, return_pseudo_labels=True
+    )
+    kept = fixmatch_targets(weak, 0.9, multilabel=multilabel).mask & (valid.unsqueeze(1) if multilabel else valid)
+    if warp is None:
+        assert torch.equal(mask, kept)
+    else:
+        assert torch.equal(mask[..., 1:], kept[..., :-1])
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("spatial", [(8,), (4, 5), (3, 4, 5)])
+def test_any_number_of_axes(spatial, multilabel):
+    weak, strong = 4 * torch.randn(2, 3, *spatial), torch.randn(2, 3, *spatial)
+    assert FixMatchSegLoss(0.5, multilabel=multilabel)(weak, strong, warp=lambda maps: maps.flip(-1)) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    weak, strong = views()
+    loss = FixMatchSegLoss(0.5)(weak.to(dtype), strong.to(dtype))
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+
+
+def test_repr():
+    assert repr(FixMatchSegLoss(0.8, cutout="ignore")) == (
+        "FixMatchSegLoss(threshold=0.8, multilabel=False, cutout='ignore', ignore_index=-100)"
+    )

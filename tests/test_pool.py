@@ -1,0 +1,190 @@
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
+
+from rpg_loss import ReferencePool
+from rpg_loss import pool as pool_module
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@st.composite
+def coverable(draw):
+    """A presence matrix and a size for which a covering draw exists."""
+    classes, size = draw(st.integers(1, 8)), draw(st.integers(1, 4))
+    images = draw(st.integers(1, 12))
+    seed = draw(st.integers(0, 2**32))
+    generator = torch.Generator().manual_seed(seed)
+    presence = torch.rand(images, classes, generator=generator) < draw(st.sampled_from([0.1, 0.3, 0.7]))
+    owner = torch.randint(min(size, images), (classes,), generator=generator)
+    presence[owner, torch.arange(classes)] = True
+    return presence[torch.randperm(images, generator=generator)], size
+
+
+@given(case=coverable(), seed=st.integers(0, 2**32), rejections=st.sampled_from([0, 1000]))
+def test_every_draw_covers(case, seed, rejections):
+    presence, size = case
+    pool = ReferencePool(presence, size, generator=seeded(seed))
+    before, pool_module._MAX_REJECTIONS = pool_module._MAX_REJECTIONS, rejections
+    try:
+        draws = [pool.sample() for _ in range(10)]
+    finally:
+        pool_module._MAX_REJECTIONS = before
+    for draw in draws:
+        assert len(draw) == size
+        assert presence[draw].any(0).all()
+        if len(presence) >= size:
+            assert len(set(draw)) == size
+
+
+def test_uniform_over_the_draws_that_cover():
+    presence = torch.tensor([[1, 0, 1], [1, 1, 0], [0, 0, 1], [0, 1, 1], [1, 0, 0], [1, 1, 1]])
+    covering = [c for c in itertools.combinations(range(6), 3) if presence[list(c)].any(0).all()]
+    pool = ReferencePool(presence, 3, generator=seeded())
+    draws = 6000
+    counts = Counter(tuple(sorted(pool.sample())) for _ in range(draws))
+    assert set(counts) == set(covering)
+    expected = draws / len(covering)
+    chi2 = sum((counts[c] - expected) ** 2 / expected for c in covering)
+    degrees = len(covering) - 1
+    assert chi2 < degrees + 5 * math.sqrt(2 * degrees)  # five standard deviations
+
+
+def test_order_within_a_draw_is_random():
+    pool = ReferencePool(torch.ones(3, 1), 3, generator=seeded())
+    assert len({tuple(pool.sample()) for _ in range(200)}) == 6
+
+
+def test_rare_covers_are_constructed_and_vary():
+    """Two of 2000 images hold the second class: rejection would take hundreds of thousands of draws."""
+    presence = torch.zeros(2000, 3, dtype=torch.bool)
+    presence[:, 0] = True
+    presence[[7, 1500], 1] = True
+    presence[[9, 900], 2] = True
+    pool = ReferencePool(presence, 3, generator=seeded())
+    draws = [pool.sample() for _ in range(30)]
+    assert all(presence[draw].any(0).all() for draw in draws)
+    assert all(len(set(draw)) == 3 for draw in draws)
+    assert len({frozenset(draw) for draw in draws}) > 20
+
+
+def test_with_replacement_where_there_are_too_few():
+    presence = torch.tensor([[1, 0], [0, 1]])
+    pool = ReferencePool(presence, 5, generator=seeded())
+    draws = [pool.sample() for _ in range(100)]
+    assert all(len(draw) == 5 and set(draw) == {0, 1} for draw in draws)
+    assert len({tuple(draw) for draw in draws}) > 20
+
+
+def test_same_seed_same_stream():
+    presence = torch.ones(20, 2)
+    one, two, other = (ReferencePool(presence, 3, generator=seeded(seed)) for seed in (1, 1, 2))
+    streams = [[pool.sample() for _ in range(20)] for pool in (one, two, other)]
+    assert streams[0] == streams[1] != streams[2]
+
+
+def test_without_a_generator_the_global_seed_decides():
+    streams = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        pool = ReferencePool(torch.ones(20, 2), 3)
+        streams.append([pool.sample() for _ in range(20)])
+    assert streams[0] == streams[1] != streams[2]
+
+
+@given(case=coverable(), before=st.integers(0, 5), seed=st.integers(0, 2**32))
+def test_resume_mid_stream(case, before, seed):
+    presence, size = case
+    pool = ReferencePool(presence, size, generator=seeded(seed))
+    for _ in range(before):
+        pool.sample()
+    state = pool.state_dict()
+    expected = [pool.sample() for _ in range(8)]
+    resumed = ReferencePool(presence, size, generator=seeded(seed + 1))
+    resumed.load_state_dict(state)
+    assert [resumed.sample() for _ in range(8)] == expected
+
+
+class Maps(Dataset):
+    def __init__(self, maps):
+        self.maps = maps
+
+    def __len__(self):
+        return len(self.maps)
+
+    def __getitem__(self, index):
+        return self.maps[index]
+
+
+@pytest.mark.parametrize("container", [list, torch.stack, Maps, lambda maps: [m.numpy() for m in maps]])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.uint16])
+def test_label_maps(container, dtype):
+    maps = [torch.tensor([[0, 1], [1, 1]]), torch.tensor([[2, 2], [2, 2]]), torch.tensor([[0, 2], [2, 1]])]
+    pool = ReferencePool(container([m.to(dtype) for m in maps]), 2, num_classes=3)
+    assert pool.presence.tolist() == [[True, True, False], [False, False, True], [True, True, True]]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float32])
+def test_label_vectors(dtype):
+    maps = torch.zeros(3, 2, 4, 4)
+    maps[0, 0, 1] = maps[1, 1, 2] = 1
+    pool = ReferencePool(list(maps.to(dtype)), 2)
+    assert pool.presence.tolist() == [[True, False], [False, True], [False, False]]
+
+
+def test_volumes_of_two_classes_are_not_mistaken_for_label_vectors_when_told():
+    volumes = torch.zeros(2, 5, 4, 4, dtype=torch.int64)
+    volumes[0, 2] = 1
+    assert ReferencePool(list(volumes), 1, multilabel=False).presence.tolist() == [[True, True], [True, False]]
+    with pytest.raises(ValueError, match=r"first axes \[5\].*expected 2 labels; pass multilabel=False"):
+        ReferencePool(list(volumes), 1, num_classes=2)
+
+
+def test_volumes_of_several_classes_are_recognised():
+    volumes = torch.randint(0, 3, (2, 5, 4, 4))
+    assert ReferencePool(list(volumes), 1).presence.shape == (2, 3)
+
+
+def test_ignored_pixels_hold_no_class():
+    maps = [torch.tensor([[0, 255]], dtype=torch.uint8), torch.tensor([[1, 255]], dtype=torch.uint8)]
+    pool = ReferencePool(maps, 2, ignore_index=255)
+    assert pool.presence.tolist() == [[True, False], [False, True]]
+    vectors = [torch.tensor([[[-100, 0]], [[1, 0]]]), torch.tensor([[[1, 0]], [[-100, 0]]])]
+    assert ReferencePool(vectors, 2).presence.tolist() == [[False, True], [True, False]]
+
+
+def test_class_numbers_need_not_be_dense():
+    pool = ReferencePool([np.array([0, 7]), np.array([0, 3])], 2)
+    assert pool.classes.tolist() == [0, 3, 7]
+    assert sorted(pool.sample()) == [0, 1]
+
+
+def test_batch_sampler_of_a_loader():
+    labelled = [(torch.full((2,), float(i)), i % 2) for i in range(6)]
+    loader = DataLoader(labelled, batch_sampler=ReferencePool([torch.tensor([y]) for _, y in labelled], 3))
+    for _, (images, labels) in zip(range(20), loader, strict=False):
+        assert images.shape == (3, 2)
+        assert set(labels.tolist()) == {0, 1}
+
+
+def test_greedy_cover_that_is_too_long_is_improved_by_search():
+    """The greedy choice, the image with most classes, belongs to no cover of two."""
+    presence = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 0]])
+    assert sorted(ReferencePool(presence, 2).sample()) == [0, 1]
+
+
+def test_search_gives_up_after_its_steps(monkeypatch):
+    presence = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 0]])
+    pool = ReferencePool(presence, 2)
+    monkeypatch.setattr(pool_module, "_DRAW_SEARCH_STEPS", 0)
+    monkeypatch.setattr(pool_module, "_MAX_REJECTIONS", 0)
+    assert sorted(pool.sample()) == [0, 1]  # the cover known from construction
