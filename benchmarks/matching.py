@@ -173,7 +173,9 @@ def main() -> None:
         rows.append({"route": name, "seconds": values, "median": medians[name], "peak_extra_bytes": peak})
         ratio = medians[name] / medians["chunked"]
         memory = "not measured" if peak is None else f"{peak / 2**20:.1f}"
-        print(f"| {CAPTIONS[name]} | {medians[name] * 1e3:.1f} | {low * 1e3:.1f}-{high * 1e3:.1f} | {ratio:.2f} | {memory} |")
+        print(
+            f"| {CAPTIONS[name]} | {medians[name] * 1e3:.1f} | {low * 1e3:.1f}-{high * 1e3:.1f} | {ratio:.2f} | {memory} |"
+        )
     if options.json:
         figures = {
             "problem": asdict(problem),

@@ -54,7 +54,8 @@ def problems(
     """A problem with 1 to 3 spatial axes or flat, as a class map or with label vectors."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     kind = draw(st.sampled_from(kinds))
-    dim = draw(st.integers(1, 6))
+    # On a line all vectors are parallel, and only the epsilon of Eq. 3 tells them apart, about where ties end.
+    dim = draw(st.integers(1 if kind == "grid" else 2, 6))
     axes = 0 if flat or (flat is None and draw(st.booleans())) else draw(st.integers(1, 3))
     images, pool = (draw(st.integers(1, 3 if axes else 12)) for _ in range(2))
     sides_u, sides_ref = ([draw(st.integers(1, max_side)) for _ in range(axes)] for _ in range(2))

@@ -101,7 +101,7 @@ def test_invariant_to_positive_scaling_of_any_vector(impl, problem, seed):
         factors = torch.rand(features.shape[0], 1, *features.shape[2:], generator=generator)
         return features * (1 + 100 * factors)
 
-    problem = problem.with_(feat_u=10 * problem.feat_u, feat_ref=10 * problem.feat_ref)
+    problem = problem.with_(feat_u=1e4 * problem.feat_u, feat_ref=1e4 * problem.feat_ref)
     other = problem.with_(feat_u=scaled(problem.feat_u), feat_ref=scaled(problem.feat_ref))
     assert_same(rpg_pseudo_labels(*other.args, impl=impl), rpg_pseudo_labels(*problem.args, impl=impl))
 

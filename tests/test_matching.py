@@ -188,6 +188,35 @@ def test_lowest_reference_index_wins_a_tie(impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+def test_without_a_positive_cosine_all_references_are_equally_near(impl):
+    """Clipped, a negative cosine is as good as 0, so the lowest index wins although another is exactly orthogonal."""
+    r = torch.tensor([[-1.0, 0.0], [-1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    labels, weights = rpg_pseudo_labels(torch.tensor([[1.0, 0.0]]), r, torch.tensor([1, 0, 1, 0]), 1, impl=impl)
+    assert labels.tolist() == [1]
+    labels, _ = rpg_pseudo_labels(torch.tensor([[1.0, 0.0]]), r, torch.tensor([0, 0, 1, 1]), 1, impl=impl)
+    assert labels.tolist() == [0]
+    torch.testing.assert_close(weights, torch.zeros(1), atol=1e-6, rtol=0)
+
+
+def test_ties_survive_rounding():
+    """Copies of one vector, stretched: rounding makes their float32 cosines differ, the lowest index wins all the same."""
+    u, r = torch.randn(200, 1, 24), torch.randn(1, 24)
+    stretched = r * torch.linspace(0.3, 7, 40)[:, None]
+    for y in (torch.arange(40), torch.arange(40).flip(0)):
+        labels, weights = rpg_pseudo_labels(u[:, 0] + 3 * r, stretched, y, 1, impl="chunked")
+        assert (labels == y[0]).all()
+        torch.testing.assert_close(weights, torch.zeros(200), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_label_vector_that_is_known_in_part_is_no_reference(impl):
+    y = torch.tensor([[1, -100], [0, 1]])
+    labels, weights = rpg_pseudo_labels(torch.eye(2), torch.eye(2), y, 1, impl=impl)
+    assert labels.tolist() == [[0, 1], [0, 1]]
+    assert weights.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_references_as_near_as_the_kth_count_as_within(impl):
     """Two sets tied at the first place: k = 1 must see both, or the weight depends on the order of references."""
     r = torch.tensor([[1.0, 1.0], [2.0, 2.0], [1.0, 0.0]])
@@ -214,15 +243,22 @@ def test_the_matrix_never_exists():
     assert largest.numel <= 2**20 < m * n / 40
 
 
+def matmul_settings():
+    backends = [getattr(torch.backends.mkldnn, "matmul", None), torch.backends.cuda.matmul]
+    per_backend = [getattr(backend, "fp32_precision", None) for backend in backends]
+    return torch.get_float32_matmul_precision(), *per_backend
+
+
 def test_autocast_and_matmul_settings_do_not_lower_the_precision():
     u, r, y = torch.randn(40, 16), torch.randn(60, 16), torch.arange(60) % 4
     expected = rpg_pseudo_labels(u, r, y, 10)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
+        settings = matmul_settings()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             got = rpg_pseudo_labels(u, r, y, 10)
-        assert torch.get_float32_matmul_precision() == "medium"
+        assert matmul_settings() == settings
     finally:
         torch.set_float32_matmul_precision(before)
     assert torch.equal(got.labels, expected.labels)
