@@ -248,7 +248,7 @@ POOL = {
     "absent": ((Y,), {"num_classes": 5}, ValueError, r"none holds class 3, 4, expected every class"),
     "matrix": ((np.array([[2, 0]]),), {}, ValueError, r"labels: got the values 2, expected 0 or 1"),
     "columns": ((np.eye(3),), {"num_classes": 2}, ValueError, r"presence matrix .*expected 2 columns"),
-    "ragged": ((([torch.ones(2, 4, 4)] + [torch.ones(3, 4, 4)]),), {}, ValueError, r"first axes \[2, 3\], read as"),
+    "ragged": ((([torch.ones(2, 4, 4), torch.ones(3, 4, 4)]),), {}, ValueError, r"first axes \[2, 3\], read as"),
     "all ignored": (([torch.full((4, 4), -100)],), {}, ValueError, r"ignore_index=-100 at every pixel"),
     "uncoverable": (
         ([torch.tensor([i, 9]) for i in (0, 4, 5, 7)], 3),

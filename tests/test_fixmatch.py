@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,7 +42,7 @@ def test_equation_10(seed, threshold):
 def test_a_higher_threshold_keeps_no_more(seed, multilabel):
     logits = 3 * torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(seed))
     kept = [fixmatch_targets(logits, tau, multilabel=multilabel).mask for tau in (0.5, 0.8, 0.95, 1.0)]
-    for low, high in zip(kept, kept[1:], strict=False):
+    for low, high in itertools.pairwise(kept):
         assert (low | ~high).all()
     assert not kept[-1].any()
 

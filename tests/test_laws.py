@@ -1,4 +1,4 @@
-"""Laws of the pseudo-labels and weights, for class maps and label vectors, 1 to 3 spatial axes, every implementation."""
+"""Laws of the pseudo-labels and weights: class maps and label vectors, any number of axes, every implementation."""
 
 import math
 

@@ -112,7 +112,7 @@ def test_unweighted_is_plain_cross_entropy_with_the_nearest_label(multilabel):
         else F.cross_entropy(logits_u, labels)
     )
     torch.testing.assert_close(RPGLoss(weighted=False)(logits_u, feat_u, feat_ref, y_ref), expected)
-    loss, pseudo = RPGLoss(weighted=False, map_size=3)(logits_u, feat_u, feat_ref, y_ref, return_pseudo_labels=True)
+    _, pseudo = RPGLoss(weighted=False, map_size=3)(logits_u, feat_u, feat_ref, y_ref, return_pseudo_labels=True)
     assert torch.equal(pseudo.weights, torch.ones(2, 3, 3))
 
 

@@ -199,7 +199,7 @@ def test_without_a_positive_cosine_all_references_are_equally_near(impl):
 
 
 def test_ties_survive_rounding():
-    """Copies of one vector, stretched: rounding makes their float32 cosines differ, the lowest index wins all the same."""
+    """Stretched copies of one vector: rounding makes their float32 cosines differ, the lowest index still wins."""
     u, r = torch.randn(200, 1, 24), torch.randn(1, 24)
     stretched = r * torch.linspace(0.3, 7, 40)[:, None]
     for y in (torch.arange(40), torch.arange(40).flip(0)):

@@ -1,0 +1,118 @@
+"""The configuration of one training run, which is also its command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+MethodName = Literal["supervised", "nearest_neighbor", "fixmatch", "rpg", "rpg_plus"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a UNet with few labelled and many unlabelled images; the defaults are the paper's."""
+
+    dataset: tyro.conf.Positional[Literal["phantom", "jsrt"]]
+    """phantom: chest-like images drawn on the fly. jsrt: chest radiographs, read from --root."""
+
+    method: MethodName = "rpg_plus"
+    """What the unlabelled images are used for; one file each in examples/methods/."""
+
+    labeled: int = 3
+    """Number of labelled images, N_l (paper: 3, 6, 12, 24)."""
+
+    split: int = 0
+    """Which draw of labelled and validation images (jsrt: 0 to 4, committed in examples/data/splits/)."""
+
+    seed: int = 0
+    """Seed of everything random: weights, draws, augmentation."""
+
+    root: Path | None = None
+    """Folder the data set is read from; phantom needs none."""
+
+    out: Path | None = None
+    """Folder for results; default runs/{dataset}/{method}-n{labeled}-s{split}-seed{seed}."""
+
+    overwrite: bool = False
+    """Replace the result of an earlier run in the same folder."""
+
+    image_size: int = 512
+    """Side of the square images, in pixels; a multiple of 16 (paper: 512)."""
+
+    base_channels: int = 64
+    """Width of the UNet's first level; each deeper level doubles it (paper: 64, up to 1024)."""
+
+    epochs: int = 100
+    """Passes over the unlabelled images (paper: 100 on JSRT)."""
+
+    iterations: int | None = None
+    """Optimiser steps, instead of --epochs."""
+
+    eval_every: int = 10
+    """Epochs from one validation to the next; there is always one at the end (method.md: 10)."""
+
+    pool_size: int = 3
+    """Labelled images in each step: the reference pool, p (paper: 3)."""
+
+    unlabeled_batch: int = 2
+    """Unlabelled images in each step (paper: 5 in all on JSRT, so 2)."""
+
+    map_size: int = 64
+    """Side s of the sub-sampled maps on which pixels are matched (paper: 64)."""
+
+    k: int | float = 7000
+    """Nearest references that count: a number, or a share of all in (0, 1] (paper: 7000, 57 % of 3 * 64 * 64)."""
+
+    threshold: float = 0.95
+    """Confidence from which fixmatch and rpg_plus keep a prediction, tau (paper: 0.95)."""
+
+    lambda_u: float = 1.0
+    """Weight of the loss on unlabelled images (paper: 1)."""
+
+    learning_rate: float = 5e-4
+    """Learning rate of Adam (paper: 5e-4)."""
+
+    weight_decay: float = 5e-4
+    """Weight decay of Adam (paper: 5e-4)."""
+
+    device: str = "cpu"
+    """Where to train: cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later, naming the argument."""
+        for name in ("labeled", "image_size", "base_channels", "epochs", "eval_every", "pool_size",
+                     "unlabeled_batch", "map_size"):  # fmt: skip
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.split >= 0, "split", self.split, "0 or more")
+        require(self.iterations is None or self.iterations >= 1, "iterations", self.iterations, "1 or more")
+        require(self.image_size % 16 == 0, "image_size", self.image_size, "a multiple of 16 (the UNet halves it 4 times)")
+        require(self.map_size <= self.image_size, "map_size", self.map_size, f"at most --image-size {self.image_size}")
+        require(0.5 <= self.threshold < 1, "threshold", self.threshold, "in [0.5, 1)")
+        require(self.lambda_u >= 0, "lambda_u", self.lambda_u, "0 or more")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        references = self.pool_size * self.map_size**2
+        if isinstance(self.k, int):
+            expected = f"1 to pool_size * map_size^2 = {references}, or a share such as 0.57"
+            require(not self.uses_references or 1 <= self.k <= references, "k", self.k, expected)
+        else:
+            require(0 < self.k <= 1, "k", self.k, "a share in (0, 1] or an int")
+
+    @property
+    def uses_references(self) -> bool:
+        """Whether the method looks at the k nearest references."""
+        return self.method in ("rpg", "rpg_plus")
+
+    @property
+    def out_dir(self) -> Path:
+        """``out``, or its default."""
+        name = f"{self.method}-n{self.labeled}-s{self.split}-seed{self.seed}"
+        return self.out or Path("runs", self.dataset, name)
+
+
+def require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}: got {value}, expected {expected}")

@@ -1,0 +1,105 @@
+"""Intersection over union, per image and pooled, and how good pseudo-labels are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from examples.augment import View
+from rpg_loss import PseudoLabels
+
+
+def class_masks(labels: Tensor, num_classes: int) -> Tensor:
+    """Labels, multi-label (B, C, H, W) or class map (B, H, W), as masks of the classes without background: bool."""
+    if labels.ndim == 4:
+        return labels == 1
+    return torch.stack([labels == c + 1 for c in range(num_classes)], dim=1)
+
+
+def predicted_masks(logits: Tensor, *, multilabel: bool) -> Tensor:
+    """Logits -> masks of the classes without background, bool: sigmoid > 0.5, or the most likely class."""
+    return logits > 0 if multilabel else class_masks(logits.argmax(1), logits.shape[1] - 1)
+
+
+class IoU:
+    """Collects intersection and union of every image and class.
+
+    torchmetrics has no metric with both means: its ``segmentation.MeanIoU`` counts a class absent from image and
+    prediction, its Jaccard indices pool the pixels of all images. Here a class absent from both is left out of the
+    per-image mean: there is nothing to be right or wrong about.
+    """
+
+    def __init__(self) -> None:
+        self.intersections: list[Tensor] = []
+        self.unions: list[Tensor] = []
+
+    def update(self, prediction: Tensor, truth: Tensor) -> None:
+        """Adds masks (B, C, H, W), bool."""
+        self.intersections.append((prediction & truth).flatten(2).sum(2).cpu())
+        self.unions.append((prediction | truth).flatten(2).sum(2).cpu())
+
+    def per_image(self) -> Tensor:
+        """IoU of every image and class (N, C); NaN where the class is in neither prediction nor truth."""
+        return torch.cat(self.intersections) / torch.cat(self.unions)
+
+    def per_class(self) -> Tensor:
+        """Mean over the images (C,), skipping NaN."""
+        return self.per_image().nanmean(0)
+
+    def pooled(self) -> Tensor:
+        """IoU of all images' pixels taken together (C,)."""
+        return torch.cat(self.intersections).sum(0) / torch.cat(self.unions).sum(0)
+
+
+class PseudoLabelMeter:
+    """Precision and mean weight of pseudo-labels by class, against labels the method has not seen.
+
+    ``background`` stands for pixels given no label. A pixel's weight for it is its smallest over the labels where
+    weights are per label, as fixmatch's are: it is background only once every label has been ruled out. Pixels of
+    weight 0 teach nothing and do not count for precision.
+
+    Args:
+        class_names: The classes without background.
+        map_size: Side of the map to which everything is sub-sampled (nearest neighbour) to be compared.
+    """
+
+    def __init__(self, class_names: Sequence[str], map_size: int):
+        self.names = (*class_names, "background")
+        self.map_size = map_size
+        self.sums = torch.zeros(4, len(self.names), dtype=torch.float64)  # right, used, weight, all
+
+    def update(self, pseudo_labels: PseudoLabels, view: View) -> None:
+        """Adds the pseudo-labels of a view, whose own labels are the held-back truth."""
+        classes = len(self.names) - 1
+        given = with_background(self._on_map(class_masks(pseudo_labels.labels, classes)) > 0.5)
+        true = with_background(self._on_map(class_masks(view.labels, classes)) > 0.5)
+        counted = given & (self._on_map(view.valid[:, None]) > 0.5)
+        weights = pseudo_labels.weights
+        if weights.ndim == 3:
+            weights = weights[:, None].expand(-1, classes, -1, -1)
+        weights = self._on_map(torch.cat([weights, weights.amin(1, keepdim=True)], dim=1))
+        used = counted & (weights > 0)
+        sums = [used & true, used, counted * weights, counted]
+        self.sums += torch.stack([part.sum((0, 2, 3)).double() for part in sums]).cpu()
+
+    def _on_map(self, maps: Tensor) -> Tensor:
+        return F.interpolate(maps.float(), (self.map_size, self.map_size))
+
+    def precision(self) -> dict[str, float | None]:
+        """Share of right ones among the pseudo-labels used, None where there was none."""
+        return self._ratio(0, 1)
+
+    def weight(self) -> dict[str, float | None]:
+        """Mean weight of the pseudo-labels (for fixmatch: the share kept), None where there was none."""
+        return self._ratio(2, 3)
+
+    def _ratio(self, over: int, under: int) -> dict[str, float | None]:
+        pairs = zip(self.names, self.sums[over].tolist(), self.sums[under].tolist(), strict=True)
+        return {name: a / b if b else None for name, a, b in pairs}
+
+
+def with_background(masks: Tensor) -> Tensor:
+    return torch.cat([masks, ~masks.any(1, keepdim=True)], dim=1)

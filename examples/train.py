@@ -1,0 +1,147 @@
+"""Train a UNet with few labelled and many unlabelled images, by RPG or by what the paper compares it with.
+
+No GPU, a few minutes, no download (python -m examples.demo does this twice and compares):
+
+    python -m examples.train phantom --method rpg_plus --image-size 64 --base-channels 8 --map-size 32 --k 0.5 \\
+        --iterations 600
+
+JSRT with three labelled images, small enough for one CPU core in a quarter of an hour:
+
+    python -m examples.train jsrt --root PATH/TO/JSRT --method rpg_plus --labeled 3 --split 0 \\
+        --image-size 128 --base-channels 16 --map-size 32 --k 0.5 --iterations 1500
+
+One GPU, the paper's setting:
+
+    python -m examples.train jsrt --root PATH/TO/JSRT --method rpg_plus --labeled 3 --split 0 --device cuda
+
+The loss itself is used in examples/methods/, one short file a method; start with rpg.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+import torch
+import tyro
+from torch import Generator, nn
+
+from examples.batches import pool_batches, unlabeled_batches
+from examples.config import Config
+from examples.data import ImageSet, load
+from examples.methods import METHODS, Step
+from examples.metrics import IoU, class_masks, predicted_masks
+from examples.pictures import save_overlays
+from examples.runlog import RunLog, claim_folder, git_commit, save_checkpoint, write_json
+from examples.unet import UNet, settle_batch_norm
+
+EVAL_BATCH = 4
+SETTLING_POOLS = 20  # labelled pools that batch-norm statistics for evaluation are taken from
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Trains, tests the checkpoint that was best on the validation images, and returns what result.json holds."""
+    started = time.perf_counter()
+    out = claim_folder(config)
+    torch.manual_seed(config.seed)
+    torch.set_flush_denormal(True)  # tiny activations of a trained net would slow a CPU down
+
+    data = load(config)
+    net = UNet(1, data.num_outputs, config.base_channels).to(config.device)
+    method = METHODS[config.method](config, data)
+    optimizer = torch.optim.Adam(
+        net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    pools = pool_batches(data, config.pool_size, Generator().manual_seed(config.seed))
+    unlabeled_views = unlabeled_batches(data, config.unlabeled_batch, Generator().manual_seed(config.seed))
+
+    calibration = [view.images for view in islice(pools, SETTLING_POOLS)]
+
+    epoch = math.ceil(len(data.unlabeled) / config.unlabeled_batch)
+    iterations = config.iterations or config.epochs * epoch
+    best = -1.0
+    with RunLog(out, config, iterations, data.class_names) as log:
+        for step in range(1, iterations + 1):
+            net.train()
+            pool, unlabeled = next(pools), next(unlabeled_views)
+            result = method(net, pool, unlabeled)
+            stop_if_not_finite(step, result)
+            optimizer.zero_grad()
+            result.loss.backward()
+            optimizer.step()
+            log.step(step, result, unlabeled)
+
+            if step % (config.eval_every * epoch) == 0 or step == iterations:
+                settle_batch_norm(net, calibration)
+                iou = evaluate(net, data.validation, data.multilabel)
+                score = float(iou.per_class().nanmean())
+                log.validation(step, {"miou": score, **by_class(data.class_names, iou.per_class())}, best=score > best)
+                checkpoint = {"model": net.state_dict(), "config": asdict(config), "step": step, "validation": score}
+                save_checkpoint(out / "last.pt", checkpoint)
+                if score > best:
+                    best = score
+                    save_checkpoint(out / "best.pt", checkpoint)
+
+    net.load_state_dict(torch.load(out / "best.pt", map_location=config.device, weights_only=False)["model"])
+    iou = evaluate(net, data.test, data.multilabel)
+    learned = result.pseudo_labels is not None
+    summary = {
+        "dataset": config.dataset,
+        "method": config.method,
+        "labeled": config.labeled,
+        "split": config.split,
+        "seed": config.seed,
+        "iterations": iterations,
+        "image_size": config.image_size,
+        "commit": git_commit(),
+        "miou": float(iou.per_class().nanmean()),
+        "miou_pooled": float(iou.pooled().nanmean()),
+        "iou_per_class": by_class(data.class_names, iou.per_class()),
+        "iou_per_class_pooled": by_class(data.class_names, iou.pooled()),
+        "validation": best,
+        "pseudo_label_precision": log.last_tenth.precision() if learned else None,
+        "pseudo_label_weight": log.last_tenth.weight() if learned else None,
+        "seconds": time.perf_counter() - started,
+        "data": data.found,
+        "device": torch.cuda.get_device_name(config.device) if net.head.weight.is_cuda else config.device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    save_overlays(out / "overlays.png", net, method, next(pools), data)
+    write_json(out / "result.json", summary)
+    return summary
+
+
+def stop_if_not_finite(step: int, result: Step) -> None:
+    if not result.loss.isfinite():
+        bad = ", ".join(f"{name} = {value.item()}" for name, value in result.terms.items() if not value.isfinite())
+        raise FloatingPointError(f"step {step}: loss term {bad}; try a smaller --learning-rate")
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, images: ImageSet, multilabel: bool) -> IoU:
+    """Collects the IoU of the network's predictions, without augmentation."""
+    net.eval()
+    iou = IoU()
+    for start in range(0, len(images), EVAL_BATCH):
+        batch = images[range(start, min(start + EVAL_BATCH, len(images)))]
+        prediction = predicted_masks(net(batch.images)[0], multilabel=multilabel)
+        iou.update(prediction, class_masks(batch.labels, prediction.shape[1]))
+    return iou
+
+
+def by_class(names: tuple[str, ...], values: torch.Tensor) -> dict[str, float]:
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    summary = train(config)
+    print(f"test mIoU {summary['miou']:.3f} on {summary['data']}; results and pictures in {config.out_dir}")
+
+
+if __name__ == "__main__":
+    main()

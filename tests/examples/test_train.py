@@ -1,0 +1,185 @@
+"""Every method trains through the same command and leaves the same files."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+import examples.pictures
+from examples.config import Config, MethodName
+from examples.data import DATASETS, phantom
+from examples.methods import METHODS, Step
+from examples.runlog import git_commit
+from examples.train import stop_if_not_finite, train
+from examples.unet import UNet, UpBlock, settle_batch_norm
+
+KEYS = {
+    "dataset", "method", "labeled", "split", "seed", "iterations", "image_size", "commit", "miou", "miou_pooled",
+    "iou_per_class", "iou_per_class_pooled", "validation", "pseudo_label_precision", "pseudo_label_weight", "seconds",
+    "data", "device", "threads", "torch",
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch) -> Config:
+    monkeypatch.setattr(phantom, "TRAIN", 8)
+    monkeypatch.setattr(phantom, "TEST", 4)
+    return Config(
+        "phantom", out=tmp_path / "run", image_size=32, base_channels=4, map_size=16, k=0.5, iterations=4, eval_every=1
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_leaves_everything(config, method):
+    config = replace(config, method=method)
+    summary = train(config)
+    out = config.out_dir
+    result = json.loads((out / "result.json").read_text())
+    assert result.keys() == summary.keys() == KEYS
+    assert result["iou_per_class"].keys() == set(phantom.CLASSES)
+    assert 0 <= result["miou"] <= 1
+    if method == "supervised":
+        assert result["pseudo_label_precision"] is None
+        assert result["pseudo_label_weight"] is None
+    else:
+        assert list(result["pseudo_label_weight"]) == [*phantom.CLASSES, "background"]
+        assert 0 <= result["pseudo_label_weight"]["background"] <= 1
+    if method == "nearest_neighbor":
+        assert result["pseudo_label_weight"]["background"] == 1
+    assert json.loads((out / "config.json").read_text())["method"] == method
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "validation"} <= {line["kind"] for line in lines}
+    assert lines[-1]["step"] == 4
+    assert list(out.glob("events.out.tfevents.*"))
+    for name in ("last.pt", "best.pt"):
+        checkpoint = torch.load(out / name, weights_only=False)
+        UNet(1, 5, config.base_channels).load_state_dict(checkpoint["model"])
+        assert checkpoint["config"]["method"] == method
+    with Image.open(out / "overlays.png") as picture:
+        assert picture.width > picture.height / 2
+
+
+@pytest.mark.parametrize(("method", "columns"), [("supervised", 3), ("fixmatch", 5), ("rpg", 5)])
+def test_overlays_have_a_column_for_each_map(config, method, columns, monkeypatch):
+    seen = []
+    monkeypatch.setattr(examples.pictures.plt, "close", lambda figure: seen.append(figure))
+    train(replace(config, method=method, iterations=1))
+    axes = [axis for axis in seen[0].axes if axis.get_label() != "<colorbar>"]
+    assert len(axes) == 4 * columns
+
+
+def test_same_seed_same_result(config, tmp_path):
+    first = train(config)
+    again = train(replace(config, out=tmp_path / "again"))
+    other = train(replace(config, out=tmp_path / "other", seed=1))
+    assert first["iou_per_class"] == again["iou_per_class"]
+    assert first["pseudo_label_weight"] == again["pseudo_label_weight"]
+    assert first["pseudo_label_weight"] != other["pseudo_label_weight"]
+
+
+def test_epochs_pass_over_the_unlabelled_images(config):
+    assert train(replace(config, method="supervised", iterations=None, epochs=2))["iterations"] == 2 * 8 / 2
+
+
+def test_held_back_labels_do_not_reach_the_method(config, tmp_path, monkeypatch):
+    """Other labels of the unlabelled images change what is logged, and nothing else."""
+    honest = train(config)
+    load = DATASETS["phantom"]
+
+    def mislabelled(config: Config):
+        data = load(config)
+        return replace(data, unlabeled=replace(data.unlabeled, labels=1 - data.unlabeled.labels))
+
+    monkeypatch.setitem(DATASETS, "phantom", mislabelled)
+    fooled = train(replace(config, out=tmp_path / "fooled"))
+    assert honest["iou_per_class"] == fooled["iou_per_class"]
+    assert honest["pseudo_label_weight"] == fooled["pseudo_label_weight"]
+    assert honest["pseudo_label_precision"] != fooled["pseudo_label_precision"]
+
+
+def test_results_are_not_overwritten_by_accident(config):
+    train(replace(config, method="supervised"))
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        train(replace(config, method="supervised"))
+    train(replace(config, method="supervised", overwrite=True))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    terms = {"supervised": torch.tensor(1.0), "rpg": torch.tensor(math.nan)}
+    with pytest.raises(FloatingPointError, match="step 7: loss term rpg = nan"):
+        stop_if_not_finite(7, Step(terms["supervised"] + terms["rpg"], terms))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 100}, "image_size: got 100, expected a multiple of 16"),
+        ({"map_size": 64}, "map_size: got 64, expected at most --image-size 32"),
+        ({"k": 7000}, r"k: got 7000, expected 1 to pool_size \* map_size\^2 = 768, or a share"),
+        ({"k": 1.5}, "k: got 1.5, expected a share"),
+        ({"labeled": 0}, "labeled: got 0, expected 1 or more"),
+        ({"threshold": 0.3}, "threshold: got 0.3"),
+        ({"iterations": 0}, "iterations: got 0, expected 1 or more"),
+    ],
+)
+def test_bad_values_are_refused(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(config, **changes)
+
+
+def test_command_line():
+    command = [sys.executable, "-m", "examples.train"]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    for option in ("phantom", "nearest_neighbor", "--labeled", "--k", "--overwrite"):
+        assert option in shown
+    refused = subprocess.run([*command, "phantom", "--method", "magic"], capture_output=True, text=True, check=False)
+    assert refused.returncode
+    assert "rpg_plus" in refused.stderr
+
+
+def test_names_on_the_command_line_are_those_registered():
+    assert set(get_args(MethodName)) == set(METHODS)
+    assert set(DATASETS) == {"phantom", "jsrt"}
+
+
+def test_commit_is_known_or_said_not_to_be():
+    assert git_commit() == "unknown" or len(git_commit().removesuffix("-dirty")) == 40
+
+
+def test_unet_returns_what_its_last_layer_sees():
+    net = UNet(1, 5, 4)
+    logits, features = net(torch.randn(2, 1, 32, 48))
+    assert logits.shape == (2, 5, 32, 48)
+    assert features.shape == (2, 4, 32, 48)
+    assert torch.equal(net.head(features), logits)
+    assert (features >= 0).all()
+    with pytest.raises(ValueError, match="divisible by 16"):
+        net(torch.randn(1, 1, 40, 40))
+
+
+def test_up_block_is_a_convolution_over_both_inputs():
+    block = UpBlock(4, 4)
+    below, skip = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 8, 8)
+    upsampled = F.interpolate(below, scale_factor=2, mode="bilinear")
+    weight = torch.cat([block.from_below.weight, block.from_skip.weight], dim=1)
+    expected = block.rest(F.conv2d(torch.cat([upsampled, skip], dim=1), weight, padding=1))
+    assert torch.allclose(block(below, skip), expected, atol=1e-5)
+
+
+def test_settled_statistics_are_those_of_the_batches_alone():
+    net = UNet(1, 2, 4)
+    net(100 * torch.randn(2, 1, 32, 32))  # forgotten
+    images = torch.randn(4, 1, 32, 32)
+    settle_batch_norm(net, [images])
+    net.eval()
+    evaluated, _ = net(images)
+    net.train()
+    trained, _ = net(images)
+    assert (evaluated - trained).abs().mean() < 0.05  # variances are unbiased in one and not in the other
