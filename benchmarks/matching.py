@@ -26,6 +26,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+try:
+    from sklearn.neighbors import NearestNeighbors
+except ImportError:  # the route is left out without the extra "bench"
+    NearestNeighbors = None
+
 from rpg_loss.matching import IMPLEMENTATIONS, Matches
 from rpg_loss.matching.contract import EPS
 
@@ -73,6 +78,15 @@ def bare_product(queries: Tensor, references: Tensor, set_ids: Tensor, problem: 
     return queries @ references.T
 
 
+def sklearn_route(queries: Tensor, references: Tensor, set_ids: Tensor, problem: Problem) -> Matches:
+    """The same with scikit-learn's brute-force neighbours, on the CPU."""
+    search = NearestNeighbors(n_neighbors=min(problem.k, problem.n), algorithm="brute", metric="cosine")
+    distance, index = map(torch.from_numpy, search.fit(references.numpy()).kneighbors(queries.numpy()))
+    sets = set_ids[index]
+    proximities = torch.zeros(len(queries), problem.sets, dtype=distance.dtype)
+    return Matches(sets[:, 0], proximities.scatter_reduce_(1, sets, 1 - distance, "amax"))
+
+
 def ours(name: str) -> Route:
     return lambda queries, references, set_ids, problem: IMPLEMENTATIONS[name](
         queries, references, set_ids, problem.sets, min(problem.k, problem.n)
@@ -80,19 +94,23 @@ def ours(name: str) -> Route:
 
 
 ROUTES: dict[str, Route] = {"chunked": ours("chunked"), "topk": topk_route, "mm": bare_product}
+if NearestNeighbors is not None:
+    ROUTES["sklearn"] = sklearn_route
 CAPTIONS = {
     "chunked": 'rpg_loss, impl="chunked"',
     "topk": "torch.topk, then the best of each set",
     "mm": "bare torch.mm (the product alone)",
+    "sklearn": "scikit-learn, brute force",
 }
 
 
 @torch.no_grad()
 def seconds(problem: Problem, device: str, rounds: int) -> dict[str, list[float]]:
     tensors = problem.tensors(device)
-    times: dict[str, list[float]] = {name: [] for name in ROUTES}
+    routes = {name: route for name, route in ROUTES.items() if device == "cpu" or name != "sklearn"}
+    times: dict[str, list[float]] = {name: [] for name in routes}
     for round_ in range(rounds + 1):
-        for name, route in ROUTES.items():
+        for name, route in routes.items():
             synchronise(device)
             start = time.perf_counter()
             route(*tensors, problem)
@@ -173,9 +191,8 @@ def main() -> None:
         rows.append({"route": name, "seconds": values, "median": medians[name], "peak_extra_bytes": peak})
         ratio = medians[name] / medians["chunked"]
         memory = "not measured" if peak is None else f"{peak / 2**20:.1f}"
-        print(
-            f"| {CAPTIONS[name]} | {medians[name] * 1e3:.1f} | {low * 1e3:.1f}-{high * 1e3:.1f} | {ratio:.2f} | {memory} |"
-        )
+        quartiles = f"{low * 1e3:.1f}-{high * 1e3:.1f}"
+        print(f"| {CAPTIONS[name]} | {medians[name] * 1e3:.1f} | {quartiles} | {ratio:.2f} | {memory} |")
     if options.json:
         figures = {
             "problem": asdict(problem),

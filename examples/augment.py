@@ -51,8 +51,9 @@ def matrix(*rows: Tensor | float) -> Tensor:
 
     It leads from a place in the output to the place in the input shown there, in [-1, 1] (square images).
     """
-    values = torch.broadcast_tensors(*(torch.as_tensor(v, dtype=torch.float32) for v in (*rows, 0.0, 0.0, 1.0)))
-    return torch.stack(values, dim=-1).unflatten(-1, (3, 3))
+    values = [torch.as_tensor(value, dtype=torch.float32) for value in (*rows, 0, 0, 1)]
+    shape = max((value.shape for value in values), key=len)
+    return torch.stack([value.expand(shape) for value in values], dim=-1).view(*shape, 3, 3)
 
 
 def rotation(degrees: Tensor | float) -> Tensor:

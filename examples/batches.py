@@ -8,7 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from examples.augment import View, WeakAugmentation
-from examples.data import Dataset, ImageSet
+from examples.data import Dataset
+from examples.metrics import class_masks
 from rpg_loss import ReferencePool
 
 MAX_DRAWS = 100
@@ -16,9 +17,7 @@ MAX_DRAWS = 100
 
 def class_presence(labels: Tensor, num_classes: int) -> Tensor:
     """Which classes (without background) occur in which image: (B, num_classes) bool."""
-    if labels.ndim == 4:
-        return (labels == 1).flatten(2).any(2)
-    return torch.stack([(labels == c + 1).flatten(1).any(1) for c in range(num_classes)], dim=1)
+    return class_masks(labels, num_classes).flatten(2).any(2)
 
 
 def pool_batches(data: Dataset, size: int, generator: Generator) -> Iterator[View]:
@@ -49,5 +48,5 @@ def unlabeled_batches(data: Dataset, size: int, generator: Generator) -> Iterato
     while True:
         order = torch.randperm(len(data.unlabeled), generator=generator).tolist()
         for start in range(0, len(order), size):
-            drawn: ImageSet = data.unlabeled[order[start : start + size]]
+            drawn = data.unlabeled[order[start : start + size]]
             yield weak(drawn.images, drawn.labels)

@@ -52,7 +52,7 @@ class Config:
     """Optimiser steps, instead of --epochs."""
 
     eval_every: int = 10
-    """Epochs from one validation to the next; there is always one at the end (method.md: 10)."""
+    """Epochs from one validation to the next; there is always one at the end (ours)."""
 
     pool_size: int = 3
     """Labelled images in each step: the reference pool, p (paper: 3)."""
@@ -67,7 +67,7 @@ class Config:
     """Nearest references that count: a number, or a share of all in (0, 1] (paper: 7000, 57 % of 3 * 64 * 64)."""
 
     threshold: float = 0.95
-    """Confidence from which fixmatch and rpg_plus keep a prediction, tau (paper: 0.95)."""
+    """Confidence above which fixmatch and rpg_plus keep a prediction, tau (paper: 0.95)."""
 
     lambda_u: float = 1.0
     """Weight of the loss on unlabelled images (paper: 1)."""
@@ -88,7 +88,7 @@ class Config:
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require(self.split >= 0, "split", self.split, "0 or more")
         require(self.iterations is None or self.iterations >= 1, "iterations", self.iterations, "1 or more")
-        require(self.image_size % 16 == 0, "image_size", self.image_size, "a multiple of 16 (the UNet halves it 4 times)")
+        require(self.image_size % 16 == 0, "image_size", self.image_size, "a multiple of 16, for the UNet")
         require(self.map_size <= self.image_size, "map_size", self.map_size, f"at most --image-size {self.image_size}")
         require(0.5 <= self.threshold < 1, "threshold", self.threshold, "in [0.5, 1)")
         require(self.lambda_u >= 0, "lambda_u", self.lambda_u, "0 or more")

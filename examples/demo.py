@@ -50,7 +50,7 @@ def run(demo: Demo, method: MethodName) -> dict[str, Any]:
         Config(
             dataset="phantom", method=method, labeled=demo.labeled, split=demo.split, seed=demo.seed,
             out=demo.out / method, overwrite=True, iterations=demo.iterations,
-            image_size=64, base_channels=12, map_size=32, k=0.5, learning_rate=2e-3,
+            image_size=64, base_channels=12, map_size=16, k=0.5, learning_rate=2e-3,
         )
     )  # fmt: skip
 

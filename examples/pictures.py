@@ -58,7 +58,7 @@ def save_overlays(path: Path, net: nn.Module, method: Method, pool: View, data: 
             show(axes[row, 3], image, masks)
             # Where every label has a weight of its own, the smallest says how sure the whole pixel is.
             weight = weights[0].amin(0) if weights.ndim == 4 else weights[0]
-            shown = axes[row, 4].imshow(weight.cpu(), vmin=0, vmax=1, cmap="magma")
+            shown = axes[row, 4].imshow(weight.cpu().numpy(), vmin=0, vmax=1, cmap="magma")
     if pseudo_labels:
         figure.colorbar(shown, ax=axes[:, 4].tolist(), fraction=0.05, aspect=40)
     for axis in axes.flat:
@@ -81,8 +81,8 @@ def show(axis: Axes, image: Tensor, masks: Tensor | None = None) -> None:
         for label, mask in enumerate(masks.cpu()):
             tint = torch.tensor(to_rgb(color(label)))
             canvas[mask] = 0.6 * canvas[mask] + 0.4 * tint
-    axis.imshow(canvas.clamp(0, 1))
+    axis.imshow(canvas.clamp(0, 1).numpy())
     if masks is not None:
         for label, mask in enumerate(masks.cpu()):
             if mask.any() and not mask.all():
-                axis.contour(mask, levels=[0.5], colors=[color(label)], linewidths=0.8)
+                axis.contour(mask.numpy(), levels=[0.5], colors=[color(label)], linewidths=0.8)

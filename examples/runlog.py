@@ -133,7 +133,8 @@ class RunLog:
     def validation(self, step: int, iou: dict[str, float], *, best: bool) -> None:
         """Writes the IoU of a validation: its mean under "miou", and by class."""
         self.write(step, "validation", iou)
-        self.console.print(f"step {step}/{self.iterations}  validation mIoU {iou['miou']:.3f}{' (best)' if best else ''}")
+        praise = ", the best so far" if best else ""
+        self.console.print(f"step {step}/{self.iterations}  validation mIoU {iou['miou']:.3f}{praise}")
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float | None]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard; nothing where nothing was measured."""

@@ -32,7 +32,8 @@ class UNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
-        self.head.bias.data.zero_()
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster on CPUs
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

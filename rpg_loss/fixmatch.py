@@ -60,14 +60,16 @@ class FixMatchSegLoss(nn.Module):
     """Consistency loss of FixMatch for segmentation: the last term of Eq. 11.
 
     Predictions on the weakly augmented view that are sure enough (:func:`fixmatch_targets`) are the targets of the
-    strongly augmented view.  The loss is the mean cross-entropy over the kept entries.
+    strongly augmented view.  As in FixMatch (Sohn et al. 2020) the mean is over all entries, those that are not kept
+    counting as 0: few sure predictions early in training do not get the say of many.  Ignored pixels (uncovered by
+    the warp, outside ``valid_weak``, inside CutOut squares with ``cutout="ignore"``) have no part in it.
 
     Args:
         threshold: tau of Eq. 9 and 10, in [0, 1].
         multilabel: labels overlap (Eq. 10, binary cross-entropy) instead of excluding each other (Eq. 9).
         cutout: what pixels inside CutOut squares are to be: ``"background"`` (the paper: class 0, or no label
             at all) or ``"ignore"``.
-        ignore_index: value at entries that are not kept, in the targets of a class map.
+        ignore_index: value at pixels that are not kept, in the class map of targets that the call returns.
 
     Raises:
         ValueError: an argument out of range.
@@ -167,9 +169,11 @@ class FixMatchSegLoss(nn.Module):
                 raise ValueError(f"{name}: got {describe(area)}, expected {shape} bool")
         check_same_device(logits_weak=logits_weak, logits_strong=logits_strong, cutout=cutout, valid_weak=valid_weak)
 
-        target, mask = self._targets(logits_weak, warp, cutout, valid_weak)
-        loss = segmentation_cross_entropy(logits_strong, target, valid=mask, ignore_index=self.ignore_index)
-        return (loss, FixMatchTargets(target, mask)) if return_pseudo_labels else loss
+        target, mask, valid = self._targets(logits_weak, warp, cutout, valid_weak)
+        loss = segmentation_cross_entropy(logits_strong, target, mask, valid=valid)
+        if not return_pseudo_labels:
+            return loss
+        return loss, FixMatchTargets(target if self.multilabel else target.masked_fill(~mask, self.ignore_index), mask)
 
     @torch.no_grad()
     def _targets(
@@ -178,7 +182,8 @@ class FixMatchSegLoss(nn.Module):
         warp: Callable[[Tensor], Tensor] | None,
         cutout: Tensor | None,
         valid_weak: Tensor | None,
-    ) -> FixMatchTargets:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Target and mask in the strong view's frame, and which pixels are not ignored there, ``(B, *S)``."""
         target, mask = fixmatch_targets(logits_weak, self.threshold, multilabel=self.multilabel)
         covered = torch.ones(len(mask), 1, *logits_weak.shape[2:], device=mask.device)
         if valid_weak is not None:
@@ -200,16 +205,16 @@ class FixMatchSegLoss(nn.Module):
             labels, mask, covered = torch.split(after, [num_classes, mask.shape[1], 1], dim=1)
             target = labels.round() if self.multilabel else labels.argmax(1)
             mask = mask > 0.5
-        inside = covered > 0.5
+        valid = covered > 0.5
         if cutout is not None:
             cut = cutout.unsqueeze(1)
-            target = target.masked_fill(cut if self.multilabel else cutout, 0)
-            mask = mask | cut if self.cutout == "background" else mask & ~cut
-        mask = mask & inside
-        if self.multilabel:
-            return FixMatchTargets(target, mask)
-        mask = mask.squeeze(1)
-        return FixMatchTargets(target.masked_fill(~mask, self.ignore_index), mask)
+            if self.cutout == "background":
+                target = target.masked_fill(cut if self.multilabel else cutout, 0)
+                mask = mask | cut
+            else:
+                valid = valid & ~cut
+        mask = mask & valid
+        return target, mask if self.multilabel else mask.squeeze(1), valid.squeeze(1)
 
 
 def _check_threshold(threshold: float) -> None:

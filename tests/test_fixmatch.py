@@ -48,7 +48,8 @@ def test_a_higher_threshold_keeps_no_more(seed, multilabel):
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
-def test_loss_is_the_mean_over_what_is_kept(multilabel):
+def test_loss_is_the_mean_over_all_of_what_is_kept(multilabel):
+    """Equation 11's last term, averaged as FixMatch does: what is not kept counts as 0."""
     weak, strong = views()
     criterion = FixMatchSegLoss(0.9, multilabel=multilabel)
     loss, (target, mask) = criterion(weak, strong, return_pseudo_labels=True)
@@ -58,7 +59,7 @@ def test_loss_is_the_mean_over_what_is_kept(multilabel):
     else:
         assert (target[~mask] == -100).all()
         entries = F.cross_entropy(strong, target.clamp(min=0), reduction="none")
-    torch.testing.assert_close(loss, entries[mask].mean())
+    torch.testing.assert_close(loss, (mask * entries).mean())
     torch.testing.assert_close(criterion(weak, strong), loss)
 
 
@@ -130,9 +131,14 @@ def test_cutout_ignored(multilabel):
     weak, strong = views()
     cut = torch.rand(2, 6, 5) < 0.5
     criterion = FixMatchSegLoss(0.9, multilabel=multilabel, cutout="ignore")
-    _, (_, mask) = criterion(weak, strong, cutout=cut, return_pseudo_labels=True)
+    loss, (_, mask) = criterion(weak, strong, cutout=cut, return_pseudo_labels=True)
     kept = fixmatch_targets(weak, 0.9, multilabel=multilabel).mask
     assert torch.equal(mask, kept & ~(cut.unsqueeze(1) if multilabel else cut))
+    torch.testing.assert_close(loss, criterion(weak, strong, valid_weak=~cut))
+    # With a single image the pixels that are left can be taken out by hand.
+    alone = criterion(weak[:1], strong[:1], cutout=cut[:1])
+    left = ~cut[0]
+    torch.testing.assert_close(alone, criterion(weak[:1, :, left], strong[:1, :, left]))
 
 
 @pytest.mark.parametrize("multilabel", [False, True])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,11 +64,12 @@ class Dataset:
         return len(self.class_names) + (not self.multilabel)
 
     def to(self, device: str) -> Dataset:
-        parts = (part.to(device) for part in (self.labeled, self.unlabeled, self.validation, self.test))
-        return Dataset(*parts, self.class_names, self.flip_pairs, self.multilabel, self.found)
+        parts = ("labeled", "unlabeled", "validation", "test")
+        return replace(self, **{part: getattr(self, part).to(device) for part in parts})
 
 
 def to_unit_range(image: Tensor) -> Tensor:
     """Scales one image to [-1, 1] between its own extremes."""
+    image = image.float()
     low, high = image.min(), image.max()
-    return (image.float() - low) / (high - low).clamp(min=1e-6) * 2 - 1
+    return (image - low) / (high - low).clamp(min=1e-6) * 2 - 1

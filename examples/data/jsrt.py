@@ -62,7 +62,7 @@ def load(config: Config) -> Dataset:
 
 def read_split(labeled: int, split: int) -> dict[str, list[str]]:
     """The committed ids of one split: {"labeled": [...], "validation": [...]}."""
-    splits = json.loads(SPLITS.read_text())
+    splits: dict[str, list[dict[str, list[str]]]] = json.loads(SPLITS.read_text())
     if str(labeled) not in splits:
         raise ValueError(f"labeled: {labeled}, but jsrt has splits for {', '.join(splits)} labelled images")
     if not 0 <= split < len(splits[str(labeled)]):
@@ -92,9 +92,7 @@ def find_files(root: Path) -> tuple[dict[str, Path], dict[tuple[str, str], Path]
     return images, masks
 
 
-def read_set(
-    names: Iterable[str], images: dict[str, Path], masks: dict[tuple[str, str], Path], size: int
-) -> ImageSet:
+def read_set(names: Iterable[str], images: dict[str, Path], masks: dict[tuple[str, str], Path], size: int) -> ImageSet:
     names = tuple(names)
     pixels = [torch.from_numpy(read_image(images[name], size)) for name in names]
     labels = [np.stack([read_mask(masks[structure, name], size) for structure in CLASSES]) for name in names]

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFilter
 
 from examples.config import Config
 from examples.data.dataset import Dataset, ImageSet, to_unit_range
@@ -20,8 +21,9 @@ from examples.data.jsrt import CLASSES, FLIP_PAIRS
 
 TRAIN, VALIDATION, TEST = 120, 5, 60
 SUPERSAMPLING = 2
+SEED = 2022
 
-Array = NDArray[np.float32]
+Image = NDArray[np.float64]
 Points = NDArray[np.float64]  # (n, 2): x to the right, y down, both in [0, 1]
 
 # Outlines of an average chest, clockwise; every phantom bends its own copy.
@@ -43,15 +45,13 @@ def smooth_outline(points: Points, steps: int = 12) -> Points:
     """The closed Catmull-Rom curve through ``points``."""
     before, after, beyond = (np.roll(points, shift, axis=0) for shift in (1, -1, -2))
     t = np.linspace(0, 1, steps, endpoint=False)[:, None, None]
-    curve = 0.5 * (
-        2 * points + (after - before) * t
-        + (2 * before - 5 * points + 4 * after - beyond) * t**2
-        + (3 * points - before - 3 * after + beyond) * t**3
-    )
+    square = 2 * before - 5 * points + 4 * after - beyond
+    cube = 3 * points - before - 3 * after + beyond
+    curve: Points = points + ((after - before) * t + square * t**2 + cube * t**3) / 2
     return curve.transpose(1, 0, 2).reshape(-1, 2)
 
 
-def band(line: Points, width: float | Array) -> Points:
+def band(line: Points, width: float | NDArray[np.float64]) -> Points:
     """The outline of a strip of the given width round an open line."""
     along = np.gradient(line, axis=0)
     across = np.stack([-along[:, 1], along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True)
@@ -65,67 +65,57 @@ class Canvas:
     def __init__(self, size: int, posture: Points, shift: Points):
         self.size, self.posture, self.shift = size, posture, shift
 
-    def fill(self, outlines: Sequence[Points], softness: float = 0.0) -> Array:
+    def fill(self, outlines: Sequence[Points], softness: float = 0.0) -> Image:
         """How much of each pixel the outlines cover, in [0, 1]; softness is the blur in shares of the side."""
         side = self.size * SUPERSAMPLING
-        image = Image.new("L", (side, side))
+        image = PILImage.new("L", (side, side))
         draw = ImageDraw.Draw(image)
         for outline in outlines:
             placed = ((outline - 0.5) @ self.posture.T + 0.5 + self.shift) * side
             draw.polygon([(float(x), float(y)) for x, y in placed], fill=255)
         if softness:
             image = image.filter(ImageFilter.GaussianBlur(softness * side))
-        return np.asarray(image.resize((self.size, self.size), Image.Resampling.BOX), np.float32) / 255
+        return np.asarray(image.resize((self.size, self.size), PILImage.Resampling.BOX), np.float64) / 255
 
 
-def smooth_field(rng: np.random.Generator, size: int, waves: int = 6, frequency: float = 2.0) -> Array:
+def smooth_field(rng: np.random.Generator, size: int, waves: int = 6, frequency: float = 2.0) -> Image:
     """A random smooth image of about unit variance: a sum of plane waves, hence the same at every size."""
     centre = (np.arange(size) + 0.5) / size
     x, y = np.meshgrid(centre, centre)
     direction = rng.normal(0, frequency, (waves, 2))
     phase = rng.uniform(0, 2 * np.pi, waves)
-    field = sum(np.sin(2 * np.pi * (fx * x + fy * y) + p) for (fx, fy), p in zip(direction, phase, strict=True))
-    return (np.sqrt(2 / waves) * field).astype(np.float32)
+    waveforms = [np.sin(2 * np.pi * (fx * x + fy * y) + p) for (fx, fy), p in zip(direction, phase, strict=True)]
+    field: Image = np.sqrt(2 / waves) * np.sum(waveforms, axis=0)
+    return field
 
 
-def draw_phantom(index: int, size: int) -> tuple[Array, NDArray[np.bool_]]:
-    """One phantom: an image (size, size) in arbitrary grey units and its masks (5, size, size)."""
-    rng = np.random.default_rng([2022, index])
-    angle = rng.normal(0, 0.07)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    canvas = Canvas(size, turn * rng.uniform([0.78, 0.78], [1.08, 1.06]), rng.normal(0, 0.03, 2))
+def bend(rng: np.random.Generator, points: Sequence[tuple[float, float]], amount: float) -> Points:
+    return smooth_outline(np.array(points) + rng.normal(0, amount, (len(points), 2)))
 
-    def bend(points: Sequence[tuple[float, float]], amount: float) -> Points:
-        return smooth_outline(np.array(points) + rng.normal(0, amount, (len(points), 2)))
 
-    narrow = rng.normal(0, 0.012)  # one lung wider, the other narrower, as in a slightly turned patient
-    right_lung = bend(RIGHT_LUNG, 0.016) + np.array([narrow, 0])
-    left_lung = bend(LEFT_LUNG, 0.016) + np.array([narrow, 0])
-    heart = bend(HEART, 0.014)
-    centre = heart.mean(0)
-    heart = (heart - centre) * rng.uniform([0.75, 0.8], [1.3, 1.25]) + centre + rng.normal(0, 0.012, 2)
-    clavicles = []
-    for mirrored in (False, True):
-        line = np.array(RIGHT_CLAVICLE) + rng.normal(0, 0.006, (4, 2)) + rng.normal(0, 0.014, 2)
-        line[:, 1] += rng.normal(0, 0.06) * (line[0, 0] - line[:, 0])
-        line = line * [-1, 1] + [1, 0] if mirrored else line
-        clavicles.append(band(line, np.array([0.048, 0.036, 0.036, 0.040]) * rng.uniform(0.85, 1.15)))
+def draw_clavicle(rng: np.random.Generator, *, mirrored: bool) -> Points:
+    line = np.array(RIGHT_CLAVICLE) + rng.normal(0, 0.006, (4, 2)) + rng.normal(0, 0.014, 2)
+    line[:, 1] += rng.normal(0, 0.06) * (line[0, 0] - line[:, 0])
+    line = line * [-1, 1] + [1, 0] if mirrored else line
+    return band(line, np.array([0.048, 0.036, 0.036, 0.040]) * rng.uniform(0.85, 1.15))
 
-    heart_cover = canvas.fill([heart])
-    lungs = [canvas.fill([lung]) for lung in (right_lung, left_lung)]
-    # The heart hides what little lung lies behind it: the two touch, they do not overlap.
-    covers = [np.minimum(lung, 1 - heart_cover) for lung in lungs]
-    covers += [heart_cover, *(canvas.fill([clavicle]) for clavicle in clavicles)]
 
+def draw_ribs(rng: np.random.Generator) -> list[Points]:
+    """Nine arcs a side, from the spine outwards; the upper ones are easily taken for clavicles."""
     ribs = []
+    t = np.linspace(0, 1, 9)
     for side in (-1, 1):
         slope, first = rng.uniform(0.05, 0.2), rng.uniform(0.10, 0.15)
         for rib in range(9):
-            t = np.linspace(0, 1, 9)
             reach = 0.30 + 0.09 * np.sin(np.pi * min(rib + 1, 8) / 9)
             x = 0.5 + side * (0.04 + reach * t)
             y = first + 0.078 * rib - 0.05 * np.sin(np.pi * t) + slope * t**2
             ribs.append(band(np.stack([x, y], 1), rng.uniform(0.018, 0.032)))
+    return ribs
+
+
+def draw_vessels(rng: np.random.Generator) -> list[Points]:
+    """Thin bent branches that leave the two roots of the lungs."""
     vessels = []
     for _ in range(26):
         side = rng.choice([-1, 1])
@@ -135,23 +125,46 @@ def draw_phantom(index: int, size: int) -> tuple[Array, NDArray[np.bool_]]:
         bow = rng.normal(0, 1.2) * t**2
         line = start + np.stack([side * t * np.cos(heading), t * np.sin(heading) + bow], 1)
         vessels.append(band(line, np.linspace(rng.uniform(0.008, 0.016), 0.002, 6)))
-    spine = np.stack([0.5 + rng.normal(0, 0.006, 12), np.linspace(-0.1, 1.1, 12)], 1)
+    return vessels
 
+
+def draw_phantom(index: int, size: int) -> tuple[Image, NDArray[np.bool_]]:
+    """One phantom: an image (size, size) in arbitrary grey units and its masks (5, size, size)."""
+    rng = np.random.default_rng([SEED, index])
+    angle = rng.normal(0, 0.07)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    canvas = Canvas(size, turn * rng.uniform([0.78, 0.78], [1.08, 1.06]), rng.normal(0, 0.03, 2))
+
+    turned = [rng.normal(0, 0.012), 0]  # as in a slightly turned patient: one lung wider, the other narrower
+    lungs = [bend(rng, outline, 0.016) + turned for outline in (RIGHT_LUNG, LEFT_LUNG)]
+    heart = bend(rng, HEART, 0.014)
+    centre = heart.mean(0)
+    heart = (heart - centre) * rng.uniform([0.75, 0.8], [1.3, 1.25]) + centre + rng.normal(0, 0.012, 2)
+    clavicles = [draw_clavicle(rng, mirrored=mirrored) for mirrored in (False, True)]
+
+    # The heart hides what little lung lies behind it: the two touch, they do not overlap.
+    heart_cover = canvas.fill([heart])
+    covers = [np.minimum(canvas.fill([lung]), 1 - heart_cover) for lung in lungs]
+    covers += [heart_cover, *(canvas.fill([clavicle]) for clavicle in clavicles)]
+
+    ribs, vessels = draw_ribs(rng), draw_vessels(rng)
+    spine = np.stack([0.5 + rng.normal(0, 0.006, 12), np.linspace(-0.1, 1.1, 12)], 1)
     soft = rng.uniform(0.002, 0.012)
-    lung_air = np.minimum(canvas.fill([right_lung, left_lung], soft), 1 - 0.95 * canvas.fill([heart], 1.5 * soft))
-    haze = 0.75 + rng.uniform(0.05, 0.25) * smooth_field(rng, size, frequency=1.2)  # uneven aeration
+    air = np.minimum(canvas.fill(lungs, soft), 1 - 0.95 * canvas.fill([heart], 1.5 * soft))
+    aeration = 0.75 + rng.uniform(0.05, 0.25) * smooth_field(rng, size, frequency=1.2)
     density = (
         0.9 * canvas.fill([smooth_outline(np.array(BODY))], 0.02)
-        - rng.uniform(0.22, 0.55) * haze * lung_air
+        - rng.uniform(0.22, 0.55) * aeration * air
         + rng.uniform(0.05, 0.16) * canvas.fill([band(spine, rng.uniform(0.13, 0.20))], 0.018)
         + rng.uniform(0.0, 0.10) * canvas.fill([heart], 1.5 * soft)
         + rng.uniform(0.03, 0.12) * canvas.fill(ribs, 0.004)
-        + rng.uniform(0.06, 0.16) * canvas.fill(vessels, 0.003) * lung_air
+        + rng.uniform(0.06, 0.16) * canvas.fill(vessels, 0.003) * air
         + rng.uniform(0.05, 0.13) * canvas.fill(clavicles, soft)
         + rng.uniform(0.02, 0.10) * smooth_field(rng, size, frequency=0.7)
     )
     film = np.sign(density) * np.abs(density) ** rng.uniform(0.5, 2.0)
-    return film + rng.uniform(0.005, 0.05) * rng.standard_normal((size, size), np.float32), np.stack(covers) > 0.5
+    noise = rng.uniform(0.005, 0.05) * rng.standard_normal((size, size))
+    return film + noise, np.stack(covers) > 0.5
 
 
 def phantom_set(indices: range, size: int) -> ImageSet:
@@ -166,10 +179,8 @@ def phantom_set(indices: range, size: int) -> ImageSet:
 
 def load(config: Config) -> Dataset:
     """Draws the phantoms; a split is another choice of labelled ones, the same for every run."""
-    if not 0 < config.labeled <= TRAIN:
-        raise ValueError(f"labeled: {config.labeled}, but there are 1 to {TRAIN} training phantoms")
-    if config.split < 0:
-        raise ValueError(f"split: {config.split}, expected 0 or more")
+    if config.labeled > TRAIN:
+        raise ValueError(f"labeled: {config.labeled}, but there are only {TRAIN} training phantoms")
     train = phantom_set(range(TRAIN), config.image_size)
     chosen = np.random.default_rng([config.labeled, config.split]).permutation(TRAIN)[: config.labeled]
     validation = range(TRAIN, TRAIN + VALIDATION)

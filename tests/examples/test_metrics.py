@@ -17,11 +17,11 @@ def masks(*rows: str) -> torch.Tensor:
 def test_iou_by_hand():
     iou = IoU()
     iou.update(masks("xx../...."), masks(".xx./...."))  # 1 of 3; absent from both
-    iou.update(masks("xxxx/x..."), masks("xx../...."))  # 2 of 4; 0 of 1
+    iou.update(masks("xxxx/x..."), masks("xx../xx.."))  # 2 of 4; 1 of 2
     assert iou.per_image()[:, 0].tolist() == pytest.approx([1 / 3, 1 / 2])
     assert iou.per_image()[0, 1].isnan()
-    assert iou.per_class().tolist() == pytest.approx([5 / 12, 0])
-    assert iou.pooled().tolist() == pytest.approx([3 / 7, 0])
+    assert iou.per_class().tolist() == pytest.approx([5 / 12, 1 / 2])
+    assert iou.pooled().tolist() == pytest.approx([3 / 7, 1 / 2])
 
 
 def test_pooled_iou_is_torchmetrics():

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from typing import get_args
 
@@ -17,7 +15,7 @@ from examples.config import Config, MethodName
 from examples.data import DATASETS, phantom
 from examples.methods import METHODS, Step
 from examples.runlog import git_commit
-from examples.train import stop_if_not_finite, train
+from examples.train import main, stop_if_not_finite, train
 from examples.unet import UNet, UpBlock, settle_batch_norm
 
 KEYS = {
@@ -30,6 +28,7 @@ KEYS = {
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> Config:
     monkeypatch.setattr(phantom, "TRAIN", 8)
+    monkeypatch.setattr(phantom, "VALIDATION", 2)
     monkeypatch.setattr(phantom, "TEST", 4)
     return Config(
         "phantom", out=tmp_path / "run", image_size=32, base_channels=4, map_size=16, k=0.5, iterations=4, eval_every=1
@@ -88,8 +87,10 @@ def test_epochs_pass_over_the_unlabelled_images(config):
     assert train(replace(config, method="supervised", iterations=None, epochs=2))["iterations"] == 2 * 8 / 2
 
 
-def test_held_back_labels_do_not_reach_the_method(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["fixmatch", "rpg_plus"])
+def test_held_back_labels_do_not_reach_the_method(config, method, tmp_path, monkeypatch):
     """Other labels of the unlabelled images change what is logged, and nothing else."""
+    config = replace(config, method=method, threshold=0.5)  # fixmatch keeps every prediction
     honest = train(config)
     load = DATASETS["phantom"]
 
@@ -134,14 +135,17 @@ def test_bad_values_are_refused(config, changes, message):
         replace(config, **changes)
 
 
-def test_command_line():
-    command = [sys.executable, "-m", "examples.train"]
-    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+def test_command_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["examples.train", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    shown = capsys.readouterr().out
     for option in ("phantom", "nearest_neighbor", "--labeled", "--k", "--overwrite"):
         assert option in shown
-    refused = subprocess.run([*command, "phantom", "--method", "magic"], capture_output=True, text=True, check=False)
-    assert refused.returncode
-    assert "rpg_plus" in refused.stderr
+    monkeypatch.setattr("sys.argv", ["examples.train", "phantom", "--method", "magic"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "rpg_plus" in capsys.readouterr().err
 
 
 def test_names_on_the_command_line_are_those_registered():

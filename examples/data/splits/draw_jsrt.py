@@ -16,9 +16,7 @@ def draw() -> dict[str, list[dict[str, list[str]]]]:
     splits: dict[str, list[dict[str, list[str]]]] = {}
     for size in SIZES:
         drawn = [rng.sample(FIRST_SET, size + VALIDATION) for _ in range(SPLITS)]
-        splits[str(size)] = [
-            {"labeled": sorted(ids[:size]), "validation": sorted(ids[size:])} for ids in drawn
-        ]
+        splits[str(size)] = [{"labeled": sorted(ids[:size]), "validation": sorted(ids[size:])} for ids in drawn]
     return splits
 
 
