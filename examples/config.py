@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -63,8 +63,8 @@ class Config:
     map_size: int = 64
     """Side s of the sub-sampled maps on which pixels are matched (paper: 64)."""
 
-    k: int | float = 7000
-    """Nearest references that count: a number, or a share of all in (0, 1] (paper: 7000, 57 % of 3 * 64 * 64)."""
+    k: int | float = 7000 / (3 * 64 * 64)
+    """Nearest references that count: a number, or a share of all in (0, 1] (paper: 7000 of 3 * 64 * 64)."""
 
     threshold: float = 0.95
     """Confidence above which fixmatch and rpg_plus keep a prediction, tau (paper: 0.95)."""
@@ -105,6 +105,10 @@ class Config:
     def uses_references(self) -> bool:
         """Whether the method looks at the k nearest references."""
         return self.method in ("rpg", "rpg_plus")
+
+    def plain(self) -> dict[str, str | int | float | bool | None]:
+        """The fields as JSON and checkpoints hold them, paths as text."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
     @property
     def out_dir(self) -> Path:

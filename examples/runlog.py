@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,12 +38,12 @@ def claim_folder(config: Config) -> Path:
             raise FileExistsError(f"out: {out} already holds a result.json; pass --overwrite or another --out")
         (out / "result.json").unlink()
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", asdict(config))
+    write_json(out / "config.json", config.plain())
     return out
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(without_nan(content), indent=2, default=str) + "\n")
+    path.write_text(json.dumps(without_nan(content), indent=2) + "\n")
 
 
 def without_nan(content: Any) -> Any:

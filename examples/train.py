@@ -20,8 +20,8 @@ The loss itself is used in examples/methods/, one short file a method; start wit
 from __future__ import annotations
 
 import math
+import sys
 import time
-from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -59,7 +59,6 @@ def train(config: Config) -> dict[str, Any]:
     unlabeled_views = unlabeled_batches(data, config.unlabeled_batch, Generator().manual_seed(config.seed))
 
     calibration = [view.images for view in islice(pools, SETTLING_POOLS)]
-
     epoch = math.ceil(len(data.unlabeled) / config.unlabeled_batch)
     iterations = config.iterations or config.epochs * epoch
     best = -1.0
@@ -79,13 +78,13 @@ def train(config: Config) -> dict[str, Any]:
                 iou = evaluate(net, data.validation, data.multilabel)
                 score = float(iou.per_class().nanmean())
                 log.validation(step, {"miou": score, **by_class(data.class_names, iou.per_class())}, best=score > best)
-                checkpoint = {"model": net.state_dict(), "config": asdict(config), "step": step, "validation": score}
+                checkpoint = {"model": net.state_dict(), "config": config.plain(), "step": step, "validation": score}
                 save_checkpoint(out / "last.pt", checkpoint)
                 if score > best:
                     best = score
                     save_checkpoint(out / "best.pt", checkpoint)
 
-    net.load_state_dict(torch.load(out / "best.pt", map_location=config.device, weights_only=False)["model"])
+    net.load_state_dict(torch.load(out / "best.pt", map_location=config.device, weights_only=True)["model"])
     iou = evaluate(net, data.test, data.multilabel)
     learned = result.pseudo_labels is not None
     summary = {
@@ -139,7 +138,10 @@ def by_class(names: tuple[str, ...], values: torch.Tensor) -> dict[str, float]:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    summary = train(config)
+    try:
+        summary = train(config)
+    except (ValueError, OSError, FloatingPointError) as error:  # the message says what to do; a traceback would bury it
+        sys.exit(f"error: {error}")
     print(f"test mIoU {summary['miou']:.3f} on {summary['data']}; results and pictures in {config.out_dir}")
 
 

@@ -58,7 +58,7 @@ def test_a_run_leaves_everything(config, method):
     assert lines[-1]["step"] == 4
     assert list(out.glob("events.out.tfevents.*"))
     for name in ("last.pt", "best.pt"):
-        checkpoint = torch.load(out / name, weights_only=False)
+        checkpoint = torch.load(out / name, weights_only=True)
         UNet(1, 5, config.base_channels).load_state_dict(checkpoint["model"])
         assert checkpoint["config"]["method"] == method
     with Image.open(out / "overlays.png") as picture:
