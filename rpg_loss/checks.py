@@ -29,6 +29,14 @@ def check_floating(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_mask(name: str, mask: Any, shape: tuple[int, ...], goes_with: str) -> None:
+    if mask is None:
+        return
+    check_tensor(name, mask)
+    if tuple(mask.shape) != shape or mask.dtype != torch.bool:
+        raise ValueError(f"{name}: got {describe(mask)}, expected {shape} bool to go with {goes_with}")
+
+
 def check_same_device(**tensors: Tensor | None) -> None:
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     devices = {tensor.device for tensor in present.values()}

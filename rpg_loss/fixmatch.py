@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_choice, check_floating, check_same_device, describe
+from .checks import check_choice, check_floating, check_mask, check_same_device
 from .loss import segmentation_cross_entropy
 
 
@@ -164,9 +164,8 @@ class FixMatchSegLoss(nn.Module):
                 "expected the same non-empty (B, C, *spatial)"
             )
         shape = (len(logits_weak), *logits_weak.shape[2:])
-        for name, area in (("cutout", cutout), ("valid_weak", valid_weak)):
-            if area is not None and (tuple(area.shape) != shape or area.dtype != torch.bool):
-                raise ValueError(f"{name}: got {describe(area)}, expected {shape} bool")
+        check_mask("cutout", cutout, shape, "the logits")
+        check_mask("valid_weak", valid_weak, shape, "the logits")
         check_same_device(logits_weak=logits_weak, logits_strong=logits_strong, cutout=cutout, valid_weak=valid_weak)
 
         target, mask, valid = self._targets(logits_weak, warp, cutout, valid_weak)

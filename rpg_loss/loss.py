@@ -12,9 +12,9 @@ from .checks import (
     check_choice,
     check_floating,
     check_labels,
+    check_mask,
     check_same_device,
     check_tensor,
-    describe,
     is_ignored,
     resolve_k,
     widen,
@@ -155,7 +155,7 @@ class RPGLoss(nn.Module):
             feat_u: ``(B, D, *S)`` floating point.
             feat_ref: ``(P, D, *R)``.
             y_ref: ``(P, *R')`` integers or ``(P, C, *R')`` 0/1; R' may be a finer grid than R.
-            valid_u: ``(B, *S')`` bool, False where a query is to be ignored.
+            valid_u: ``(B, *S')`` bool, False where a query is to be ignored; S' may be a finer grid than S.
 
         Returns:
             :class:`PseudoLabels` on the map: every axis ``min(map_size, size)``.
@@ -172,7 +172,15 @@ class RPGLoss(nn.Module):
                 )
         check_tensor("y_ref", y_ref)
         y_ref = widen(y_ref)
-        grid_u = self._grid(feat_u.shape[2:], *((valid_u.shape[1:],) if valid_u is not None else ()))
+        grid_u = self._grid(feat_u.shape[2:])
+        if valid_u is not None:
+            check_tensor("valid_u", valid_u)
+            if valid_u.ndim != feat_u.ndim - 1:
+                raise ValueError(
+                    f"valid_u: got shape {tuple(valid_u.shape)}, expected ({len(feat_u)}, *spatial) with "
+                    f"{feat_u.ndim - 2} spatial axes to go with feat_u {tuple(feat_u.shape)}"
+                )
+            grid_u = self._grid(feat_u.shape[2:], valid_u.shape[1:])
         return self._pseudo_labels(feat_u, feat_ref, y_ref, valid_u, grid_u)
 
     def _pseudo_labels(
@@ -329,13 +337,7 @@ class RPGLoss(nn.Module):
                     f"logits_ref: got shape {tuple(logits_ref.shape)}, expected {expected} to go with y_ref "
                     f"{tuple(y_ref.shape)} and the {num_classes} channels of logits_u"
                 )
-        if valid_u is not None and (
-            tuple(valid_u.shape) != (len(logits_u), *logits_u.shape[2:]) or valid_u.dtype != torch.bool
-        ):
-            raise ValueError(
-                f"valid_u: got {describe(valid_u)}, expected {(len(logits_u), *logits_u.shape[2:])} bool to go with "
-                "logits_u"
-            )
+        check_mask("valid_u", valid_u, (len(logits_u), *logits_u.shape[2:]), "logits_u")
         check_same_device(logits_u=logits_u, feat_u=feat_u, feat_ref=feat_ref, y_ref=y_ref, logits_ref=logits_ref)
         if self.check_values and not multilabel:
             check_labels("y_ref", y_ref, multilabel=False, ignore_index=self.ignore_index, num_classes=num_classes)

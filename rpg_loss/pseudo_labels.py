@@ -11,6 +11,7 @@ from .checks import (
     check_finite,
     check_floating,
     check_labels,
+    check_mask,
     check_same_device,
     check_tensor,
     describe,
@@ -164,10 +165,6 @@ def _check_shapes(feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, valid_u: Tens
         )
     if y_ref.is_complex():
         raise TypeError(f"y_ref: got {describe(y_ref)}, expected a real dtype")
-    if valid_u is not None:
-        check_tensor("valid_u", valid_u)
-        shape = (feat_u.shape[0], *feat_u.shape[2:])
-        if tuple(valid_u.shape) != shape or valid_u.dtype != torch.bool:
-            raise ValueError(f"valid_u: got {describe(valid_u)}, expected {shape} bool to go with feat_u")
+    check_mask("valid_u", valid_u, (feat_u.shape[0], *feat_u.shape[2:]), "feat_u")
     check_same_device(feat_u=feat_u, feat_ref=feat_ref, y_ref=y_ref, valid_u=valid_u)
     return multilabel

@@ -141,8 +141,12 @@ def test_rpg_loss_types():
         RPGLoss()(LU.long(), U, R, Y)
     with pytest.raises(TypeError, match=r"logits_ref: got list"):
         RPGLoss()(LU, U, R, Y, [])
+    with pytest.raises(TypeError, match=r"valid_u: got list"):
+        RPGLoss()(LU, U, R, Y, valid_u=[True])
     with pytest.raises(TypeError, match=r"y_ref: got ndarray"):
         RPGLoss()(LU, U, R, Y.numpy())
+    with pytest.raises(ValueError, match=r"valid_u: got shape \(2, 5\), expected \(2, \*spatial\) with 2 spatial axes"):
+        RPGLoss().pseudo_labels(U, R, Y, valid_u=torch.ones(2, 5) > 0)
     with pytest.raises(TypeError, match=r"y_ref: got NoneType"):
         RPGLoss().pseudo_labels(U, R, None)
     with pytest.raises(ValueError, match=r"feat_u: .*for flat pixels call rpg_pseudo_labels"):
