@@ -46,6 +46,7 @@ class Demo:
 
 def run(demo: Demo, method: MethodName) -> dict[str, Any]:
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     return train(
         Config(
             dataset="phantom", method=method, labeled=demo.labeled, split=demo.split, seed=demo.seed,

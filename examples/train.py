@@ -47,7 +47,6 @@ def train(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     out = claim_folder(config)
     torch.manual_seed(config.seed)
-    torch.set_flush_denormal(True)  # tiny activations of a trained net would slow a CPU down
 
     data = load(config)
     net = UNet(1, data.num_outputs, config.base_channels).to(config.device)
@@ -138,6 +137,7 @@ def by_class(names: tuple[str, ...], values: torch.Tensor) -> dict[str, float]:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    torch.set_flush_denormal(True)  # tiny activations of a trained net would slow a CPU down
     try:
         summary = train(config)
     except (ValueError, OSError, FloatingPointError) as error:  # the message says what to do; a traceback would bury it
