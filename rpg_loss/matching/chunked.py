@@ -19,9 +19,9 @@ from torch import Tensor
 from .contract import EPS, TIE, Matches
 from .precision import full_float32_matmul
 
-# Similarities (float32) in one block.  4 MiB stays in the shared cache of current CPUs; a block has at least
+# Similarities (float32) in one block.  8 MiB stay in the shared cache of current CPUs; a block has at least
 # _MIN_QUERIES rows, below which a matrix product runs at the speed of memory.
-_BLOCK_ELEMENTS = 2**20
+_BLOCK_ELEMENTS = 2**21
 _MIN_QUERIES = 16
 
 # Below this product of norms Eq. 3's epsilon is visible at float32 accuracy: 1e-8 / 0.1 = 1e-7.
@@ -39,7 +39,7 @@ def match_chunked(
     """Match ``chunk_size`` queries at a time (see :func:`match`).
 
     Extra memory: two blocks of ``chunk_size`` x N float32, and unit-length copies of queries and
-    references, O((M + N) D).  ``chunk_size=None`` chooses blocks of about 4 MiB.
+    references, O((M + N) D).  ``chunk_size=None`` chooses blocks of about 8 MiB.
     """
     m, n = len(queries), len(references)
     chunk_size = chunk_size or max(_MIN_QUERIES, _BLOCK_ELEMENTS // n)
@@ -122,8 +122,14 @@ def _drop_sets_beyond_k(cosine: Tensor, best: Tensor, sizes: Tensor, k: int) -> 
             break
         middle = (inside[open_rows] + outside[open_rows]) // 2
         threshold = ranked[open_rows, middle][:, None] + TIE
-        rows = cosine if len(open_rows) == len(cosine) else cosine.index_select(0, open_rows)
-        within = _count_above(rows, threshold) < k
+        # Copying rows out costs more than comparing all of them, unless few are left.
+        if 2 * len(open_rows) < len(cosine):
+            counts = _count_above(cosine.index_select(0, open_rows), threshold)
+        else:
+            everywhere = cosine.new_full((len(cosine), 1), torch.inf)
+            everywhere[open_rows] = threshold
+            counts = _count_above(cosine, everywhere)[open_rows]
+        within = counts < k
         inside[open_rows] = torch.where(within, middle + 1, inside[open_rows])
         outside[open_rows] = torch.where(within, outside[open_rows], middle)
     ranks = torch.arange(best.shape[1], device=best.device)
