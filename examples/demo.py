@@ -65,7 +65,7 @@ def main() -> None:
 
     table = Table(
         title=f"IoU after {demo.iterations} steps with {demo.labeled} labelled images ({results[0]['data']})",
-        caption=f"pictures: {demo.out}/*/overlays.png",
+        caption=f"one split, one seed: --split and --seed show the spread\npictures: {demo.out}/*/overlays.png",
     )
     table.add_column("method")
     for heading in ("mean", *results[0]["iou_per_class"], "minutes"):
