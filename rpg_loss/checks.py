@@ -17,11 +17,13 @@ def describe(tensor: Tensor) -> str:
 
 
 def check_tensor(name: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a torch.Tensor")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless ``tensor`` is a real floating-point tensor."""
     check_tensor(name, tensor)
     if not tensor.is_floating_point():
         raise TypeError(
@@ -30,6 +32,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 
 def check_mask(name: str, mask: Any, shape: tuple[int, ...], goes_with: str) -> None:
+    """Raise unless ``mask`` is None or a bool tensor of the given shape."""
     if mask is None:
         return
     check_tensor(name, mask)
@@ -38,6 +41,7 @@ def check_mask(name: str, mask: Any, shape: tuple[int, ...], goes_with: str) -> 
 
 
 def check_same_device(**tensors: Tensor | None) -> None:
+    """Raise ValueError unless all tensors that are given lie on one device."""
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     devices = {tensor.device for tensor in present.values()}
     if len(devices) > 1:
@@ -46,6 +50,7 @@ def check_same_device(**tensors: Tensor | None) -> None:
 
 
 def check_finite(**tensors: Tensor | None) -> None:
+    """Raise ValueError that names the first tensor with NaN or infinite values."""
     for name, tensor in tensors.items():
         if tensor is not None and not bool(torch.isfinite(tensor.detach()).all()):
             bad = int((~torch.isfinite(tensor.detach())).sum())
@@ -113,5 +118,6 @@ def resolve_k(k: Any, n: int | None = None) -> int:
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")

@@ -50,7 +50,7 @@ def match_chunked(
     u, u_norm = _unit(queries)
     r, r_norm = _unit(references)
     r, r_norm = r[order], r_norm[order]
-    eps_matters = bool(u_norm.amin() * r_norm.amin() < _EPS_MATTERS) if m else False
+    eps_matters = bool(u_norm.amin() * r_norm.amin() < _EPS_MATTERS)
 
     nearest_sets = torch.empty(m, dtype=torch.int64, device=u.device)
     proximities = torch.empty(m, num_sets, dtype=torch.float32, device=u.device)
