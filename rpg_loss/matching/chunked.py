@@ -39,7 +39,7 @@ def match_chunked(
     """Match ``chunk_size`` queries at a time (see :func:`match`).
 
     Extra memory: two blocks of ``chunk_size`` x N float32, and unit-length copies of queries and
-    references, O((M + N) D).  ``chunk_size=None`` chooses blocks of about 8 MiB.
+    references, O((M + N) D).  ``chunk_size=None`` chooses blocks of about 8 MiB, at least 16 queries.
     """
     m, n = len(queries), len(references)
     chunk_size = chunk_size or max(_MIN_QUERIES, _BLOCK_ELEMENTS // n)
