@@ -52,7 +52,7 @@ class Config:
     """Optimiser steps, instead of --epochs."""
 
     eval_every: int = 10
-    """Epochs from one validation to the next; there is always one at the end (ours)."""
+    """Epochs from one validation to the next; there is always one at the end (paper: 10)."""
 
     pool_size: int = 3
     """Labelled images in each step: the reference pool, p (paper: 3)."""

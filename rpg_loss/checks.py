@@ -80,10 +80,16 @@ def check_labels(
     name: str, labels: Tensor, *, multilabel: bool, ignore_index: int, num_classes: int | None = None
 ) -> None:
     """Check the values of a class map or of 0/1 label vectors; ``ignore_index`` is always allowed."""
-    used = labels[~is_ignored(labels, ignore_index)]
-    if used.numel() == 0:
+    ignored = is_ignored(labels, ignore_index)
+    if multilabel:
+        outside = (labels != 0) & (labels != 1)
+    else:
+        outside = (labels < 0) | (labels >= (num_classes or math.inf))
+    # Sorting out which values there are is left to the error: it is slow on full-size maps.
+    perhaps_255 = not multilabel and num_classes is None and bool(((labels == 255) & ~ignored).any())
+    if not perhaps_255 and not bool((outside & ~ignored).any()):
         return
-    values = torch.unique(used)
+    values = torch.unique(labels[~ignored])
     is_mask_255 = int(values.max()) == 255 and bool(((values == 0) | (values == 255)).all())
     hint = "this looks like a mask of 0/255: use mask // 255" if is_mask_255 else ""
     if multilabel:

@@ -339,8 +339,15 @@ class RPGLoss(nn.Module):
                 )
         check_mask("valid_u", valid_u, (len(logits_u), *logits_u.shape[2:]), "logits_u")
         check_same_device(logits_u=logits_u, feat_u=feat_u, feat_ref=feat_ref, y_ref=y_ref, logits_ref=logits_ref)
-        if self.check_values and not multilabel:
-            check_labels("y_ref", y_ref, multilabel=False, ignore_index=self.ignore_index, num_classes=num_classes)
+        # At full size: the supervised term sees pixels that the map leaves out.
+        if self.check_values:
+            check_labels(
+                "y_ref",
+                y_ref,
+                multilabel=multilabel,
+                ignore_index=self.ignore_index,
+                num_classes=None if multilabel else num_classes,
+            )
 
 
 def _per_entry(name: str, tensor: Tensor, entries: Tensor, *, multilabel: bool) -> Tensor:

@@ -110,6 +110,7 @@ def test_rpg_pseudo_labels(case):
 def test_checks_of_values_can_be_switched_off():
     labels, _ = rpg_pseudo_labels(NAN, R, Y, 5, check_values=False)
     assert torch.equal(labels[1], rpg_pseudo_labels(U, R, Y, 5).labels[1])
+    torch.testing.assert_close(RPGLoss(check_values=False)(LU, U, R, Y), RPGLoss()(LU, U, R, Y))
 
 
 LU, LR = torch.randn(2, 3, 5, 6), torch.randn(3, 3, 7, 8)
@@ -134,6 +135,16 @@ def test_rpg_loss(case):
     args, options, message = LOSS[case]
     with pytest.raises(ValueError, match=message):
         RPGLoss(map_size=None)(*args, **options)
+
+
+@pytest.mark.parametrize(("labels", "value"), [(Y, 7), (V, 2), (V, 255)])
+def test_a_wrong_label_between_the_pixels_of_the_map_is_found(labels, value):
+    """The supervised term would take it for a target."""
+    wrong = labels.clone()
+    wrong[..., -1, -1] = value
+    channels = 2 if labels is V else 3
+    with pytest.raises(ValueError, match=rf"y_ref: got the values {value}, expected"):
+        RPGLoss(map_size=2)(LU[:, :channels], U, R, wrong, LR[:, :channels])
 
 
 def test_rpg_loss_types():

@@ -278,6 +278,11 @@ def test_matmul_precision_is_restored_with_the_older_torch_interface(monkeypatch
         torch.set_float32_matmul_precision(before)
 
 
+def test_a_class_255_among_others_is_no_mask():
+    y = torch.tensor([0, 3, 255])
+    assert rpg_pseudo_labels(torch.eye(3), torch.eye(3), y, 1).labels.tolist() == [0, 3, 255]
+
+
 def test_unknown_implementation():
     ids = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"impl: got 'fast', expected one of 'auto', 'reference', 'chunked'"):

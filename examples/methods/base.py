@@ -41,8 +41,7 @@ class Method(ABC):
     def __call__(self, net: nn.Module, pool: View, unlabeled: View) -> Step:
         """Computes the loss of one step; ``net(images)`` returns logits and features.
 
-        Pool and unlabelled images are forwarded one after the other: batch statistics shared between views ruined
-        training.
+        Pool and unlabelled images are forwarded one after the other, so that each keeps its own batch statistics.
         """
 
     def pseudo_labels(self, net: nn.Module, pool: View, images: Tensor) -> PseudoLabels | None:
