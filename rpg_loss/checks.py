@@ -80,6 +80,7 @@ def check_labels(
     name: str, labels: Tensor, *, multilabel: bool, ignore_index: int, num_classes: int | None = None
 ) -> None:
     """Check the values of a class map or of 0/1 label vectors; ``ignore_index`` is always allowed."""
+    num_classes = None if multilabel else num_classes
     ignored = is_ignored(labels, ignore_index)
     if multilabel:
         outside = (labels != 0) & (labels != 1)

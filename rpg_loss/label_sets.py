@@ -13,7 +13,7 @@ def encode_label_sets(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Number the distinct labels of the references.
 
     Args:
-        labels: ``(N,)`` integers or ``(N, C)`` 0/1, N >= 1.
+        labels: ``(N,)`` integers or ``(N, C)`` 0/1.
 
     Returns:
         ``set_ids``, ``(N,)`` int64, the label set of every reference, and ``set_labels``, ``(|S|,)`` or
@@ -23,6 +23,8 @@ def encode_label_sets(labels: Tensor) -> tuple[Tensor, Tensor]:
         set_labels, set_ids = torch.unique(labels, return_inverse=True)
         return set_ids, set_labels
     set_ids = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
+    if len(labels) == 0:
+        return set_ids, labels
     for word in torch.split(labels.bool(), _WORD, dim=1):
         bits = torch.arange(word.shape[1], device=labels.device)
         code = torch.where(word, torch.ones_like(bits) << bits, 0).sum(1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from types import EllipsisType
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,10 @@ from .checks import (
 )
 from .matching import IMPLEMENTATIONS, Impl
 from .pseudo_labels import PseudoLabels, rpg_pseudo_labels
+from .union import refusals_told
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 MapSize = int | tuple[int, ...] | None
 
@@ -98,6 +103,7 @@ class RPGLoss(nn.Module):
             the logits' size.
         ignore_index: value of ``y_ref`` at pixels that are neither references nor supervised.
         impl: see :func:`rpg_pseudo_labels`.
+        group: processes whose pools together are the reference set, see :func:`rpg_pseudo_labels`.
         check_values: look for NaN, infinities and labels out of range; on a GPU each look waits for the device.
 
     Raises:
@@ -120,6 +126,7 @@ class RPGLoss(nn.Module):
         resolution: Literal["map", "full"] = "map",
         ignore_index: int = -100,
         impl: Impl = "auto",
+        group: ProcessGroup | None = None,
         check_values: bool = True,
     ) -> None:
         super().__init__()
@@ -137,6 +144,7 @@ class RPGLoss(nn.Module):
         self.resolution = resolution
         self.ignore_index = ignore_index
         self.impl: Impl = impl
+        self.group = group
         self.check_values = check_values
 
     def extra_repr(self) -> str:
@@ -163,36 +171,38 @@ class RPGLoss(nn.Module):
         Raises:
             TypeError, ValueError: as :func:`rpg_pseudo_labels` does.
         """
-        for name, tensor in (("feat_u", feat_u), ("feat_ref", feat_ref)):
-            check_floating(name, tensor)
-            if tensor.ndim < 3:
-                raise ValueError(
-                    f"{name}: got shape {tuple(tensor.shape)}, expected (images, D, *spatial); for flat pixels call "
-                    "rpg_pseudo_labels"
-                )
-        check_tensor("y_ref", y_ref)
-        y_ref = widen(y_ref)
-        grid_u = self._grid(feat_u.shape[2:])
-        if valid_u is not None:
-            check_tensor("valid_u", valid_u)
-            if valid_u.ndim != feat_u.ndim - 1:
-                raise ValueError(
-                    f"valid_u: got shape {tuple(valid_u.shape)}, expected ({len(feat_u)}, *spatial) with "
-                    f"{feat_u.ndim - 2} spatial axes to go with feat_u {tuple(feat_u.shape)}"
-                )
-            grid_u = self._grid(feat_u.shape[2:], valid_u.shape[1:])
+        with refusals_told(self.group):
+            for name, tensor in (("feat_u", feat_u), ("feat_ref", feat_ref)):
+                check_floating(name, tensor)
+                if tensor.ndim < 3:
+                    raise ValueError(
+                        f"{name}: got shape {tuple(tensor.shape)}, expected (images, D, *spatial); for flat pixels "
+                        "call rpg_pseudo_labels"
+                    )
+            check_tensor("y_ref", y_ref)
+            y_ref = widen(y_ref)
+            grid_u = self._grid(feat_u.shape[2:])
+            if valid_u is not None:
+                check_tensor("valid_u", valid_u)
+                if valid_u.ndim != feat_u.ndim - 1:
+                    raise ValueError(
+                        f"valid_u: got shape {tuple(valid_u.shape)}, expected ({len(feat_u)}, *spatial) with "
+                        f"{feat_u.ndim - 2} spatial axes to go with feat_u {tuple(feat_u.shape)}"
+                    )
+                grid_u = self._grid(feat_u.shape[2:], valid_u.shape[1:])
         return self._pseudo_labels(feat_u, feat_ref, y_ref, valid_u, grid_u)
 
     def _pseudo_labels(
         self, feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, valid_u: Tensor | None, grid_u: tuple[int, ...]
     ) -> PseudoLabels:
         spatial = feat_ref.ndim - 2
-        if y_ref.ndim not in (feat_ref.ndim, feat_ref.ndim - 1):
-            raise ValueError(
-                f"y_ref: got shape {tuple(y_ref.shape)}, expected (P, *R) class indices or (P, C, *R) 0/1 with "
-                f"{spatial} spatial axes to go with feat_ref {tuple(feat_ref.shape)}"
-            )
-        grid_ref = self._grid(feat_ref.shape[2:], y_ref.shape[-spatial:])
+        with refusals_told(self.group):
+            if y_ref.ndim not in (feat_ref.ndim, feat_ref.ndim - 1):
+                raise ValueError(
+                    f"y_ref: got shape {tuple(y_ref.shape)}, expected (P, *R) class indices or (P, C, *R) 0/1 with "
+                    f"{spatial} spatial axes to go with feat_ref {tuple(feat_ref.shape)}"
+                )
+            grid_ref = self._grid(feat_ref.shape[2:], y_ref.shape[-spatial:])
         labels, weights = rpg_pseudo_labels(
             _subsample(feat_u, grid_u),
             _subsample(feat_ref, grid_ref),
@@ -201,6 +211,7 @@ class RPGLoss(nn.Module):
             valid_u=None if valid_u is None else _subsample(valid_u, grid_u),
             ignore_index=self.ignore_index,
             impl=self.impl,
+            group=self.group,
             check_values=self.check_values,
         )
         if not self.weighted:
@@ -267,7 +278,11 @@ class RPGLoss(nn.Module):
         """
         check_tensor("y_ref", y_ref)
         y_ref = widen(y_ref)
-        self._check(logits_u, feat_u, feat_ref, y_ref, logits_ref, valid_u)
+        with refusals_told(self.group):
+            self._check(logits_u, feat_u, feat_ref, y_ref, logits_ref, valid_u)
+            # At full size: the supervised term sees pixels that the map leaves out.
+            if self.check_values:
+                y_ref = _checked_labels(y_ref, y_ref.ndim == feat_ref.ndim, self.ignore_index, logits_u.shape[1])
         grid_u = self._grid(feat_u.shape[2:], logits_u.shape[2:])
         pseudo = self._pseudo_labels(feat_u, feat_ref, y_ref, valid_u, grid_u)
         if self.resolution == "full":
@@ -339,15 +354,30 @@ class RPGLoss(nn.Module):
                 )
         check_mask("valid_u", valid_u, (len(logits_u), *logits_u.shape[2:]), "logits_u")
         check_same_device(logits_u=logits_u, feat_u=feat_u, feat_ref=feat_ref, y_ref=y_ref, logits_ref=logits_ref)
-        # At full size: the supervised term sees pixels that the map leaves out.
-        if self.check_values:
-            check_labels(
-                "y_ref",
-                y_ref,
-                multilabel=multilabel,
-                ignore_index=self.ignore_index,
-                num_classes=None if multilabel else num_classes,
-            )
+
+
+def _checked_labels(y_ref: Tensor, multilabel: bool, ignore_index: int, num_classes: int) -> Tensor:
+    """``y_ref``, after :func:`check_labels`."""
+    if torch.compiler.is_compiling():
+        checked: Tensor = _checked_copy(y_ref, multilabel, ignore_index, num_classes)
+        return checked
+    check_labels("y_ref", y_ref, multilabel=multilabel, ignore_index=ignore_index, num_classes=num_classes)
+    return y_ref
+
+
+@torch.library.custom_op(
+    "rpg_loss::checked_labels",
+    mutates_args=(),
+    schema="(Tensor y_ref, bool multilabel, int ignore_index, int num_classes) -> Tensor",
+)
+def _checked_copy(y_ref: Tensor, multilabel: bool, ignore_index: int, num_classes: int) -> Tensor:
+    # A copy: compilers keep the check, and keep it first, because what follows depends on its result.
+    return _checked_labels(y_ref, multilabel, ignore_index, num_classes).clone(memory_format=torch.contiguous_format)
+
+
+@_checked_copy.register_fake
+def _(y_ref: Tensor, multilabel: bool, ignore_index: int, num_classes: int) -> Tensor:
+    return torch.empty_like(y_ref, memory_format=torch.contiguous_format)
 
 
 def _per_entry(name: str, tensor: Tensor, entries: Tensor, *, multilabel: bool) -> Tensor:
@@ -362,8 +392,13 @@ def _per_entry(name: str, tensor: Tensor, entries: Tensor, *, multilabel: bool) 
 
 def _subsample(tensor: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Nearest-neighbour resampling of the last ``len(grid)`` axes, of any dtype and number of axes."""
-    for axis, size in zip(range(-len(grid), 0), grid, strict=True):
-        if tensor.shape[axis] != size:
-            index = torch.arange(size, device=tensor.device) * tensor.shape[axis] // size
-            tensor = tensor.index_select(axis, index)
-    return tensor
+    sizes = tensor.shape[-len(grid) :]
+    if tuple(sizes) == grid:
+        return tensor
+    places: list[Tensor] = []
+    for axis, (size, sides) in enumerate(zip(sizes, grid, strict=True)):
+        index = torch.arange(sides, device=tensor.device) * size // sides
+        places.append(index.view(-1, *[1] * (len(grid) - 1 - axis)))
+    # All axes in one step: compiled for CPUs, the gradient of an index_select was wrong in torch 2.13.
+    everywhere: tuple[EllipsisType | Tensor, ...] = (..., *places)
+    return tensor[everywhere]

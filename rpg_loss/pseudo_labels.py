@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+import numbers
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +23,12 @@ from .checks import (
     widen,
 )
 from .label_sets import encode_label_sets
-from .matching import Impl, match
+from .matching import Impl, match, resolve
+from .union import refusals_told, unite
 from .weights import entropy_weights
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class PseudoLabels(NamedTuple):
@@ -47,6 +54,7 @@ def rpg_pseudo_labels(
     valid_u: Tensor | None = None,
     ignore_index: int = -100,
     impl: Impl = "auto",
+    group: ProcessGroup | None = None,
     check_values: bool = True,
 ) -> PseudoLabels:
     """Label every query as its nearest reference is, and weight it by how clear the choice was.
@@ -56,7 +64,8 @@ def rpg_pseudo_labels(
     sets found among the k nearest references (Eq. 5-7).  Every distinct label vector among the
     references is a label set of its own: a class of a class map, or a combination of labels.
 
-    Similarities are computed in float32, also under autocast and for half-precision features.
+    Similarities are computed in float32, also under autocast; those of half-precision features are summed in
+    float32.  Under ``torch.compile`` the whole is one operator, without a graph break.
 
     Args:
         feat_u: features of the queries, ``(B, D, *S)`` with any number of spatial axes, or flat ``(M, D)``;
@@ -69,7 +78,12 @@ def rpg_pseudo_labels(
         valid_u: ``(B, *S)`` or ``(M,)`` bool, False where a query is to be ignored: its weight is 0 and its label
             ``ignore_index`` (0 in every label of a label vector).
         ignore_index: a reference with this value as its class, or in any entry of its label vector, is left out.
-        impl: ``"auto"``, ``"chunked"`` (memory-bounded) or ``"reference"`` (the definition, for small sets).
+        impl: ``"auto"`` (the fastest that runs on the device), ``"triton"`` (NVIDIA GPUs from Ampere on),
+            ``"chunked"`` (plain PyTorch, memory-bounded) or ``"reference"`` (the definition, for small sets).
+        group: a ``torch.distributed`` process group whose processes all call this together: the reference set is
+            the union of the references of all of them, in the order of ranks, and ``k`` counts in it.  References do
+            not travel: maxima and counts do, O(M |S|) numbers.  Queries are gathered first where they differ between
+            processes.  All references of one process may be ignored.  Not for ``torch.compile(fullgraph=True)``.
         check_values: check features for NaN and infinities and labels for their range.  On a GPU each check waits for
             the device.
 
@@ -80,45 +94,150 @@ def rpg_pseudo_labels(
         TypeError: an argument is not a tensor, features are not real floating point, a class map is not of an
             integer dtype, ``k`` is not a number.
         ValueError: shapes that do not fit, empty input, ``k`` out of range, labels out of range, NaN or infinite
-            features, different devices, an unknown ``impl``, or every reference ignored.
+            features, different devices, an ``impl`` that is unknown or cannot run on the device, every
+            reference ignored, or another process of ``group`` with any of these.
 
     Example:
         >>> feat_ref = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> rpg_pseudo_labels(torch.tensor([[2.0, 0.1]]), feat_ref, torch.tensor([0, 1]), k=1)
         PseudoLabels(labels=tensor([0]), weights=tensor([1.0000]))
     """
-    multilabel = _check_shapes(feat_u, feat_ref, y_ref, valid_u)
-    resolve_k(k)
-    label_dtype, y_ref = y_ref.dtype, widen(y_ref)
-    if check_values:
-        check_finite(feat_u=feat_u, feat_ref=feat_ref)
-        check_labels("y_ref", y_ref, multilabel=multilabel, ignore_index=ignore_index)
-
-    references, labels = _flatten(feat_ref), _flatten(y_ref) if multilabel else y_ref.flatten()
-    used = ~is_ignored(labels, ignore_index)
-    used = used.all(1) if multilabel else used
-    if not bool(used.all()):
-        references, labels = references[used], labels[used]
+    if group is not None:
+        return _outside_of_graphs()(feat_u, feat_ref, y_ref, k, valid_u, ignore_index, impl, group, check_values)
+    _check(feat_u, feat_ref, y_ref, k, valid_u)
+    if torch.compiler.is_compiling():
+        share = not isinstance(k, numbers.Integral)
+        return PseudoLabels(
+            *_operator(
+                feat_u.detach(), feat_ref.detach(), y_ref, valid_u, float(k), share, ignore_index, impl, check_values
+            )
+        )
+    references, labels = _used_references(feat_u, feat_ref, y_ref, ignore_index, check_values)
     if len(labels) == 0:
         raise ValueError(
             f"y_ref: got {describe(y_ref)} with ignore_index={ignore_index} at every reference, expected at least "
             "one labelled reference; draw another reference pool"
         )
-
-    set_ids, set_labels = encode_label_sets(labels if multilabel else labels.long())
-    queries = _flatten(feat_u)
+    set_ids, set_labels = encode_label_sets(labels)
     with torch.autocast(device_type=feat_u.device.type, enabled=False):
-        matches = match(queries, references, set_ids, len(set_labels), resolve_k(k, len(labels)), impl)
+        matches = match(_flatten(feat_u), references, set_ids, len(set_labels), resolve_k(k, len(labels)), impl)
         weights = entropy_weights(matches.proximities)
-    labels_u = set_labels[matches.nearest_sets]
+    return _shaped(set_labels[matches.nearest_sets], weights, feat_u, y_ref, valid_u, ignore_index)
+
+
+@functools.cache
+def _outside_of_graphs() -> Callable[..., PseudoLabels]:
+    """What compilers are not to look into; made when it is needed, because torch.compiler takes a second to import."""
+    outside: Callable[..., PseudoLabels] = torch.compiler.disable(_pseudo_labels_of_group)  # type: ignore[no-untyped-call]
+    return outside
+
+
+def _pseudo_labels_of_group(
+    feat_u: Tensor,
+    feat_ref: Tensor,
+    y_ref: Tensor,
+    k: int | float,
+    valid_u: Tensor | None,
+    ignore_index: int,
+    impl: Impl,
+    group: ProcessGroup,
+    check_values: bool,
+) -> PseudoLabels:
+    with refusals_told(group):
+        _check(feat_u, feat_ref, y_ref, k, valid_u)
+        impl = resolve(impl, feat_u.device)
+        references, labels = _used_references(feat_u, feat_ref, y_ref, ignore_index, check_values)
+    settings = {"k": k, "impl": impl, "kind of device": feat_u.device.type}
+    union = unite(group, _flatten(feat_u), references, labels, settings)
+    k = resolve_k(k, union.shards.total)
+    with torch.autocast(device_type=feat_u.device.type, enabled=False):
+        matches = match(union.queries, references, union.set_ids, len(union.set_labels), k, impl, union.shards)
+        weights = entropy_weights(matches.proximities[union.mine])
+    labels_u = union.set_labels[matches.nearest_sets[union.mine]]
+    return _shaped(labels_u, weights, feat_u, y_ref, valid_u, ignore_index)
+
+
+@torch.library.custom_op(
+    "rpg_loss::pseudo_labels",
+    mutates_args=(),
+    schema=(
+        "(Tensor feat_u, Tensor feat_ref, Tensor y_ref, Tensor? valid_u, float k, bool share, int ignore_index, "
+        "str impl, bool check_values) -> (Tensor, Tensor)"
+    ),
+)
+def _operator(
+    feat_u: Tensor,
+    feat_ref: Tensor,
+    y_ref: Tensor,
+    valid_u: Tensor | None,
+    k: float,
+    share: bool,
+    ignore_index: int,
+    impl: Impl,
+    check_values: bool,
+) -> tuple[Tensor, Tensor]:
+    """:func:`rpg_pseudo_labels` as one operator, for compilers."""
+    return rpg_pseudo_labels(
+        feat_u,
+        feat_ref,
+        y_ref,
+        k if share else int(k),
+        valid_u=valid_u,
+        ignore_index=ignore_index,
+        impl=impl,
+        check_values=check_values,
+    )
+
+
+@_operator.register_fake
+def _(
+    feat_u: Tensor,
+    feat_ref: Tensor,
+    y_ref: Tensor,
+    valid_u: Tensor | None,
+    k: float,
+    share: bool,
+    ignore_index: int,
+    impl: Impl,
+    check_values: bool,
+) -> tuple[Tensor, Tensor]:
+    shape = (feat_u.shape[0], *feat_u.shape[2:])
+    if y_ref.ndim == feat_ref.ndim:
+        labels = y_ref.new_empty((shape[0], y_ref.shape[1], *shape[1:]))
+    else:
+        labels = y_ref.new_empty(shape, dtype=torch.int64)
+    return labels, feat_u.new_empty(shape, dtype=torch.float32)
+
+
+def _used_references(
+    feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, ignore_index: int, check_values: bool
+) -> tuple[Tensor, Tensor]:
+    """The references that are not ignored, flat, and their labels."""
+    multilabel = y_ref.ndim == feat_ref.ndim
+    y_ref = widen(y_ref)
+    if check_values:
+        check_finite(feat_u=feat_u, feat_ref=feat_ref)
+        check_labels("y_ref", y_ref, multilabel=multilabel, ignore_index=ignore_index)
+    references, labels = _flatten(feat_ref), _flatten(y_ref) if multilabel else y_ref.flatten()
+    used = ~is_ignored(labels, ignore_index)
+    used = used.all(1) if multilabel else used
+    if not bool(used.all()):
+        references, labels = references[used], labels[used]
+    return references, labels if multilabel else labels.long()
+
+
+def _shaped(
+    labels_u: Tensor, weights: Tensor, feat_u: Tensor, y_ref: Tensor, valid_u: Tensor | None, ignore_index: int
+) -> PseudoLabels:
+    """Flat labels and weights on the grid of the queries, those of ignored queries blotted out."""
+    multilabel = labels_u.ndim == 2
     if valid_u is not None:
         outside = ~valid_u.flatten()
         weights = weights.masked_fill(outside, 0)
         labels_u = labels_u.masked_fill(outside[:, None] if multilabel else outside, 0 if multilabel else ignore_index)
-
     shape = (feat_u.shape[0], *feat_u.shape[2:])
     if multilabel:
-        labels_u = labels_u.to(label_dtype).reshape(*shape, -1).movedim(-1, 1)
+        labels_u = labels_u.to(y_ref.dtype).reshape(*shape, -1).movedim(-1, 1).contiguous()
     else:
         labels_u = labels_u.reshape(shape)
     return PseudoLabels(labels_u, weights.reshape(shape))
@@ -129,8 +248,8 @@ def _flatten(tensor: Tensor) -> Tensor:
     return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
 
 
-def _check_shapes(feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, valid_u: Tensor | None) -> bool:
-    """Check everything that costs no look at values; tell whether ``y_ref`` holds label vectors."""
+def _check(feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, k: int | float, valid_u: Tensor | None) -> None:
+    """Check everything that costs no look at values."""
     check_floating("feat_u", feat_u)
     check_floating("feat_ref", feat_ref)
     check_tensor("y_ref", y_ref)
@@ -167,4 +286,4 @@ def _check_shapes(feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, valid_u: Tens
         raise TypeError(f"y_ref: got {describe(y_ref)}, expected a real dtype")
     check_mask("valid_u", valid_u, (feat_u.shape[0], *feat_u.shape[2:]), "feat_u")
     check_same_device(feat_u=feat_u, feat_ref=feat_ref, y_ref=y_ref, valid_u=valid_u)
-    return multilabel
+    resolve_k(k)

@@ -5,33 +5,67 @@ One operation, several implementations of it that agree:
 =============  ============================================================================
 ``reference``  the definition, Eq. 3-5 word for word; the M x N matrix in float64, for small
                sets and as the specification that the others are tested against
-``chunked``    plain PyTorch, memory-bounded: the M x N matrix never exists, nothing is sorted
-``auto``       the fastest that runs on the given device; today always ``chunked``
+``chunked``    plain PyTorch on any device, memory-bounded: the M x N matrix never exists,
+               nothing is sorted
+``triton``     fused kernels on NVIDIA GPUs from Ampere on: no similarity is ever written
+``auto``       ``triton`` where it can run, else ``chunked``
 =============  ============================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
+from . import fused
 from .chunked import match_chunked
 from .contract import TIE, Matches
 from .definition import match_reference
+from .fused import match_triton
+from .shards import Alone, Shards
 
-__all__ = ["IMPLEMENTATIONS", "TIE", "Impl", "Matches", "match"]
+__all__ = ["IMPLEMENTATIONS", "TIE", "Impl", "Matches", "Shards", "match", "resolve", "why_not"]
 
-Impl = Literal["auto", "reference", "chunked"]
+Impl = Literal["auto", "reference", "chunked", "triton"]
 
-IMPLEMENTATIONS: dict[str, Callable[[Tensor, Tensor, Tensor, int, int], Matches]] = {
+
+class Implementation(Protocol):
+    """The arguments of :func:`match`, ``impl`` aside."""
+
+    def __call__(
+        self,
+        queries: Tensor,
+        references: Tensor,
+        set_ids: Tensor,
+        num_sets: int,
+        k: int,
+        shards: Alone | None = None,
+    ) -> Matches: ...
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": match_reference,
     "chunked": match_chunked,
+    "triton": match_triton,
 }
 
 
-def match(queries: Tensor, references: Tensor, set_ids: Tensor, num_sets: int, k: int, impl: Impl = "auto") -> Matches:
+def why_not(impl: str, device: torch.device) -> str | None:
+    """Why an implementation cannot run on a device, as a clause; None if it can."""
+    return fused.why_not(device) if impl == "triton" else None
+
+
+def match(
+    queries: Tensor,
+    references: Tensor,
+    set_ids: Tensor,
+    num_sets: int,
+    k: int,
+    impl: Impl = "auto",
+    shards: Shards | None = None,
+) -> Matches:
     """Class proximities and nearest label set of every query; see :class:`Matches`.
 
     Args:
@@ -41,12 +75,24 @@ def match(queries: Tensor, references: Tensor, set_ids: Tensor, num_sets: int, k
         num_sets: number of label sets, |S|.
         k: how many nearest references count, 1 <= k <= N.
         impl: one of the names above.
+        shards: where the references are shared out over processes, that call this together with the same
+            queries; N is the number of all references then, and some processes may have none.
 
     Raises:
-        ValueError: ``impl`` is not one of the names above.
+        ValueError: ``impl`` is not one of the names above, or cannot run on the device of ``queries``.
     """
-    name = "chunked" if impl == "auto" else impl
-    if name not in IMPLEMENTATIONS:
+    impl = resolve(impl, queries.device)
+    return IMPLEMENTATIONS[impl](queries, references, set_ids, num_sets, k, shards)
+
+
+def resolve(impl: Impl, device: torch.device) -> Impl:
+    """The implementation that runs on ``device`` where ``impl`` is asked for; raises as :func:`match` does."""
+    if impl == "auto":
+        return "triton" if device.type == "cuda" and why_not("triton", device) is None else "chunked"
+    if impl not in IMPLEMENTATIONS:
         known = ", ".join(repr(known) for known in ("auto", *IMPLEMENTATIONS))
         raise ValueError(f"impl: got {impl!r}, expected one of {known}")
-    return IMPLEMENTATIONS[name](queries, references, set_ids, num_sets, k)
+    obstacle = why_not(impl, device)
+    if obstacle:
+        raise ValueError(f'impl: got {impl!r}, which cannot run here: {obstacle}, or use impl="auto"')
+    return impl

@@ -1,31 +1,51 @@
-"""The matching in plain PyTorch: a few queries at a time, and no list of nearest neighbours at all.
+"""The matching in plain PyTorch: tiles of similarities that stay in cache, and no list of nearest neighbours at all.
 
 Two facts make k nearest neighbours unnecessary.  A class proximity is the best similarity m_S of a label
 set over the *whole* reference set, or 0; and m_S is among the k nearest exactly if fewer than k
 references are more similar than m_S.  With the references sorted by label set, the first is a segmented
-maximum over the rows of a matrix product and the second a count over the same rows, so a block of
-similarities lives only as long as its few queries are worked on.
+maximum of a matrix product and the second a count over the same product, so similarities live only as
+long as a few queries are worked on.
 
-Counts are rarely needed.  With a query's sets in order of m_S, a set is surely inside while the sets before
-it hold fewer than k references together; membership is monotone in that order, so a binary search
-over what remains finds the boundary with about log2 |S| counts.
+The maximum is taken over groups of a few references first and over the groups of a set then.  Groups are filled up
+with zero vectors, whose similarity 0 changes neither a maximum, which is clipped at 0, nor a count above a positive
+threshold.  Counts are rarely needed: a group whose maximum is not above a threshold holds nothing above it, and
+so the maxima of the groups alone show most sets to be inside.  With a query's sets in order of m_S, a set is also
+inside while the sets before it hold fewer than k references together.  Membership is monotone in that order, so a
+binary search over what remains finds the boundary with about log2 |S| counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
-from .contract import EPS, TIE, Matches
+from .bounds import size_bounds
+from .contract import EPS, EPS_MATTERS, TIE, Matches
 from .precision import full_float32_matmul
+from .shards import Alone
+from .units import unit_length
 
-# Similarities (float32) in one block.  8 MiB stay in the shared cache of current CPUs; a block has at least
-# _MIN_QUERIES rows, below which a matrix product runs at the speed of memory.
-_BLOCK_ELEMENTS = 2**21
-_MIN_QUERIES = 16
+# Queries in one block.  A multiple of 64: in between the product is up to twice as slow.
+_QUERIES = {"cpu": 256, "cuda": 1024}
+# Similarities in one tile of a block: on a CPU 2 MiB, near what its second-level caches hold.
+_TILE = {"cpu": 2**19, "cuda": 2**23}
+# Similarities of one block that are kept in 16 bits for the counts: 8 MiB on a CPU, within its shared cache.
+_KEPT = {"cpu": 2**22, "cuda": 2**25}
+# Maxima of groups that are kept of one block.
+_GROUPS = {"cpu": 2**20, "cuda": 2**23}
+_LARGEST_GROUP = 16
 
-# Below this product of norms Eq. 3's epsilon is visible at float32 accuracy: 1e-8 / 0.1 = 1e-7.
-_EPS_MATTERS = 0.1
+# References whose unit-length copies are made at a time.
+_COPIED = 2**13
+
+# What a similarity of 1 is rounded to; one that exceeds 1 by its own rounding must fit into 16 bits too.
+_ROUNDED_ONE = 2**15 - 2
+# Rows whose flags can be summed in 16 bits.
+_COUNTABLE = 2**15 - 1
+
+_NO_KEY = torch.iinfo(torch.int64).max
 
 
 def match_chunked(
@@ -34,112 +54,225 @@ def match_chunked(
     set_ids: Tensor,
     num_sets: int,
     k: int,
-    chunk_size: int | None = None,
+    shards: Alone | None = None,
+    *,
+    block: int | None = None,
+    tile: int | None = None,
+    kept: int | None = None,
 ) -> Matches:
-    """Match ``chunk_size`` queries at a time (see :func:`match`).
+    """Match ``block`` queries at a time with a tile of the references at a time (see :func:`match`).
 
-    Extra memory: two blocks of ``chunk_size`` x N float32, and unit-length copies of queries and
-    references, O((M + N) D).  ``chunk_size=None`` chooses blocks of about 8 MiB, at least 16 queries.
+    Extra memory: a unit-length copy of the references, O(N D); a tile of ``tile`` similarities and as much again;
+    and at most ``kept`` similarities in 16 bits.  None takes sizes that suit the device.
     """
-    m, n = len(queries), len(references)
-    chunk_size = chunk_size or max(_MIN_QUERIES, _BLOCK_ELEMENTS // n)
-    order = torch.argsort(set_ids, stable=True)
-    sizes = torch.bincount(set_ids, minlength=num_sets)
-    bounds = [0, *sizes.cumsum(0).tolist()]
+    device = queries.device
+    shards = shards or Alone(references, set_ids, num_sets)
+    block = min(block or _QUERIES[device.type], len(queries))
+    kept = _KEPT[device.type] if kept is None else kept
+    ours = _References(references, set_ids, num_sets, shards.first_index, block)
+    height = max((tile or _TILE[device.type]) // block // ours.group, 1) * ours.group
+    # The same on all shards: it decides which counts are exchanged.
+    keep = k < shards.total and shards.largest * block <= kept
+    workspace = _Workspace(ours, block, height, keep)
 
-    u, u_norm = _unit(queries)
-    r, r_norm = _unit(references)
-    r, r_norm = r[order], r_norm[order]
-    eps_matters = bool(u_norm.amin() * r_norm.amin() < _EPS_MATTERS)
-
-    nearest_sets = torch.empty(m, dtype=torch.int64, device=u.device)
-    proximities = torch.empty(m, num_sets, dtype=torch.float32, device=u.device)
-    block = torch.empty(min(chunk_size, m), n, dtype=torch.float32, device=u.device)
+    nearest_sets = torch.empty(len(queries), dtype=torch.int64, device=device)
+    proximities = torch.empty(len(queries), num_sets, dtype=torch.float32, device=device)
     with full_float32_matmul():
-        for start in range(0, m, chunk_size):
-            chunk = slice(start, min(start + chunk_size, m))
-            cosine = torch.mm(u[chunk], r.T, out=block[: chunk.stop - start])
-            if eps_matters:
-                cosine /= 1 + (EPS / u_norm[chunk, None]) / r_norm
-            best = proximities[chunk]
-            for s in range(num_sets):
-                torch.amax(cosine[:, bounds[s] : bounds[s + 1]], dim=1, out=best[:, s])
-            best.clamp_(max=1).masked_fill_(best <= TIE, 0)
-            nearest_sets[chunk] = _nearest_sets(cosine, best, order, bounds)
-            if k < n:
-                _drop_sets_beyond_k(cosine, best, sizes, k)
+        for start in range(0, len(queries), block):
+            chunk = slice(start, start + block)
+            few = _Block(ours, queries[chunk], workspace)
+            best = shards.maximum(few.set_maxima()).clamp_(max=1)
+            best.masked_fill_(best <= TIE, 0)
+            nearest_sets[chunk] = _nearest_sets(few, best, shards)
+            if k < shards.total:
+                _drop_sets_beyond_k(few, best, k, shards)
+            proximities[chunk] = best.T
     return Matches(nearest_sets, proximities)
 
 
-def _unit(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit-length float32 copies and the lengths; a zero vector stays zero and is given length 1.
+class _References:
+    """Unit-length references sorted by label set, every set filled up with zero vectors to whole groups."""
 
-    Scaling by the largest entry first keeps the squares of very large and very small features finite.
-    """
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
-    largest = features.abs().amax(1, keepdim=True)
-    largest.masked_fill_(largest == 0, 1)
-    scaled = features / largest
-    norm = scaled.norm(dim=1, keepdim=True)
-    norm.masked_fill_(norm == 0, 1)
-    limits = torch.finfo(torch.float32)
-    length = (norm.double() * largest.double()).clamp(limits.tiny, limits.max)
-    return (scaled / norm).float(), length.squeeze(1).float()
+    def __init__(self, references: Tensor, set_ids: Tensor, num_sets: int, first_index: int, block: int) -> None:
+        n, device = len(references), references.device
+        sizes = torch.bincount(set_ids, minlength=num_sets)
+        # Filling up costs half a group per set: not more than about a sixth of the work.
+        self.group = 1
+        while self.group < _LARGEST_GROUP and 6 * self.group * num_sets <= n:
+            self.group *= 2
+        while n // self.group * block > _GROUPS[device.type]:
+            self.group *= 2
+        groups = (sizes + self.group - 1) // self.group
+        room = groups * self.group
+        by_set = torch.argsort(set_ids, stable=True)
+        shift = (room.cumsum(0) - room) - (sizes.cumsum(0) - sizes)
+        slots = torch.empty_like(by_set)
+        slots[by_set] = torch.arange(n, device=device) + shift[set_ids[by_set]]
+
+        self.num_sets = num_sets
+        self.group_sets = torch.repeat_interleave(torch.arange(num_sets, device=device), groups)
+        filled = len(self.group_sets) * self.group
+        # Smaller is an earlier reference; the label set comes along.
+        self.keys = torch.full((filled,), _NO_KEY, device=device)
+        self.keys[slots] = (first_index + torch.arange(n, device=device)) * num_sets + set_ids
+        self.unit = torch.zeros(filled, references.shape[1], dtype=torch.float32, device=device)
+        self.norm = torch.ones(filled, dtype=torch.float32, device=device)
+        for start in range(0, n, _COPIED):
+            some = slice(start, start + _COPIED)
+            unit, norm = unit_length(references[some])
+            self.unit[slots[some]] = unit
+            self.norm[slots[some]] = norm
+        self.smallest_norm = self.norm.amin() if n else self.norm.new_tensor(torch.inf)
 
 
-def _nearest_sets(cosine: Tensor, best: Tensor, order: Tensor, bounds: list[int]) -> Tensor:
+class _Workspace:
+    """Memory that one block after the other uses: a tile of similarities, flags, and what is kept in 16 bits."""
+
+    def __init__(self, references: _References, block: int, height: int, keep: bool) -> None:
+        rows, device = len(references.unit), references.unit.device
+        self.height = height
+        self.tile = torch.empty(min(height, rows) * block, dtype=torch.float32, device=device)
+        self.flags = torch.empty_like(self.tile)
+        self.rounded = torch.empty(rows * block, dtype=torch.int16, device=device) if keep else None
+        self.group_maxima = torch.empty(len(references.group_sets) * block, dtype=torch.float32, device=device)
+
+
+class _Block:
+    """Similarities of all references, in rows, to a few queries, in columns."""
+
+    def __init__(self, references: _References, queries: Tensor, workspace: _Workspace) -> None:
+        self.references = references
+        self.workspace = workspace
+        self.unit, self.norm = unit_length(queries)
+        self.eps_matters = bool(self.norm.amin() * references.smallest_norm < EPS_MATTERS)
+        shape = len(references.group_sets), len(queries)
+        self.group_maxima = workspace.group_maxima[: shape[0] * shape[1]].view(shape)
+        self.rounded = None
+        if workspace.rounded is not None:
+            shape = len(references.unit), len(queries)
+            self.rounded = workspace.rounded[: shape[0] * shape[1]].view(shape)
+
+    def _tiles(self, columns: Tensor | None = None) -> Iterator[tuple[Tensor, slice]]:
+        """Similarities of these queries (None: of all) tile by tile, and the rows of the tile."""
+        unit, norm = (self.unit, self.norm) if columns is None else (self.unit[columns], self.norm[columns])
+        unit = unit.T
+        height = self.workspace.height
+        for start in range(0, len(self.references.unit), height):
+            rows = slice(start, min(start + height, len(self.references.unit)))
+            shape = rows.stop - rows.start, unit.shape[1]
+            similarities = self.workspace.tile[: shape[0] * shape[1]].view(shape)
+            torch.mm(self.references.unit[rows], unit, out=similarities)
+            if self.eps_matters:
+                factor = self.workspace.flags[: similarities.numel()].view(shape)
+                similarities /= torch.outer(EPS / self.references.norm[rows], 1 / norm, out=factor).add_(1)
+            yield similarities, rows
+
+    def set_maxima(self) -> Tensor:
+        """``(|S|, c)``: highest similarity of every label set, or 0 if none is positive."""
+        group, columns = self.references.group, len(self.unit)
+        for similarities, rows in self._tiles():
+            groups = slice(rows.start // group, rows.stop // group)
+            torch.amax(similarities.view(-1, group, columns), dim=1, out=self.group_maxima[groups])
+            if self.rounded is not None:
+                self.rounded[rows] = similarities.mul_(_ROUNDED_ONE)
+        best = self.unit.new_zeros(self.references.num_sets, columns)
+        sets = self.references.group_sets[:, None].expand(-1, columns)
+        return best.scatter_reduce_(0, sets, self.group_maxima, "amax")
+
+    def lowest_key(self, columns: Tensor, threshold: Tensor) -> Tensor:
+        """Key of the first reference whose similarity is not below the threshold, for each of these queries."""
+        lowest = torch.full(columns.shape, _NO_KEY, device=columns.device)
+        for similarities, rows in self._tiles(columns):
+            hits = torch.where(similarities >= threshold, self.references.keys[rows, None], _NO_KEY)
+            lowest = torch.minimum(lowest, hits.amin(0))
+        return lowest
+
+    def count_above(self, columns: Tensor, threshold: Tensor) -> Tensor:
+        """References above a positive threshold, for each of these queries."""
+        counts = torch.zeros_like(columns)
+        for similarities, _ in self._tiles(columns):
+            counts += self._count(torch.gt, similarities, threshold)
+        return counts
+
+    def groups_above(self, threshold: Tensor) -> Tensor:
+        """``(c,)`` int64: groups that hold a reference above a positive threshold."""
+        return self._count(torch.gt, self.group_maxima, threshold)
+
+    def restrict(self, columns: Tensor) -> None:
+        """Go on with these queries alone."""
+        self.unit, self.norm = self.unit[columns], self.norm[columns]
+        if self.rounded is not None:
+            self.rounded = self.rounded.index_select(1, columns)
+
+    def count_above_at_most(self, threshold: Tensor) -> Tensor:
+        """``(c,)`` int64: no fewer references than are above a positive threshold, from the similarities in 16 bits."""
+        assert self.rounded is not None
+        return self._count(torch.ge, self.rounded, (threshold * _ROUNDED_ONE).to(torch.int16))
+
+    def count_above_at_least(self, threshold: Tensor) -> Tensor:
+        """``(c,)`` int64: no more references than are above a positive threshold, from the similarities in 16 bits."""
+        assert self.rounded is not None
+        return self._count(torch.gt, self.rounded, (threshold * _ROUNDED_ONE).to(torch.int16))
+
+    def _count(self, compare: Callable[..., Tensor], values: Tensor, threshold: Tensor) -> Tensor:
+        # Flags of the values' own type are made and summed several times faster than bools.
+        flags = self.workspace.flags.view(values.dtype)
+        counts = [
+            compare(part, threshold, out=flags[: part.numel()].view(part.shape)).sum(0, dtype=values.dtype)
+            for part in torch.split(values, min(len(flags) // len(threshold), _COUNTABLE))
+        ]
+        return torch.stack(counts).sum(0, dtype=torch.int64)
+
+
+def _nearest_sets(few: _Block, best: Tensor, shards: Alone) -> Tensor:
     """Label set of the nearest reference; ties between sets go to the lowest reference index."""
-    top, nearest = best.max(1)
-    threshold = top - TIE
-    contenders = best >= threshold[:, None]
-    tied = (contenders.sum(1) > 1).nonzero().squeeze(1)
-    if len(tied) == 0:
-        return nearest
-    # Where the best proximity is 0, every reference is equally near, whatever its negative cosine.
-    threshold = torch.where(top == 0, -2.0, threshold)[tied, None]
-    first = torch.full((len(tied), best.shape[1]), len(order), device=order.device)
-    for s in range(best.shape[1]):
-        rows = contenders[tied, s].nonzero().squeeze(1)
-        if len(rows):
-            # Within a set the references keep their order, so its first hit has its lowest index.
-            hits = cosine[tied[rows], bounds[s] : bounds[s + 1]] >= threshold[rows]
-            first[rows, s] = order[bounds[s] + hits.byte().argmax(1)]
-    nearest[tied] = first.argmin(1)
+    top, nearest = best.max(0)
+    tied = ((best >= top - TIE).sum(0) > 1).nonzero().squeeze(1)
+    if len(tied):
+        # Where the best proximity is 0, every reference is equally near, whatever its negative cosine.
+        threshold = torch.where(top == 0, -2.0, top - TIE)[tied]
+        nearest[tied] = shards.minimum(few.lowest_key(tied, threshold)) % len(best)
     return nearest
 
 
-def _drop_sets_beyond_k(cosine: Tensor, best: Tensor, sizes: Tensor, k: int) -> None:
+def _drop_sets_beyond_k(few: _Block, best: Tensor, k: int, shards: Alone) -> None:
     """Set to 0 what is not among the k nearest: sets whose best has k or more references above it."""
-    ranked, by_rank = best.sort(dim=1, descending=True, stable=True)
-    sizes_by_rank = sizes[by_rank]
-    ahead = sizes_by_rank.cumsum(1) - sizes_by_rank
-    # Ranks below `inside` are inside, ranks from `outside` on are not, or are 0 in any case.
-    inside = (ahead < k).sum(1)
-    outside = torch.maximum((ranked > 0).sum(1), inside)
+    lowest = best.masked_fill(best == 0, torch.inf).amin(0)
+    at_most = shards.sum(few.groups_above(lowest + TIE) * few.references.group)
+    queries = (at_most >= k).nonzero().squeeze(1)
+    if len(queries) == 0:
+        return
+    if 16 * len(queries) > best.shape[1]:
+        queries = torch.arange(best.shape[1], device=best.device)  # copying some out would cost more than it saves
+    else:
+        few.restrict(queries)
+    ranked, by_rank = best[:, queries].sort(dim=0, descending=True, stable=True)
+    inside = _sets_inside(few, ranked, by_rank, k, shards)
+    ranked.masked_fill_(torch.arange(len(best), device=best.device)[:, None] >= inside, 0)
+    best[:, queries] = torch.empty_like(ranked).scatter_(0, by_rank, ranked)
+
+
+def _sets_inside(few: _Block, ranked: Tensor, by_rank: Tensor, k: int, shards: Alone) -> Tensor:
+    """How many of a query's sets, in order of their maxima, are among the k nearest."""
+    # Ranks below `inside` are inside, ranks from `outside` on are not, or their maximum is 0.
+    inside, outside = size_bounds(ranked, by_rank, shards.sizes, k)
+    thresholds = torch.cat([ranked, ranked[-1:]]) + TIE
+
+    if few.rounded is not None:
+        beyond = outside
+        while bool((inside < beyond).any()):
+            middle = (inside + beyond) // 2
+            counts = shards.sum(few.count_above_at_most(thresholds.gather(0, middle[None])[0]))
+            inside = torch.where(counts < k, torch.minimum(middle + 1, beyond), inside)
+            beyond = torch.where(counts < k, beyond, middle)
+        counts = shards.sum(few.count_above_at_least(thresholds.gather(0, inside[None])[0]))
+        outside = torch.where(counts < k, outside, inside)
+
     while True:
-        open_rows = (inside < outside).nonzero().squeeze(1)
-        if len(open_rows) == 0:
-            break
-        middle = (inside[open_rows] + outside[open_rows]) // 2
-        threshold = ranked[open_rows, middle][:, None] + TIE
-        # Copying rows out costs more than comparing all of them, unless few are left.
-        if 2 * len(open_rows) < len(cosine):
-            counts = _count_above(cosine.index_select(0, open_rows), threshold)
-        else:
-            everywhere = cosine.new_full((len(cosine), 1), torch.inf)
-            everywhere[open_rows] = threshold
-            counts = _count_above(cosine, everywhere)[open_rows]
-        within = counts < k
-        inside[open_rows] = torch.where(within, middle + 1, inside[open_rows])
-        outside[open_rows] = torch.where(within, outside[open_rows], middle)
-    ranks = torch.arange(best.shape[1], device=best.device)
-    ranked.masked_fill_(ranks >= inside[:, None], 0)
-    best.scatter_(1, by_rank, ranked)
-
-
-def _count_above(values: Tensor, threshold: Tensor) -> Tensor:
-    """Row counts of ``values > threshold``, exact."""
-    # Sums of float32 ones are several times faster than sums of bool, and exact up to 2^24.
-    dtype = torch.float32 if values.shape[1] <= 2**24 else torch.float64
-    above = torch.empty(values.shape, dtype=dtype, device=values.device)
-    return torch.gt(values, threshold, out=above).sum(1)
+        undecided = (inside < outside).nonzero().squeeze(1)
+        if len(undecided) == 0:
+            return inside
+        middle = (inside[undecided] + outside[undecided]) // 2
+        counts = shards.sum(few.count_above(undecided, thresholds[middle, undecided]))
+        inside[undecided] = torch.where(counts < k, middle + 1, inside[undecided])
+        outside[undecided] = torch.where(counts < k, outside[undecided], middle)

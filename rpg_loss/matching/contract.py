@@ -9,6 +9,9 @@ from torch import Tensor
 EPS = 1e-8
 """The epsilon of Eq. 3 (denominator) and Eq. 6."""
 
+EPS_MATTERS = 0.1
+"""Product of norms below which the epsilon of Eq. 3 is visible at float32 accuracy: 1e-8 / 0.1 = 1e-7."""
+
 TIE = 4 * 2.0**-23
 """Proximities that differ by no more than this (4 units in the last place of a float32 at 1) are equal, and so one
 no larger than this is 0.

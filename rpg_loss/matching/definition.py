@@ -6,10 +6,15 @@ import torch
 from torch import Tensor
 
 from .contract import EPS, TIE, Matches
+from .shards import Alone, Shards
 
 
-def match_reference(queries: Tensor, references: Tensor, set_ids: Tensor, num_sets: int, k: int) -> Matches:
+def match_reference(
+    queries: Tensor, references: Tensor, set_ids: Tensor, num_sets: int, k: int, shards: Alone | None = None
+) -> Matches:
     """Match by the definition, in float64, with the M x N matrix in memory (see :func:`match`)."""
+    if isinstance(shards, Shards):
+        raise ValueError('impl: got "reference" with a group, expected "auto", "chunked" or "triton"')
     u, r = queries.double(), references.double()
 
     # Eq. 3: D = 1 - max(cos, 0); proximity is 1 - D.

@@ -1,0 +1,74 @@
+"""References that lie on one process, or are shared out over the processes of a group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Alone:
+    """All references are here.
+
+    Attributes:
+        total: number of references.
+        largest: number of references of the process that has most.
+        first_index: index of this process's first reference among all.
+        sizes: ``(|S|,)`` int64, number of references of every label set.
+    """
+
+    first_index = 0
+
+    def __init__(self, references: Tensor, set_ids: Tensor, num_sets: int) -> None:
+        self.total = self.largest = len(references)
+        self.sizes = torch.bincount(set_ids, minlength=num_sets)
+
+    def maximum(self, values: Tensor) -> Tensor:
+        """Elementwise maximum over all processes."""
+        return values
+
+    def minimum(self, values: Tensor) -> Tensor:
+        """Elementwise minimum over all processes."""
+        return values
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over all processes."""
+        return values
+
+
+class Shards(Alone):
+    """Every process of a group holds some of the references; together they are the reference set.
+
+    The references of a process follow those of the processes before it.  All processes must ask the same
+    questions in the same order: what is asked depends only on the queries and on answers that all have got.
+    """
+
+    def __init__(self, references: Tensor, set_ids: Tensor, num_sets: int, group: ProcessGroup) -> None:
+        super().__init__(references, set_ids, num_sets)
+        self.group = group
+        counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=references.device)
+        rank = dist.get_rank(group)
+        counts[rank] = len(references)
+        counts = self.sum(counts)
+        self.total, self.largest = int(counts.sum()), int(counts.max())
+        self.first_index = int(counts[:rank].sum())
+        self.sizes = self.sum(self.sizes)
+
+    def maximum(self, values: Tensor) -> Tensor:
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def minimum(self, values: Tensor) -> Tensor:
+        return self._reduce(values, dist.ReduceOp.MIN)
+
+    def sum(self, values: Tensor) -> Tensor:
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def _reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        values = values.contiguous()
+        dist.all_reduce(values, operation, group=self.group)
+        return values

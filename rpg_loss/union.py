@@ -1,0 +1,145 @@
+"""One reference set out of the references of several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .label_sets import encode_label_sets
+from .matching import Shards
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Union(NamedTuple):
+    """What a process needs to match together with the others.
+
+    Attributes:
+        queries: ``(M', D)``, the same on all processes.
+        mine: which of them are this process's own.
+        set_ids: ``(N,)`` int64, label sets of this process's references, in a numbering that all share.
+        set_labels: ``(|S|,)`` or ``(|S|, C)``, labels of every set, the same on all processes.
+        shards: where the other references are.
+    """
+
+    queries: Tensor
+    mine: slice
+    set_ids: Tensor
+    set_labels: Tensor
+    shards: Shards
+
+
+def unite(group: ProcessGroup, queries: Tensor, references: Tensor, labels: Tensor, settings: dict[str, Any]) -> Union:
+    """Agree with the other processes of ``group`` on label sets and queries.
+
+    Only label sets, sizes and a fingerprint of the queries are exchanged if the queries are the same on all processes;
+    else the queries are gathered.  References never travel.
+
+    Args:
+        group: every process of it must call this.
+        queries: ``(M, D)``; M may differ between processes.
+        references: ``(N, D)``; N may differ and be 0.
+        labels: ``(N,)`` or ``(N, C)``.
+        settings: arguments that must be equal on all processes.
+
+    Raises:
+        ValueError: something that must be equal is not, or no process has a reference.
+    """
+    set_ids, set_labels = encode_label_sets(labels)
+    settings = settings | {
+        "features per pixel": queries.shape[1],
+        "features' dtype": str(queries.dtype),
+        "labels' shape": tuple(labels.shape[1:]),
+        "labels' dtype": str(labels.dtype),
+    }
+    everyone = exchange(
+        group,
+        {
+            "settings": settings,
+            "set_labels": set_labels.cpu(),
+            "references": len(references),
+            "queries": (len(queries), _fingerprint(queries)),
+        },
+    )
+    own_rank = dist.get_rank(group)
+    for rank, theirs in enumerate(everyone):
+        for name, value in settings.items():
+            if theirs["settings"][name] != value:
+                raise ValueError(
+                    f"group: got {name} {value!r} on rank {own_rank} and {theirs['settings'][name]!r} on rank {rank}, "
+                    "expected the same on all processes of the group"
+                )
+    if not any(theirs["references"] for theirs in everyone):
+        raise ValueError(
+            "y_ref: got no labelled reference on any process of the group, expected at least one on one of them; draw "
+            "other reference pools"
+        )
+
+    numbers, union_labels = encode_label_sets(
+        torch.cat([theirs["set_labels"] for theirs in everyone]).to(labels.device)
+    )
+    first = sum(len(theirs["set_labels"]) for theirs in everyone[:own_rank])
+    set_ids = numbers[first : first + len(set_labels)][set_ids]
+    shards = Shards(references, set_ids, len(union_labels), group)
+
+    mine = slice(0, len(queries))
+    if len({theirs["queries"] for theirs in everyone}) > 1:
+        lengths = [theirs["queries"][0] for theirs in everyone]
+        mine = slice(sum(lengths[:own_rank]), sum(lengths[: own_rank + 1]))
+        queries = _gather(group, queries, lengths)
+    return Union(queries, mine, set_ids, union_labels, shards)
+
+
+def exchange(group: ProcessGroup, facts: Any) -> list[Any]:
+    """What every process of the group says, in the order of ranks; an exception that one says is raised on all."""
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, facts, group=group)
+    for rank, theirs in enumerate(everyone):
+        if isinstance(theirs, Exception):
+            if isinstance(facts, Exception):
+                raise facts
+            raise ValueError(f"group: rank {rank} of it was refused its arguments: {theirs}") from theirs
+    return everyone
+
+
+def refusals_told(group: ProcessGroup | None) -> AbstractContextManager[None]:
+    """Let the other processes raise too where this one refuses an argument: they would wait for it for ever."""
+    return nullcontext() if group is None else _refusals_told(group)
+
+
+@contextmanager
+def _refusals_told(group: ProcessGroup) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        exchange(group, error)
+        raise
+
+
+def _gather(group: ProcessGroup, queries: Tensor, lengths: list[int]) -> Tensor:
+    """The queries of all processes, one after the other."""
+    padded = queries.new_zeros(max(lengths), queries.shape[1])
+    padded[: len(queries)] = queries
+    everyone = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(everyone, padded, group=group)
+    return torch.cat([theirs[:length] for theirs, length in zip(everyone, lengths, strict=True)])
+
+
+def _fingerprint(features: Tensor) -> int:
+    """64 bits of the features' bits: every entry times a number that depends on its place, modulo 2^64."""
+    as_integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[features.element_size()]
+    total = torch.zeros((), dtype=torch.int64, device=features.device)
+    for number, part in enumerate(torch.split(features.contiguous().view(as_integer), 2**14)):
+        place = torch.arange(part.numel(), device=part.device) + (number << 32)
+        # The mixing of splitmix64, with signed constants.
+        place = place * -7046029254386353131
+        place = (place ^ (place >> 30)) * -4658895280553007687
+        place = (place ^ (place >> 27)) * -7723592293110705685
+        total += ((place ^ (place >> 31)) * (part.flatten().long() + 1)).sum()
+    return int(total)
