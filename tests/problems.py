@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-IMPLS = ("reference", "chunked")
+from rpg_loss import PseudoLabels, rpg_pseudo_labels
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed (pip install triton)")
+
+# Triton's kernels run on the GPU if there is one, else in Triton's interpreter (see conftest.py).
+IMPLS = ("reference", "chunked", pytest.param("triton", marks=needs_triton))
+FAST_IMPLS = IMPLS[1:]
+
 IGNORED = -100
 
 
@@ -31,6 +41,19 @@ class Problem:
     @property
     def multilabel(self) -> bool:
         return self.y_ref.ndim == self.feat_ref.ndim
+
+
+def device_of(impl: str) -> torch.device:
+    return torch.device("cuda" if impl == "triton" and torch.cuda.is_available() else "cpu")
+
+
+def pseudo_labels(feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, k, *, impl="auto", **options) -> PseudoLabels:
+    """``rpg_pseudo_labels`` on a device where ``impl`` runs."""
+    device = device_of(impl)
+    options = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()}
+    feat_u, feat_ref, y_ref = feat_u.to(device), feat_ref.to(device), y_ref.to(device)
+    labels, weights = rpg_pseudo_labels(feat_u, feat_ref, y_ref, k, impl=impl, **options)
+    return PseudoLabels(labels.cpu(), weights.cpu())
 
 
 def random_features(generator: torch.Generator, shape: tuple[int, ...], kind: str) -> Tensor:

@@ -7,11 +7,11 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rpg_loss import entropy_weights, rpg_pseudo_labels
+from rpg_loss import entropy_weights
 from rpg_loss.label_sets import encode_label_sets
 from rpg_loss.matching import match
 
-from .problems import IGNORED, IMPLS, flat_problems, problems
+from .problems import IGNORED, IMPLS, flat_problems, problems, pseudo_labels
 
 pytestmark = pytest.mark.parametrize("impl", IMPLS)
 seeds = st.integers(0, 2**32)
@@ -47,7 +47,7 @@ def clear_winner(problem):
 
 @given(problem=problems())
 def test_shapes_and_dtypes(impl, problem):
-    labels, weights = rpg_pseudo_labels(*problem.args, impl=impl)
+    labels, weights = pseudo_labels(*problem.args, impl=impl)
     pixels = (problem.feat_u.shape[0], *problem.feat_u.shape[2:])
     assert weights.shape == pixels
     assert weights.dtype == torch.float32
@@ -62,7 +62,7 @@ def test_shapes_and_dtypes(impl, problem):
 
 @given(problem=problems())
 def test_labels_are_those_of_a_nearest_reference(impl, problem):
-    labels, _ = rpg_pseudo_labels(*problem.args, impl=impl)
+    labels, _ = pseudo_labels(*problem.args, impl=impl)
     proximity, y = proximities_to(problem)
     nearest = proximity >= proximity.amax(1, keepdim=True) - 1e-6
     mine = flat(labels) if problem.multilabel else labels.flatten()
@@ -72,14 +72,14 @@ def test_labels_are_those_of_a_nearest_reference(impl, problem):
 
 @given(problem=problems())
 def test_weights_lie_between_0_and_1(impl, problem):
-    _, weights = rpg_pseudo_labels(*problem.args, impl=impl)
+    _, weights = pseudo_labels(*problem.args, impl=impl)
     assert ((weights >= 0) & (weights <= 1)).all()
 
 
 @given(problem=problems())
 def test_one_label_set_gives_weight_1(impl, problem):
     y = torch.ones_like(problem.y_ref)
-    _, weights = rpg_pseudo_labels(*problem.with_(y_ref=y).args, impl=impl)
+    _, weights = pseudo_labels(*problem.with_(y_ref=y).args, impl=impl)
     assert torch.equal(weights, torch.ones_like(weights))
 
 
@@ -88,7 +88,7 @@ def test_equal_proximities_give_weight_0(impl, problem):
     _, y = proximities_to(problem)
     assume(len(torch.unique(y, dim=0)) > 1)
     feat_ref = torch.ones_like(problem.feat_ref)
-    _, weights = rpg_pseudo_labels(*problem.with_(feat_ref=feat_ref).args, impl=impl)
+    _, weights = pseudo_labels(*problem.with_(feat_ref=feat_ref).args, impl=impl)
     torch.testing.assert_close(weights, torch.zeros_like(weights), atol=2e-6, rtol=0)
 
 
@@ -103,7 +103,7 @@ def test_invariant_to_positive_scaling_of_any_vector(impl, problem, seed):
 
     problem = problem.with_(feat_u=1e4 * problem.feat_u, feat_ref=1e4 * problem.feat_ref)
     other = problem.with_(feat_u=scaled(problem.feat_u), feat_ref=scaled(problem.feat_ref))
-    assert_same(rpg_pseudo_labels(*other.args, impl=impl), rpg_pseudo_labels(*problem.args, impl=impl))
+    assert_same(pseudo_labels(*other.args, impl=impl), pseudo_labels(*problem.args, impl=impl))
 
 
 @given(problem=problems(), seed=seeds)
@@ -116,14 +116,14 @@ def test_invariant_to_a_rotation_of_feature_space(impl, problem, seed):
         return (features.double().movedim(1, -1) @ rotation).movedim(-1, 1).float()
 
     other = problem.with_(feat_u=rotated(problem.feat_u), feat_ref=rotated(problem.feat_ref))
-    assert_same(rpg_pseudo_labels(*other.args, impl=impl), rpg_pseudo_labels(*problem.args, impl=impl))
+    assert_same(pseudo_labels(*other.args, impl=impl), pseudo_labels(*problem.args, impl=impl))
 
 
 @given(problem=flat_problems(), seed=seeds)
 def test_invariant_to_the_order_of_references(impl, problem, seed):
     order = torch.randperm(len(problem.y_ref), generator=torch.Generator().manual_seed(seed))
     other = problem.with_(feat_ref=problem.feat_ref[order], y_ref=problem.y_ref[order])
-    got, expected = rpg_pseudo_labels(*other.args, impl=impl), rpg_pseudo_labels(*problem.args, impl=impl)
+    got, expected = pseudo_labels(*other.args, impl=impl), pseudo_labels(*problem.args, impl=impl)
     assert_same(got, expected, labels=False)
     clear = clear_winner(problem)
     assert torch.equal(got.labels[clear], expected.labels[clear])
@@ -136,14 +136,14 @@ def test_invariant_to_doubling_every_reference_and_k(impl, problem):
         y_ref=torch.cat([problem.y_ref, problem.y_ref]),
         k=2 * problem.k,
     )
-    assert_same(rpg_pseudo_labels(*twice.args, impl=impl), rpg_pseudo_labels(*problem.args, impl=impl))
+    assert_same(pseudo_labels(*twice.args, impl=impl), pseudo_labels(*problem.args, impl=impl))
 
 
 @given(problem=problems(multilabel=False, ignored=False), seed=seeds)
 def test_equivariant_to_permuting_classes(impl, problem, seed):
     renamed = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
-    expected = rpg_pseudo_labels(*problem.args, impl=impl)
-    got = rpg_pseudo_labels(*problem.with_(y_ref=renamed[problem.y_ref.long()]).args, impl=impl)
+    expected = pseudo_labels(*problem.args, impl=impl)
+    got = pseudo_labels(*problem.with_(y_ref=renamed[problem.y_ref.long()]).args, impl=impl)
     assert torch.equal(got.labels, renamed[expected.labels])
     torch.testing.assert_close(got.weights, expected.weights, atol=2e-5, rtol=0)
 
@@ -151,8 +151,8 @@ def test_equivariant_to_permuting_classes(impl, problem, seed):
 @given(problem=problems(multilabel=True), seed=seeds)
 def test_equivariant_to_permuting_labels(impl, problem, seed):
     order = torch.randperm(problem.y_ref.shape[1], generator=torch.Generator().manual_seed(seed))
-    expected = rpg_pseudo_labels(*problem.args, impl=impl)
-    got = rpg_pseudo_labels(*problem.with_(y_ref=problem.y_ref[:, order]).args, impl=impl)
+    expected = pseudo_labels(*problem.args, impl=impl)
+    got = pseudo_labels(*problem.with_(y_ref=problem.y_ref[:, order]).args, impl=impl)
     assert torch.equal(got.labels, expected.labels[:, order])
     torch.testing.assert_close(got.weights, expected.weights, atol=2e-5, rtol=0)
 
@@ -160,17 +160,17 @@ def test_equivariant_to_permuting_labels(impl, problem, seed):
 @given(problem=flat_problems(), seed=seeds)
 def test_equivariant_to_permuting_queries(impl, problem, seed):
     order = torch.randperm(len(problem.feat_u), generator=torch.Generator().manual_seed(seed))
-    expected = rpg_pseudo_labels(*problem.args, impl=impl)
-    got = rpg_pseudo_labels(*problem.with_(feat_u=problem.feat_u[order]).args, impl=impl)
+    expected = pseudo_labels(*problem.args, impl=impl)
+    got = pseudo_labels(*problem.with_(feat_u=problem.feat_u[order]).args, impl=impl)
     assert torch.equal(got.labels, expected.labels[order])
     torch.testing.assert_close(got.weights, expected.weights[order], atol=2e-5, rtol=0)
 
 
 @given(problem=problems(flat=False))
 def test_spatial_axes_are_only_a_layout(impl, problem):
-    got = rpg_pseudo_labels(*problem.args, impl=impl)
+    got = pseudo_labels(*problem.args, impl=impl)
     y = flat(problem.y_ref) if problem.multilabel else problem.y_ref.flatten()
-    expected = rpg_pseudo_labels(flat(problem.feat_u), flat(problem.feat_ref), y, problem.k, impl=impl)
+    expected = pseudo_labels(flat(problem.feat_u), flat(problem.feat_ref), y, problem.k, impl=impl)
     assert torch.equal(flat(got.labels) if problem.multilabel else got.labels.flatten(), expected.labels)
     torch.testing.assert_close(got.weights.flatten(), expected.weights, atol=2e-5, rtol=0)
 
@@ -183,7 +183,7 @@ def test_a_reference_beyond_the_kth_changes_nothing(impl, problem):
     kth = proximity[0].topk(problem.k).values[-1]
     beyond = proximity[0] < kth - 1e-4
     moved = torch.where(beyond[:, None], -one.feat_u, problem.feat_ref)
-    assert_same(rpg_pseudo_labels(*one.with_(feat_ref=moved).args, impl=impl), rpg_pseudo_labels(*one.args, impl=impl))
+    assert_same(pseudo_labels(*one.with_(feat_ref=moved).args, impl=impl), pseudo_labels(*one.args, impl=impl))
 
 
 @given(problem=flat_problems(ignored=False))
@@ -199,21 +199,21 @@ def test_growing_k_never_removes_a_label_set(impl, problem):
 @given(problem=problems())
 def test_k_beyond_the_references_is_all_of_them(impl, problem):
     n = len(proximities_to(problem)[1])
-    everything = rpg_pseudo_labels(*problem.with_(k=n).args, impl=impl)
+    everything = pseudo_labels(*problem.with_(k=n).args, impl=impl)
     for k in (n + 1, 10**9, 1.0):
-        assert_same(rpg_pseudo_labels(*problem.with_(k=k).args, impl=impl), everything)
+        assert_same(pseudo_labels(*problem.with_(k=k).args, impl=impl), everything)
 
 
 @given(problem=problems(), share=st.floats(0, 1, exclude_min=True))
 def test_k_as_a_share_counts_the_references_that_are_not_ignored(impl, problem, share):
     n = len(proximities_to(problem)[1])
-    expected = rpg_pseudo_labels(*problem.with_(k=max(1, round(share * n))).args, impl=impl)
-    assert_same(rpg_pseudo_labels(*problem.with_(k=share).args, impl=impl), expected)
+    expected = pseudo_labels(*problem.with_(k=max(1, round(share * n))).args, impl=impl)
+    assert_same(pseudo_labels(*problem.with_(k=share).args, impl=impl), expected)
 
 
 @given(problem=problems())
 def test_the_nearest_alone_gives_weight_1_unless_tied_or_at_proximity_0(impl, problem):
-    _, weights = rpg_pseudo_labels(*problem.with_(k=1).args, impl=impl)
+    _, weights = pseudo_labels(*problem.with_(k=1).args, impl=impl)
     proximity, y = proximities_to(problem)
     sure = clear_winner(problem) & (proximity.amax(1) > 0.05)
     torch.testing.assert_close(weights.flatten()[sure], torch.ones(int(sure.sum())), atol=2e-5, rtol=0)
@@ -228,7 +228,7 @@ def test_weight_falls_as_two_sets_come_equally_near(impl, near, step):
 
     def weight(angle):
         references = torch.tensor([[math.cos(near), math.sin(near)], [math.cos(angle), -math.sin(angle)]])
-        return rpg_pseudo_labels(torch.tensor([[1.0, 0.0]]), references, torch.tensor([0, 1]), 2, impl=impl).weights
+        return pseudo_labels(torch.tensor([[1.0, 0.0]]), references, torch.tensor([0, 1]), 2, impl=impl).weights
 
     assert weight(near) < 1e-5
     assert weight(near + step) > weight(near + step / 2) > weight(near)
@@ -240,17 +240,17 @@ def test_ignored_references_are_as_good_as_absent(impl, problem, seed):
     y = flat(problem.y_ref) if problem.multilabel else problem.y_ref.flatten()
     gone = torch.rand(len(y), generator=torch.Generator().manual_seed(seed)) < 0.5
     gone[0] = False
-    kept = rpg_pseudo_labels(flat(problem.feat_u), flat(problem.feat_ref)[~gone], y[~gone], problem.k, impl=impl)
+    kept = pseudo_labels(flat(problem.feat_u), flat(problem.feat_ref)[~gone], y[~gone], problem.k, impl=impl)
     marked = y.masked_fill(gone[:, None] if problem.multilabel else gone, IGNORED)
-    got = rpg_pseudo_labels(flat(problem.feat_u), flat(problem.feat_ref), marked, problem.k, impl=impl)
+    got = pseudo_labels(flat(problem.feat_u), flat(problem.feat_ref), marked, problem.k, impl=impl)
     assert_same(got, kept)
 
 
 @given(problem=problems(), seed=seeds)
 def test_ignored_queries_change_no_other(impl, problem, seed):
-    expected = rpg_pseudo_labels(*problem.args, impl=impl)
+    expected = pseudo_labels(*problem.args, impl=impl)
     valid = torch.rand(expected.weights.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
-    labels, weights = rpg_pseudo_labels(*problem.args, valid_u=valid, impl=impl)
+    labels, weights = pseudo_labels(*problem.args, valid_u=valid, impl=impl)
     assert torch.equal(weights, expected.weights * valid)
     inside = valid.unsqueeze(1).expand_as(labels) if problem.multilabel else valid
     assert torch.equal(labels[inside], expected.labels[inside])
@@ -260,7 +260,7 @@ def test_ignored_queries_change_no_other(impl, problem, seed):
 @given(problem=problems())
 def test_no_gradient_reaches_features(impl, problem):
     feat_u, feat_ref = problem.feat_u.clone().requires_grad_(), problem.feat_ref.clone().requires_grad_()
-    labels, weights = rpg_pseudo_labels(feat_u, feat_ref, problem.y_ref, problem.k, impl=impl)
+    labels, weights = pseudo_labels(feat_u, feat_ref, problem.y_ref, problem.k, impl=impl)
     assert not labels.requires_grad
     assert not weights.requires_grad
 

@@ -1,5 +1,6 @@
 """Every implementation against the definition, and the definition against a slow independent oracle."""
 
+import importlib.util
 import math
 
 import pytest
@@ -9,14 +10,14 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rpg_loss import rpg_pseudo_labels
 from rpg_loss.label_sets import encode_label_sets
 from rpg_loss.matching import TIE, match
 from rpg_loss.matching.chunked import match_chunked
 from rpg_loss.matching.definition import match_reference
+from rpg_loss.matching.fused import Tiles, match_triton
 from rpg_loss.matching.precision import full_float32_matmul
 
-from .problems import IMPLS, flat_problems, label_vectors, problems
+from .problems import FAST_IMPLS, IMPLS, device_of, flat_problems, label_vectors, needs_triton, problems, pseudo_labels
 
 
 def oracle(problem):
@@ -53,27 +54,47 @@ def oracle(problem):
 @pytest.mark.parametrize("impl", IMPLS)
 @given(problem=flat_problems())
 def test_oracle(impl, problem):
-    labels, weights = rpg_pseudo_labels(*problem.args, impl=impl)
+    labels, weights = pseudo_labels(*problem.args, impl=impl)
     expected = oracle(problem)
     assert [tuple(row) for row in labels.long().reshape(len(labels), -1).tolist()] == [label for label, _ in expected]
     torch.testing.assert_close(weights, torch.tensor([w for _, w in expected]), atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("impl", FAST_IMPLS)
 @given(problem=problems())
-def test_implementations_agree(problem):
-    one = rpg_pseudo_labels(*problem.args, impl="reference")
-    other = rpg_pseudo_labels(*problem.args, impl="chunked")
+def test_implementations_agree(impl, problem):
+    one = pseudo_labels(*problem.args, impl="reference")
+    other = pseudo_labels(*problem.args, impl=impl)
     assert torch.equal(one.labels, other.labels)
     torch.testing.assert_close(one.weights, other.weights, atol=1e-5, rtol=0)
 
 
-@given(problem=flat_problems(ignored=False), chunk_size=st.integers(1, 7))
-def test_chunk_size_changes_nothing(problem, chunk_size):
+def assert_matches(got, expected):
+    assert torch.equal(got.nearest_sets.cpu(), expected.nearest_sets)
+    torch.testing.assert_close(got.proximities.cpu(), expected.proximities, atol=1e-6, rtol=0)
+
+
+# How the work is cut up: by default, in the smallest pieces, and without similarities kept for the counts.
+CUTS = [{}, {"block": 7}, {"block": 64, "tile": 2500}, {"block": 64, "tile": 2500, "kept": 0}, {"kept": 0}]
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@given(problem=flat_problems(ignored=False))
+def test_cutting_up_the_work_changes_nothing(cut, problem):
     set_ids, set_labels = encode_label_sets(problem.y_ref)
     args = (problem.feat_u, problem.feat_ref, set_ids, len(set_labels), min(problem.k, len(set_ids)))
-    whole, parts = match_chunked(*args), match_chunked(*args, chunk_size=chunk_size)
-    assert torch.equal(whole.nearest_sets, parts.nearest_sets)
-    torch.testing.assert_close(whole.proximities, parts.proximities, atol=1e-6, rtol=0)
+    assert_matches(match_chunked(*args, **cut), match_reference(*args))
+
+
+@needs_triton
+@given(problem=flat_problems(ignored=False), slab=st.integers(1, 20), tile=st.sampled_from([16, 32]))
+def test_cutting_up_the_work_of_the_fused_kernels_changes_nothing(problem, slab, tile):
+    device = device_of("triton")
+    set_ids, set_labels = encode_label_sets(problem.y_ref)
+    args = (problem.feat_u, problem.feat_ref, set_ids, len(set_labels), min(problem.k, len(set_ids)))
+    on_device = [arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in args]
+    got = match_triton(*on_device, slab=slab, tiles=Tiles(tile, tile, 16, warps=4, stages=1))
+    assert_matches(got, match_reference(*args))
 
 
 def hard_problem(name):
@@ -132,13 +153,50 @@ HARD = (
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("name", HARD)
-def test_agreement_with_the_definition_on_hard_problems(name, share):
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_agreement_with_the_definition_on_hard_problems(cut, name, share):
     u, r, ids = hard_problem(name)
-    k = max(1, round(share * len(r)))
-    num_sets = int(ids.max()) + 1
-    expected, got = match_reference(u, r, ids, num_sets, k), match_chunked(u, r, ids, num_sets, k)
-    assert torch.equal(got.nearest_sets, expected.nearest_sets)
-    torch.testing.assert_close(got.proximities, expected.proximities, atol=1e-6, rtol=0)
+    args = (u, r, ids, int(ids.max()) + 1, max(1, round(share * len(r))))
+    assert_matches(match_chunked(*args, **cut), match_reference(*args))
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", HARD)
+def test_agreement_of_the_fused_kernels_on_hard_problems(name, dtype):
+    u, r, ids = hard_problem(name)
+    u, r, ids = u[:70].to(dtype), r[:150].to(dtype), torch.unique(ids[:150], return_inverse=True)[1]
+    if not u.isfinite().all():
+        pytest.skip("beyond the range of float16")
+    device = device_of("triton")
+    for share in (0.05, 0.5):
+        args = (u, r, ids, int(ids.max()) + 1, max(1, round(share * len(r))))
+        assert_matches(
+            match_triton(*(a.to(device) if isinstance(a, torch.Tensor) else a for a in args)), match_reference(*args)
+        )
+
+
+@needs_triton
+def test_fused_counts_of_more_references_than_one_program_may_take(monkeypatch):
+    """Beyond MAX_SPAN references the packed counts of a program would run over."""
+    import rpg_loss.matching.kernels as kernels
+
+    monkeypatch.setattr(kernels, "MAX_SPAN", 200)
+    u, r, ids = torch.rand(40, 8), torch.rand(900, 8), torch.arange(900) % 20
+    device = device_of("triton")
+    for k in (300, 600, 890):
+        got = match_triton(u.to(device), r.to(device), ids.to(device), 20, k)
+        assert_matches(got, match_reference(u, r, ids, 20, k))
+
+
+def test_similarities_that_round_to_the_same_16_bits_are_counted_exactly():
+    """Angles a hundred times finer than 16 bits: which of the sets is within the k nearest takes exact counts."""
+    angles = torch.linspace(0.3, 0.3003, 300, dtype=torch.float64)
+    r = torch.stack([angles.cos(), angles.sin()], 1).float()
+    u = torch.tensor([[1.0, 0.0]])
+    ids = torch.arange(300) // 30
+    for k in (1, 45, 100, 215, 299):
+        assert_matches(match_chunked(u, r, ids, 10, k), match_reference(u, r, ids, 10, k))
 
 
 def test_float64_features_beyond_the_range_of_float32():
@@ -161,8 +219,8 @@ def test_half_precision_features_are_matched_in_float32(dtype):
 def test_non_contiguous_tensors(impl):
     u, r = torch.randn(5, 7, 2, 4).permute(2, 3, 1, 0), torch.randn(4, 4, 6, 10)[:, :, ::2, ::2]
     y = torch.randint(3, (6, 10, 4)).permute(2, 0, 1)[:, ::2, ::2]
-    got = rpg_pseudo_labels(u, r, y, 9, impl=impl)
-    expected = rpg_pseudo_labels(u.contiguous(), r.contiguous(), y.contiguous(), 9, impl=impl)
+    got = pseudo_labels(u, r, y, 9, impl=impl)
+    expected = pseudo_labels(u.contiguous(), r.contiguous(), y.contiguous(), 9, impl=impl)
     assert torch.equal(got.labels, expected.labels)
     torch.testing.assert_close(got.weights, expected.weights)
 
@@ -174,7 +232,7 @@ def test_many_overlapping_labels(impl, labels):
     y = torch.zeros(6, labels, dtype=torch.uint8)
     y[:, 0] = 1
     y[1, -1] = y[2, -2] = y[3, 63] = y[4, 62] = 1
-    got = rpg_pseudo_labels(torch.eye(6), torch.eye(6), y, 1, impl=impl)
+    got = pseudo_labels(torch.eye(6), torch.eye(6), y, 1, impl=impl)
     assert torch.equal(got.labels, y)
     torch.testing.assert_close(got.weights, torch.ones(6), atol=1e-5, rtol=0)
 
@@ -183,7 +241,7 @@ def test_many_overlapping_labels(impl, labels):
 def test_lowest_reference_index_wins_a_tie(impl):
     r = torch.tensor([[0.0, 1.0], [3.0, 4.0], [0.6, 0.8], [6.0, 8.0]])
     for y, expected in (([0, 2, 1, 3], 2), ([0, 1, 2, 3], 1), ([3, 3, 0, 1], 3)):
-        labels, _ = rpg_pseudo_labels(torch.tensor([[0.3, 0.4]]), r, torch.tensor(y), 2, impl=impl)
+        labels, _ = pseudo_labels(torch.tensor([[0.3, 0.4]]), r, torch.tensor(y), 2, impl=impl)
         assert labels.tolist() == [expected]
 
 
@@ -191,9 +249,9 @@ def test_lowest_reference_index_wins_a_tie(impl):
 def test_without_a_positive_cosine_all_references_are_equally_near(impl):
     """Clipped, a negative cosine is as good as 0, so the lowest index wins although another is exactly orthogonal."""
     r = torch.tensor([[-1.0, 0.0], [-1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
-    labels, weights = rpg_pseudo_labels(torch.tensor([[1.0, 0.0]]), r, torch.tensor([1, 0, 1, 0]), 1, impl=impl)
+    labels, weights = pseudo_labels(torch.tensor([[1.0, 0.0]]), r, torch.tensor([1, 0, 1, 0]), 1, impl=impl)
     assert labels.tolist() == [1]
-    labels, _ = rpg_pseudo_labels(torch.tensor([[1.0, 0.0]]), r, torch.tensor([0, 0, 1, 1]), 1, impl=impl)
+    labels, _ = pseudo_labels(torch.tensor([[1.0, 0.0]]), r, torch.tensor([0, 0, 1, 1]), 1, impl=impl)
     assert labels.tolist() == [0]
     torch.testing.assert_close(weights, torch.zeros(1), atol=1e-6, rtol=0)
 
@@ -203,7 +261,7 @@ def test_ties_survive_rounding():
     u, r = torch.randn(200, 1, 24), torch.randn(1, 24)
     stretched = r * torch.linspace(0.3, 7, 40)[:, None]
     for y in (torch.arange(40), torch.arange(40).flip(0)):
-        labels, weights = rpg_pseudo_labels(u[:, 0] + 3 * r, stretched, y, 1, impl="chunked")
+        labels, weights = pseudo_labels(u[:, 0] + 3 * r, stretched, y, 1, impl="chunked")
         assert (labels == y[0]).all()
         torch.testing.assert_close(weights, torch.zeros(200), atol=1e-5, rtol=0)
 
@@ -211,7 +269,7 @@ def test_ties_survive_rounding():
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_label_vector_that_is_known_in_part_is_no_reference(impl):
     y = torch.tensor([[1, -100], [0, 1]])
-    labels, weights = rpg_pseudo_labels(torch.eye(2), torch.eye(2), y, 1, impl=impl)
+    labels, weights = pseudo_labels(torch.eye(2), torch.eye(2), y, 1, impl=impl)
     assert labels.tolist() == [[0, 1], [0, 1]]
     assert weights.tolist() == [1, 1]
 
@@ -220,7 +278,7 @@ def test_a_label_vector_that_is_known_in_part_is_no_reference(impl):
 def test_references_as_near_as_the_kth_count_as_within(impl):
     """Two sets tied at the first place: k = 1 must see both, or the weight depends on the order of references."""
     r = torch.tensor([[1.0, 1.0], [2.0, 2.0], [1.0, 0.0]])
-    _, weights = rpg_pseudo_labels(torch.tensor([[1.0, 1.0]]), r, torch.tensor([0, 1, 0]), 1, impl=impl)
+    _, weights = pseudo_labels(torch.tensor([[1.0, 1.0]]), r, torch.tensor([0, 1, 0]), 1, impl=impl)
     torch.testing.assert_close(weights, torch.zeros(1), atol=1e-6, rtol=0)
 
 
@@ -238,9 +296,10 @@ def test_the_matrix_never_exists():
 
     m, n, d = 4096, 12288, 8
     u, r, ids = torch.randn(m, d), torch.randn(n, d), torch.arange(n) % 9
-    with Largest() as largest:
-        match_chunked(u, r, ids, 9, 7000)
-    assert largest.numel <= 2**21 < m * n / 20
+    for sizes in ({}, {"kept": 0}):
+        with Largest() as largest:
+            match_chunked(u, r, ids, 9, 7000, **sizes)
+        assert largest.numel <= 2**22 < m * n / 10
 
 
 def matmul_settings():
@@ -251,13 +310,13 @@ def matmul_settings():
 
 def test_autocast_and_matmul_settings_do_not_lower_the_precision():
     u, r, y = torch.randn(40, 16), torch.randn(60, 16), torch.arange(60) % 4
-    expected = rpg_pseudo_labels(u, r, y, 10)
+    expected = pseudo_labels(u, r, y, 10)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
         settings = matmul_settings()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            got = rpg_pseudo_labels(u, r, y, 10)
+            got = pseudo_labels(u, r, y, 10)
         assert matmul_settings() == settings
     finally:
         torch.set_float32_matmul_precision(before)
@@ -280,16 +339,63 @@ def test_matmul_precision_is_restored_with_the_older_torch_interface(monkeypatch
 
 def test_a_class_255_among_others_is_no_mask():
     y = torch.tensor([0, 3, 255])
-    assert rpg_pseudo_labels(torch.eye(3), torch.eye(3), y, 1).labels.tolist() == [0, 3, 255]
+    assert pseudo_labels(torch.eye(3), torch.eye(3), y, 1).labels.tolist() == [0, 3, 255]
 
 
 def test_unknown_implementation():
     ids = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"impl: got 'fast', expected one of 'auto', 'reference', 'chunked'"):
+    with pytest.raises(ValueError, match=r"impl: got 'fast', expected one of 'auto', 'reference', 'chunked', 'triton'"):
         match(torch.ones(1, 1), torch.ones(1, 1), ids, 1, 1, "fast")
 
 
-def test_counts_beyond_what_float32_sums_hold(monkeypatch):
+@pytest.mark.parametrize("cut", [{}, {"kept": 0, "tile": 2**20}], ids=str)
+def test_counts_beyond_what_16_bits_hold(cut):
+    """One query: parts of a tile then have more rows than a sum of flags in 16 bits can hold."""
+    n = 100_000
+    angles = torch.linspace(0, 1.5, n)
+    r, ids = torch.stack([angles.cos(), angles.sin()], 1), torch.arange(n) * 5 // n
+    u = torch.tensor([[1.0, 0.0]])
+    for k in (39_000, 41_000, 99_000):
+        assert_matches(match_chunked(u, r, ids, 5, k, **cut), match_reference(u, r, ids, 5, k))
+
+
+def test_larger_groups_where_very_many_maxima_would_be_kept(monkeypatch):
     import rpg_loss.matching.chunked as chunked
 
-    assert chunked._count_above(torch.ones(1, 2**24 + 3), torch.zeros(1, 1)).item() == 2**24 + 3
+    monkeypatch.setitem(chunked._GROUPS, "cpu", 500)
+    u, r, ids = hard_problem("random")
+    for k in (20, 200):
+        assert_matches(match_chunked(u, r, ids, 9, k), match_reference(u, r, ids, 9, k))
+
+
+def test_the_fused_kernels_choose_their_tiles_by_the_card(monkeypatch):
+    import rpg_loss.matching.fused as fused
+
+    card = torch.device("cuda")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for capability, expected in (((9, 0), "hopper"), ((8, 6), "ampere"), ((12, 0), "ampere")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None, is_=capability: is_)
+        assert fused.why_not(card) is None
+        for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+            for d, whole in ((64, expected == "hopper" or size == 2), (300, False)):
+                tiles = fused._choose_tiles(card, torch.zeros(1, d, dtype=dtype))
+                assert tiles == fused._TILES[expected, size, whole]
+        assert fused._choose_tiles(card, torch.zeros(1, 3)).features == 16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    assert "needs compute capability 8.0 (Ampere) or newer, and cuda has 7.5" in fused.why_not(card)
+
+
+def test_the_fused_kernels_say_why_they_cannot_run(monkeypatch):
+    ids = torch.zeros(1, dtype=torch.int64)
+    args = (torch.ones(1, 1), torch.ones(1, 1), ids, 1, 1)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"impl: got 'triton', which cannot run here: Triton is not installed"):
+        match(*args, "triton")
+    assert match(*args, "auto").nearest_sets.tolist() == [0]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(ValueError, match=r"it needs an NVIDIA GPU, and the features are on cpu, or use impl=\"auto\""):
+        match(*args, "triton")
+    assert match(*args, "auto").nearest_sets.tolist() == [0]

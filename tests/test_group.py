@@ -1,0 +1,184 @@
+"""References shared out over processes: the same as one process that holds all of them."""
+
+import functools
+import traceback
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from rpg_loss import RPGLoss, rpg_pseudo_labels
+from rpg_loss.matching import Shards, match
+from rpg_loss.matching.chunked import match_chunked
+
+from .problems import needs_triton
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+
+
+def work(rank, world, folder, check, reports):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
+    try:
+        torch.manual_seed(0)
+        check(rank, world)
+        dist.barrier()
+        reports.put((rank, "passed"))
+    except BaseException:
+        reports.put((rank, traceback.format_exc()))
+    dist.destroy_process_group()
+
+
+def run(check, world, tmp_path):
+    """Run ``check(rank, world)`` in processes of their own; an assertion in one fails the test."""
+    context = mp.get_context("spawn")
+    reports = context.SimpleQueue()
+    processes = [context.Process(target=work, args=(i, world, tmp_path, check, reports)) for i in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    outcomes = dict.fromkeys(range(world), "no report: it hung or crashed")
+    while not reports.empty():
+        rank, outcome = reports.get()
+        outcomes[rank] = outcome
+    # Not the exit codes: torch's gloo threads sometimes abort a process at its very end, after all is done.
+    assert set(outcomes.values()) == {"passed"}, "\n".join(f"rank {rank}: {text}" for rank, text in outcomes.items())
+
+
+def shares(n, world, rank):
+    """Uneven shares, in order: the first process has most."""
+    bounds = [round(n * (i / world) ** 0.5) for i in range(world + 1)]
+    return slice(bounds[rank], bounds[rank + 1])
+
+
+def problem(multilabel=False, m=60, n=150, d=8):
+    feat_u, feat_ref = torch.randn(m, d), torch.randn(n, d).relu()
+    feat_ref[100:120] = feat_ref[:20]  # ties between processes
+    if multilabel:
+        y = torch.randint(2, (n, 3))
+        y[:50, 2] = 0  # sets that the first process does not have
+    else:
+        y = torch.arange(n) // 20  # every process has other classes
+    return feat_u, feat_ref, y
+
+
+def assert_same(got, expected):
+    assert torch.equal(got.labels, expected.labels)
+    torch.testing.assert_close(got.weights, expected.weights, atol=1e-5, rtol=0)
+
+
+def check_union(rank, world, impl="auto"):
+    for multilabel in (False, True):
+        feat_u, feat_ref, y = problem(multilabel)
+        mine = shares(len(feat_ref), world, rank)
+        for k in (1, 20, 75, 150, 0.3, 1.0):
+            expected = rpg_pseudo_labels(feat_u, feat_ref, y, k)
+            got = rpg_pseudo_labels(feat_u, feat_ref[mine], y[mine], k, group=dist.group.WORLD, impl=impl)
+            assert_same(got, expected)
+
+
+def check_small_pieces(rank, world):
+    """The number of exchanges must not depend on what one process holds."""
+    feat_u, feat_ref, y = problem()
+    mine = shares(len(feat_ref), world, rank)
+    expected = match(feat_u, feat_ref, y, 8, 40)
+    for kept in (0, 700, 2**20):  # kept by none, by some but not all on their own, by all
+        shards = Shards(feat_ref[mine], y[mine], 8, dist.group.WORLD)
+        got = match_chunked(feat_u, feat_ref[mine], y[mine], 8, 40, shards, block=13, tile=200, kept=kept)
+        assert torch.equal(got.nearest_sets, expected.nearest_sets)
+        torch.testing.assert_close(got.proximities, expected.proximities, atol=1e-6, rtol=0)
+
+
+def check_own_queries(rank, world):
+    feat_u, feat_ref, y = problem()
+    mine, queries = shares(len(feat_ref), world, rank), slice(rank * 7, rank * 7 + 5 + rank)
+    expected = rpg_pseudo_labels(feat_u[queries], feat_ref, y, 40)
+    got = rpg_pseudo_labels(feat_u[queries], feat_ref[mine], y[mine], 40, group=dist.group.WORLD)
+    assert_same(got, expected)
+
+
+def check_process_without_references(rank, world):
+    feat_u, feat_ref, y = problem()
+    mine = slice(0, 150) if rank == 1 else slice(0, 10)
+    own = y[mine] if rank == 1 else torch.full((10,), -100)
+    expected = rpg_pseudo_labels(feat_u, feat_ref, y, 40)
+    assert_same(rpg_pseudo_labels(feat_u, feat_ref[mine], own, 40, group=dist.group.WORLD), expected)
+    with pytest.raises(ValueError, match="y_ref: got no labelled reference on any process of the group"):
+        rpg_pseudo_labels(feat_u, feat_ref[:10], torch.full((10,), -100), 40, group=dist.group.WORLD)
+
+
+def check_refusals(rank, world):
+    """Where one process is refused its arguments, all raise: none waits for ever."""
+    group = dist.group.WORLD
+    feat_u, feat_ref, y = problem()
+    if rank == 1:
+        with pytest.raises(ValueError, match=r"^feat_ref: got .* NaN"):
+            rpg_pseudo_labels(feat_u, feat_ref * torch.nan, y, 4, group=group)
+    else:
+        with pytest.raises(ValueError, match=r"group: rank 1 of it was refused its arguments: feat_ref: got .* NaN"):
+            rpg_pseudo_labels(feat_u, feat_ref, y, 4, group=group)
+    with pytest.raises(ValueError, match=r"group: got k .* on rank . and .* on rank ., expected the same"):
+        rpg_pseudo_labels(feat_u, feat_ref, y, 4 + rank, group=group)
+    with pytest.raises(ValueError, match=r"group: got features per pixel . on rank . and . on rank ., expected"):
+        rpg_pseudo_labels(feat_u[:, rank:], feat_ref[:, rank:], y, 4, group=group)
+    with pytest.raises(ValueError, match='impl: got "reference" with a group'):
+        rpg_pseudo_labels(feat_u, feat_ref, y, 4, group=group, impl="reference")
+    criterion = RPGLoss(4, group=group)
+    maps = torch.randn(1, 3, 4, 4)
+    y_map = torch.zeros(1, 4, 4, dtype=torch.int64).fill_(5 if rank == 0 else 0)
+    with pytest.raises(ValueError, match=r"y_ref: got the values 5"):
+        criterion(maps, maps, maps, y_map)
+    with pytest.raises(ValueError, match=r"y_ref: got shape"):
+        criterion.pseudo_labels(maps, maps, y_map[0] if rank == 0 else y_map)
+    # The group is in step afterwards.
+    check_own_queries(rank, world)
+
+
+def check_loss(rank, world):
+    """Each process its own images, all pools together: the mean over processes is the loss of one process."""
+    logits_u, feat_u = torch.randn(4, 3, 4, 4), torch.randn(4, 5, 4, 4)
+    feat_ref, y = torch.randn(4, 5, 4, 4), torch.randint(3, (4, 4, 4))
+    expected = RPGLoss(0.5)(logits_u, feat_u, feat_ref, y)
+    mine = slice(2 * rank, 2 * rank + 2)
+    loss = RPGLoss(0.5, group=dist.group.WORLD)(logits_u[mine], feat_u[mine], feat_ref[mine], y[mine])
+    dist.all_reduce(loss)
+    torch.testing.assert_close(loss / world, expected)
+
+
+def check_compiled(rank, world):
+    """The exchange stays outside of the compiled graphs."""
+    logits_u, feat_u = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)
+    feat_ref, y = torch.randn(4, 5, 4, 4), torch.randint(3, (4, 4, 4))
+    criterion = RPGLoss(0.5, group=dist.group.WORLD)
+    mine = slice(2 * rank, 2 * rank + 2)
+    expected = RPGLoss(0.5)(logits_u, feat_u, feat_ref, y)
+    for _ in range(2):
+        got = torch.compile(criterion, backend="eager")(logits_u, feat_u, feat_ref[mine], y[mine])
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("check", [check_union, check_small_pieces, check_own_queries])
+def test_union_equals_one_process(check, world, tmp_path):
+    run(check, world, tmp_path)
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU this takes one GPU per process")
+def test_union_with_the_fused_kernels(tmp_path):
+    run(functools.partial(check_union, impl="triton"), 2, tmp_path)
+
+
+@pytest.mark.parametrize("check", [check_process_without_references, check_refusals, check_loss, check_compiled])
+def test_group(check, tmp_path):
+    run(check, 2, tmp_path)
+
+
+def test_a_group_of_one(tmp_path):
+    run(check_union, 1, tmp_path)
