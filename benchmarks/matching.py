@@ -1,210 +1,280 @@
-"""Time and memory of the matching, against the routes that one would write without this library.
+"""Time and memory of the matching, against the routes that one would write without this package.
 
-    python -m benchmarks.matching            # the paper's size: M 4096, N 12288, D 64, k 7000, 9 label sets
-    python -m benchmarks.matching --quick    # a smaller problem, for a smoke test
-    python -m benchmarks.matching --json F   # also write the figures, with the machine and the versions
+    python -m benchmarks.matching                    # the paper's size, all routes, 9 and 100 label sets
+    python -m benchmarks.matching --quick            # a smaller problem, for a smoke test; goes with every mode
+    python -m benchmarks.matching --sweep            # one size varied at a time
+    python -m benchmarks.matching --grid             # Table 3 of the paper: images in the pool x k; who fits in 11 GiB
+    python -m benchmarks.matching --full-resolution  # every pixel, ours only
 
-Routes run one after the other in every round of one process, so that each ratio compares runs that were made side by
-side; the table gives median and quartiles.  Peak extra memory is measured in a fresh process per route:
-the high-water mark of its resident set (on a GPU: of the allocator) above what the inputs take.
+Routes run one after the other in every round of one process, so that each ratio compares what ran side by side.  The
+first round warms up and checks that every route finds the same matches.  Peak extra memory is the high-water mark above
+what the inputs take: on a CPU that of the resident set of a fresh process per route, on a GPU that of PyTorch's
+allocator.  A route that cannot run is a row that says why.  The exit status is 1 if a route disagrees or fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-try:
-    from sklearn.neighbors import NearestNeighbors
-except ImportError:  # the route is left out without the extra "bench"
-    NearestNeighbors = None
+from benchmarks.measure import (
+    GIB,
+    Case,
+    conditions,
+    environment,
+    measure_peaks,
+    quartiles,
+    time_side_by_side,
+    write_json,
+)
+from benchmarks.routes import MAP_PIXELS, OTHERS, OURS, ROUTES, Problem
 
-from rpg_loss.matching import IMPLEMENTATIONS, Matches
-from rpg_loss.matching.contract import EPS
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Sizes of one matching problem: M queries, N references of D features, the k nearest, |S| label sets."""
-
-    m: int = 4096
-    n: int = 12288
-    d: int = 64
-    k: int = 7000
-    sets: int = 9
-
-    def tensors(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Features after a ReLU, with a direction per label set so that neighbours mean something; uneven sets."""
-        generator = torch.Generator().manual_seed(0)
-        shares = 0.5 ** torch.arange(self.sets).clamp(max=6)
-        set_ids = torch.multinomial(shares, self.n, replacement=True, generator=generator)
-        set_ids[: self.sets] = torch.arange(self.sets)
-        of_queries = torch.multinomial(shares, self.m, replacement=True, generator=generator)
-        centres = torch.randn(self.sets, self.d, generator=generator)
-        queries, references = (
-            (centres[ids] + torch.randn(len(ids), self.d, generator=generator)).relu() for ids in (of_queries, set_ids)
-        )
-        return queries.to(device), references.to(device), set_ids.to(device)
-
-
-Route = Callable[[Tensor, Tensor, Tensor, Problem], object]
-
-
-def topk_route(queries: Tensor, references: Tensor, set_ids: Tensor, problem: Problem) -> Matches:
-    """Eq. 3-5 as one would write them: the matrix, the k nearest listed, the best of each label set among them."""
-    norms = queries.norm(dim=1)[:, None] * references.norm(dim=1)
-    similarity = (queries @ references.T).div_(norms.add_(EPS)).clamp_(min=0)
-    nearest, index = similarity.topk(min(problem.k, problem.n), dim=1)
-    del similarity, norms
-    sets = set_ids[index]
-    proximities = torch.zeros(len(queries), problem.sets, device=queries.device)
-    return Matches(sets[:, 0], proximities.scatter_reduce_(1, sets, nearest, "amax"))
-
-
-def bare_product(queries: Tensor, references: Tensor, set_ids: Tensor, problem: Problem) -> Tensor:
-    """Only the matrix product, written to memory: the floor of every route that has the matrix."""
-    return queries @ references.T
-
-
-def sklearn_route(queries: Tensor, references: Tensor, set_ids: Tensor, problem: Problem) -> Matches:
-    """The same with scikit-learn's brute-force neighbours, on the CPU."""
-    search = NearestNeighbors(n_neighbors=min(problem.k, problem.n), algorithm="brute", metric="cosine")
-    distance, index = map(torch.from_numpy, search.fit(references.numpy()).kneighbors(queries.numpy()))
-    sets = set_ids[index]
-    proximities = torch.zeros(len(queries), problem.sets, dtype=distance.dtype)
-    return Matches(sets[:, 0], proximities.scatter_reduce_(1, sets, 1 - distance, "amax"))
-
-
-def ours(name: str) -> Route:
-    return lambda queries, references, set_ids, problem: IMPLEMENTATIONS[name](
-        queries, references, set_ids, problem.sets, min(problem.k, problem.n)
-    )
-
-
-ROUTES: dict[str, Route] = {"chunked": ours("chunked"), "topk": topk_route, "mm": bare_product}
-if NearestNeighbors is not None:
-    ROUTES["sklearn"] = sklearn_route
-CAPTIONS = {
-    "chunked": 'rpg_loss, impl="chunked"',
-    "topk": "torch.topk, then the best of each set",
-    "mm": "bare torch.mm (the product alone)",
-    "sklearn": "scikit-learn, brute force",
-}
-
-
-@torch.no_grad()
-def seconds(problem: Problem, device: str, rounds: int) -> dict[str, list[float]]:
-    tensors = problem.tensors(device)
-    routes = {name: route for name, route in ROUTES.items() if device == "cpu" or name != "sklearn"}
-    times: dict[str, list[float]] = {name: [] for name in routes}
-    for round_ in range(rounds + 1):
-        for name, route in routes.items():
-            synchronise(device)
-            start = time.perf_counter()
-            route(*tensors, problem)
-            synchronise(device)
-            if round_:  # the first round warms up
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def synchronise(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-@torch.no_grad()
-def peak_extra_bytes(route: str, problem: Problem, device: str) -> int:
-    """Peak memory of one call above what was there before; meant for a fresh process."""
-    tensors = problem.tensors(device)
-    small = Problem(m=8, n=problem.sets + 8, d=problem.d, k=8, sets=problem.sets)
-    ROUTES[route](*small.tensors(device), small)  # libraries load their code and buffers
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        ROUTES[route](*tensors, problem)
-        return torch.cuda.max_memory_allocated() - before
-    # Writing 5 sets the high-water mark of the resident set back to its present size (Linux).
-    Path("/proc/self/clear_refs").write_text("5")
-    before = high_water_mark()
-    ROUTES[route](*tensors, problem)
-    return high_water_mark() - before
-
-
-def high_water_mark() -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-
-
-def peak_in_fresh_process(route: str, problem: Problem, device: str) -> int | None:
-    """None where the system does not tell (not Linux)."""
-    call = f"from benchmarks.matching import *; print(peak_extra_bytes({route!r}, {problem!r}, {device!r}))"
-    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
-    return int(done.stdout) if done.returncode == 0 else None
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
-
-
-def processor() -> str:
-    if not Path("/proc/cpuinfo").exists():
-        return platform.processor()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+MANY_SETS = 100
+QUERY_IMAGES_OF_A_BATCH = 5
+SWEEP_PATIENCE = 3.0  # seconds; a route that is slower than this is timed once
+MIB = 2**20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--quick", action="store_true", help="a problem of M 512, N 2048, k 1000, in 3 rounds")
-    parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--sets", type=int, default=9, help="label sets (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
-    options = parser.parse_args()
-    problem = Problem(m=512, n=2048, k=1000, sets=options.sets) if options.quick else Problem(sets=options.sets)
-    times = seconds(problem, options.device, 3 if options.quick else options.rounds)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    machine = torch.cuda.get_device_name() if options.device == "cuda" else processor()
+    options = parse()
+    device = torch.device(options.device)
+    mode, measure = next(
+        (name, function) for name, function in MODES.items() if getattr(options, name.replace("-", "_"), True)
+    )
+    record = environment(device, "benchmarks.matching")
+    print(f"{conditions(record)}\n")
+    cases, extra = measure(options, device)
+    rows = [case.record() for case in cases]
+    write_json(options.json, {"benchmark": "matching", "mode": mode, "environment": record, **extra, "rows": rows})
+    failed = [f"{case.caption} ({case.problem}): {case.note or case.peak_note}" for case in cases if case.failed]
+    if failed:
+        raise SystemExit("\n".join(failed))
 
-    print(f"M {problem.m}, N {problem.n}, D {problem.d}, k {problem.k}, {problem.sets} label sets")
-    print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, commit {commit()}\n")
-    print("| route | ms, median | quartiles | time / ours | peak extra MiB |\n|---|---|---|---|---|")
-    rows = []
-    for name, values in times.items():
-        low, _, high = statistics.quantiles(values, n=4)
-        peak = peak_in_fresh_process(name, problem, options.device)
-        rows.append({"route": name, "seconds": values, "median": medians[name], "peak_extra_bytes": peak})
-        ratio = medians[name] / medians["chunked"]
-        memory = "not measured" if peak is None else f"{peak / 2**20:.1f}"
-        quartiles = f"{low * 1e3:.1f}-{high * 1e3:.1f}"
-        print(f"| {CAPTIONS[name]} | {medians[name] * 1e3:.1f} | {quartiles} | {ratio:.2f} | {memory} |")
-    if options.json:
-        figures = {
-            "problem": asdict(problem),
-            "device": machine,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "commit": commit(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "routes": rows,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.matching", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--sweep", action="store_true", help="vary N, M, D, k and the label sets around the paper's size"
+    )
+    modes.add_argument("--grid", action="store_true", help="1 to 5 images in the pool x k of 25, 50, 75 and 100 %%")
+    modes.add_argument(
+        "--full-resolution", action="store_true", help="M 65,536 x N 196,608 (cuda: M 262,144 x N 786,432), ours only"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="small sizes, 3 rounds; ends in a minute")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        metavar="R",
+        help="timed rounds (default: 9; sweep 3; grid 1, cuda 3; full size 1, cuda 5)",
+    )
+    parser.add_argument("--sets", type=int, default=9, metavar="N", help="label sets (default: %(default)s)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="B",
+        help="images of 4096 queries each (default: 1; cuda: 5, in the other modes 1)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="of the features (default: float32)",
+    )
+    parser.add_argument(
+        "--routes", nargs="+", choices=OURS + OTHERS, metavar="ROUTE", help=f"only these: {', '.join(OURS + OTHERS)}"
+    )
+    parser.add_argument(
+        "--budget-gb",
+        type=float,
+        metavar="GIB",
+        help="sweep: leave out what needs more (default: 8, cuda: 60); grid: mark what takes more (default: 11)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA device is there, or this PyTorch is built without CUDA")
+    if options.device == "cpu" and options.dtype != "float32":
+        parser.error(f"--dtype {options.dtype}: on the CPU only float32 is measured; add --device cuda")
+    if not 1 <= options.sets <= 512:
+        parser.error(f"--sets {options.sets}: expected 1 to 512")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: expected 1 or more")
+    return options
+
+
+def headline(options: argparse.Namespace, device: torch.device) -> tuple[list[Case], dict[str, Any]]:
+    """All routes at the paper's size, and ours with many label sets in the same rounds."""
+    problem = paper_size(options, images=5 if device.type == "cuda" else 1)
+    many = replace(problem, sets=MANY_SETS)
+    # The definition takes many times the matrix in float64: only where that is little.
+    definition = ["reference"] if options.quick and device.type == "cpu" and not options.routes else []
+    few_sets = [Case(name, problem) for name in [*chosen(options, OURS + OTHERS), *definition]]
+    many_sets = [Case(name, many) for name in chosen(options, [*OURS, "mm"]) if problem != many]
+    cases = few_sets + many_sets
+    time_side_by_side(cases, device, rounds(options, 9))
+    measure_peaks(cases, device)
+    print_routes(few_sets)
+    print_routes(many_sets)
+    print(f"| {MANY_SETS} sets / {problem.sets} sets, the same round | median | quartiles |\n|---|---|---|")
+    growth = {}
+    for case in many_sets:
+        before = next(other for other in few_sets if other.route == case.route)
+        if case.seconds and before.seconds:
+            growth[case.route] = low, middle, high = quartiles(
+                [a / b for a, b in zip(case.seconds, before.seconds, strict=True)]
+            )
+            print(f"| {case.caption} | {middle:.2f} | {low:.2f}-{high:.2f} |")
+    return cases, {"problem": asdict(problem), "many_sets": MANY_SETS, "growth_quartiles": growth}
+
+
+def sweep(options: argparse.Namespace, device: torch.device) -> tuple[list[Case], dict[str, Any]]:
+    """One size varied at a time around the paper's; ours, torch.topk and the bare product."""
+    base = paper_size(options, images=1)
+    share = base.k / base.n
+    values: dict[str, tuple[float, ...]] = {
+        "n": (512, 1024, 2048) if options.quick else (3072, 12288, 49152, 196608),
+        "m": (128, 512, 1024) if options.quick else (1024, 4096, 16384),
+        "d": (16, 64) if options.quick else (16, 64, 256, 1024),
+        "k": (0.01, 0.10, 0.25, share, 1.0),
+        "sets": (2, 9, 30) if options.quick else (2, 9, 30, 100, 300),
+    }
+    names = chosen(options, [*OURS, "topk", "mm"])
+    budget = (options.budget_gb or (60 if device.type == "cuda" else 8)) * GIB
+    measured: dict[Problem, list[Case]] = {}
+    groups: dict[str, list[Problem]] = {}
+    for parameter, choices in values.items():
+        groups[parameter] = []
+        for value in sorted({*choices, share if parameter == "k" else getattr(base, parameter)}):
+            n = int(value) if parameter == "n" else base.n
+            # k is a share of the references throughout.
+            k = max(1, round((value if parameter == "k" else share) * n))
+            changed: dict[str, Any] = {} if parameter == "k" else {parameter: int(value)}
+            problem = replace(base, **{**changed, "k": k})
+            if problem not in measured:
+                measured[problem] = [Case(name, problem) for name in names]
+                time_side_by_side(measured[problem], device, rounds(options, 3), budget=budget, patience=SWEEP_PATIENCE)
+            groups[parameter].append(problem)
+        print_sweep(parameter, [measured[problem] for problem in groups[parameter]])
+    cases = [case for group in measured.values() for case in group]
+    varied = {parameter: [asdict(problem) for problem in problems] for parameter, problems in groups.items()}
+    return cases, {"problem": asdict(base), "varied": varied}
+
+
+def grid(options: argparse.Namespace, device: torch.device) -> tuple[list[Case], dict[str, Any]]:
+    """Table 3 of the paper: time for one image; peak memory for one and for a batch of images at once."""
+    pixels = 256 if options.quick else MAP_PIXELS
+    budget = (options.budget_gb or 11) * GIB
+    base = replace(paper_size(options, images=1), m=pixels * (options.images or 1))
+    batch = pixels * QUERY_IMAGES_OF_A_BATCH
+    names = chosen(options, OURS + OTHERS)
+    # The other CPU routes would make it a matter of hours.
+    of_batch = chosen(options, [*OURS, "topk", "mm"]) if device.type == "cpu" else names
+    cases = []
+    print(f"{base.m} queries (time and memory), then a batch of {batch} at once (memory)\n")
+    print(f"| images in the pool | k | route | ms, median | peak extra MiB | of a batch | fits {budget / GIB:g} GiB |")
+    print("|---|---|---|---|---|---|---|")
+    for images in (1, 5) if options.quick else range(1, 6):
+        for share in (0.5, 1.0) if options.quick else (0.25, 0.5, 0.75, 1.0):
+            n = images * pixels
+            problem = replace(base, n=n, k=round(share * n))
+            singles = [Case(name, problem) for name in names]
+            batches = [Case(name, replace(problem, m=batch)) for name in of_batch]
+            time_side_by_side(singles, device, rounds(options, 3 if device.type == "cuda" else 1))
+            measure_peaks(singles + batches, device)
+            cases += singles + batches
+            for case in singles:
+                large = next((other for other in batches if other.route == case.route), None)
+                print(
+                    f"| {images} | {share:.0%} | {case.caption} | {milliseconds(case)} | {mebibytes(case)} | "
+                    f"{mebibytes(large) if large else 'not measured'} | {fits(large, budget) if large else ''} |",
+                    flush=True,
+                )
+    return cases, {"problem": asdict(base), "batch": batch, "budget_bytes": budget, "pixels": pixels}
+
+
+def full_resolution(options: argparse.Namespace, device: torch.device) -> tuple[list[Case], dict[str, Any]]:
+    """Every pixel of an image against every pixel of three, as far as time allows; ours only."""
+    side = 32 if options.quick else 512 if device.type == "cuda" else 256
+    n = 3 * side**2
+    problem = Problem(side**2, n, 64, n // 2, options.sets, options.dtype)
+    cases = [Case(name, problem) for name in [*chosen(options, OURS), "mm_blocks"]]
+    default = 5 if device.type == "cuda" else 1
+    count = rounds(options, default)
+    time_side_by_side(cases, device, count, warm_up=count > 1)
+    measure_peaks(cases, device)
+    print_routes(cases)
+    return cases, {"problem": asdict(problem)}
+
+
+# The first whose option is set; the headline has none.
+MODES = {"sweep": sweep, "grid": grid, "full-resolution": full_resolution, "headline": headline}
+
+
+def paper_size(options: argparse.Namespace, images: int) -> Problem:
+    """Three images of references and as many of queries as asked for, with maps of 64 x 64."""
+    images = options.images or images
+    if options.quick:
+        return Problem(m=512 * images, n=2048, k=1000, sets=options.sets, dtype=options.dtype)
+    return Problem(m=MAP_PIXELS * images, sets=options.sets, dtype=options.dtype)
+
+
+def chosen(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    return [name for name in names if not options.routes or name in options.routes]
+
+
+def rounds(options: argparse.Namespace, default: int) -> int:
+    if options.rounds:
+        return int(options.rounds)
+    return 3 if options.quick else default
+
+
+def print_routes(cases: Sequence[Case]) -> None:
+    if not cases:
+        return
+    print(f"{cases[0].problem}; ours is the fastest of ours, ratios are of medians\n")
+    print("| route | ms, median | quartiles | time / ours | time / mm | peak extra MiB |\n|---|---|---|---|---|---|")
+    best = min((case.median for case in cases if ROUTES[case.route].ours and case.seconds), default=math.nan)
+    product = next((case.median for case in cases if case.route in ("mm", "mm_blocks")), math.nan)
+    for case in cases:
+        spread = "-".join(f"{quartiles(case.seconds)[i] * 1e3:.1f}" for i in (0, 2)) if case.seconds else ""
+        ratios = [f"{case.median / other:.2f}" if case.seconds and other > 0 else "" for other in (best, product)]
+        print(f"| {case.caption} | {milliseconds(case)} | {spread} | {' | '.join(ratios)} | {mebibytes(case)} |")
+    print(flush=True)
+
+
+def print_sweep(parameter: str, groups: Sequence[Sequence[Case]]) -> None:
+    print(f"| {parameter.upper()} | " + " | ".join(f"{case.caption}, ms" for case in groups[0]) + " |")
+    print("|---" * (len(groups[0]) + 1) + "|")
+    for cases in groups:
+        value = getattr(cases[0].problem, parameter)
+        print(f"| {value} | " + " | ".join(milliseconds(case) for case in cases) + " |")
+    print(flush=True)
+
+
+def milliseconds(case: Case) -> str:
+    return f"{case.median * 1e3:.1f}" if case.seconds else case.note
+
+
+def mebibytes(case: Case) -> str:
+    if case.peak_extra_bytes is None:
+        return "" if case.peak_note == case.note else case.peak_note
+    return f"{case.peak_extra_bytes / MIB:.1f}"
+
+
+def fits(case: Case, budget: float) -> str:
+    if case.peak_extra_bytes is not None:
+        return "yes" if case.peak_extra_bytes <= budget else "no"
+    return "no" if ROUTES[case.route].needs(case.problem) > budget else "not known"
 
 
 if __name__ == "__main__":
