@@ -118,8 +118,7 @@ def _refusals_told(group: ProcessGroup) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        exchange(group, error)
-        raise
+        exchange(group, error)  # raises the error itself
 
 
 def _gather(group: ProcessGroup, queries: Tensor, lengths: list[int]) -> Tensor:

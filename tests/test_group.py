@@ -13,7 +13,7 @@ from rpg_loss import RPGLoss, rpg_pseudo_labels
 from rpg_loss.matching import Shards, match
 from rpg_loss.matching.chunked import match_chunked
 
-from .problems import needs_triton
+from .problems import HAS_TRITON, needs_triton
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 
@@ -109,6 +109,12 @@ def check_process_without_references(rank, world):
     own = y[mine] if rank == 1 else torch.full((10,), -100)
     expected = rpg_pseudo_labels(feat_u, feat_ref, y, 40)
     assert_same(rpg_pseudo_labels(feat_u, feat_ref[mine], own, 40, group=dist.group.WORLD), expected)
+    feat_u, feat_ref, y = problem(multilabel=True)
+    own = y if rank == 1 else torch.full_like(y, -100)
+    expected = rpg_pseudo_labels(feat_u, feat_ref, y, 40)
+    for impl in ("chunked", "triton") if HAS_TRITON else ("chunked",):
+        assert_same(rpg_pseudo_labels(feat_u, feat_ref, own, 40, group=dist.group.WORLD, impl=impl), expected)
+    feat_u, feat_ref, y = problem()
     with pytest.raises(ValueError, match="y_ref: got no labelled reference on any process of the group"):
         rpg_pseudo_labels(feat_u, feat_ref[:10], torch.full((10,), -100), 40, group=dist.group.WORLD)
 
