@@ -8,15 +8,20 @@ from typing import Literal
 
 import tyro
 
-MethodName = Literal["supervised", "nearest_neighbor", "fixmatch", "rpg", "rpg_plus"]
+MethodName = Literal[
+    "supervised", "pseudolabel", "nearest_neighbor", "fixmatch", "iic", "mean_teacher", "mlds", "rpg", "rpg_plus"
+]
+DatasetName = Literal["phantom", "phantom_exclusive", "phantom_fine", "jsrt", "folder"]
 
 
 @dataclass(frozen=True)
 class Config:
     """Train a UNet with few labelled and many unlabelled images; the defaults are the paper's."""
 
-    dataset: tyro.conf.Positional[Literal["phantom", "jsrt"]]
-    """phantom: chest-like images drawn on the fly. jsrt: chest radiographs, read from --root."""
+    dataset: tyro.conf.Positional[DatasetName]
+    """phantom: chest-like images drawn on the fly, overlapping labels; phantom_exclusive: the same as classes that
+    exclude each other; phantom_fine: the same with --fine-labels labels. jsrt: chest radiographs, read from --root.
+    folder: your own, images/ and masks/ below --root."""
 
     method: MethodName = "rpg_plus"
     """What the unlabelled images are used for; one file each in examples/methods/."""
@@ -32,6 +37,15 @@ class Config:
 
     root: Path | None = None
     """Folder the data set is read from; phantom needs none."""
+
+    group_pattern: str | None = None
+    """folder: regular expression; images whose names agree in its first group (a patient) are never divided."""
+
+    fuse: Path | None = None
+    """JSON file {"label": ["fine label", ...], ...}: evaluate these unions of the labels that are trained."""
+
+    fine_labels: int = 72
+    """phantom_fine: number of labels, each a part of one of the five structures, overlapping (paper: 72)."""
 
     out: Path | None = None
     """Folder for results; default runs/{dataset}/{method}-n{labeled}-s{split}-seed{seed}."""
@@ -51,6 +65,9 @@ class Config:
     iterations: int | None = None
     """Optimiser steps, instead of --epochs."""
 
+    double_length: bool = False
+    """Train twice as long, as for the starred results of the paper's tables."""
+
     eval_every: int = 10
     """Epochs from one validation to the next; there is always one at the end (paper: 10)."""
 
@@ -60,14 +77,26 @@ class Config:
     unlabeled_batch: int = 2
     """Unlabelled images in each step (paper: 5 in all on JSRT, so 2)."""
 
-    map_size: int = 64
-    """Side s of the sub-sampled maps on which pixels are matched (paper: 64)."""
+    map_size: int | None = 64
+    """Side s of the sub-sampled maps on which pixels are matched (paper: 64); None: every pixel."""
 
     k: int | float = 7000 / (3 * 64 * 64)
     """Nearest references that count: a number, or a share of all in (0, 1] (paper: 7000 of 3 * 64 * 64)."""
 
+    weighted: bool = True
+    """rpg, rpg_plus: weigh pseudo-labels by the entropy of their proximities; if not, all alike (W = 1)."""
+
+    resolution: Literal["map", "full"] = "map"
+    """rpg, rpg_plus: take the loss on the map of --map-size, or on every pixel with labels enlarged to it."""
+
     threshold: float = 0.95
-    """Confidence above which fixmatch and rpg_plus keep a prediction, tau (paper: 0.95)."""
+    """Confidence above which pseudolabel, fixmatch and rpg_plus keep a prediction, tau (paper: 0.8 and 0.95)."""
+
+    cutout: Literal["background", "ignore"] = "background"
+    """fixmatch, rpg_plus: what the strong view's CutOut square is taught (paper: background)."""
+
+    batch_norm: Literal["separate", "shared"] = "separate"
+    """Forward pool, weak and strong views each with its own batch statistics, or all in one batch."""
 
     lambda_u: float = 1.0
     """Weight of the loss on unlabelled images (paper: 1)."""
@@ -84,22 +113,27 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse what could only fail later, naming the argument."""
         for name in ("labeled", "image_size", "base_channels", "epochs", "eval_every", "pool_size",
-                     "unlabeled_batch", "map_size"):  # fmt: skip
+                     "unlabeled_batch", "side", "fine_labels"):  # fmt: skip
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require(self.split >= 0, "split", self.split, "0 or more")
         require(self.iterations is None or self.iterations >= 1, "iterations", self.iterations, "1 or more")
         require(self.image_size % 16 == 0, "image_size", self.image_size, "a multiple of 16, for the UNet")
-        require(self.map_size <= self.image_size, "map_size", self.map_size, f"at most --image-size {self.image_size}")
+        require(self.side <= self.image_size, "map_size", self.side, f"at most --image-size {self.image_size}")
         require(0.5 <= self.threshold < 1, "threshold", self.threshold, "in [0.5, 1)")
         require(self.lambda_u >= 0, "lambda_u", self.lambda_u, "0 or more")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        references = self.pool_size * self.map_size**2
+        references = self.pool_size * self.side**2
         if isinstance(self.k, int):
             expected = f"1 to pool_size * map_size^2 = {references}, or a share such as 0.57"
             require(not self.uses_references or 1 <= self.k <= references, "k", self.k, expected)
         else:
             require(0 < self.k <= 1, "k", self.k, "a share in (0, 1] or an int")
+
+    @property
+    def side(self) -> int:
+        """Side of the maps on which pixels are matched and pseudo-labels logged."""
+        return self.image_size if self.map_size is None else self.map_size
 
     @property
     def uses_references(self) -> bool:

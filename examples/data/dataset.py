@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +48,9 @@ class Dataset:
         flip_pairs: Classes, as indices into class_names, that change places in a mirrored image.
         multilabel: Whether labels may overlap (sigmoid) or not (softmax with background).
         found: What was found on disk, in words.
+        fused: Label -> the classes, as indices into class_names, whose union is evaluated as that label; None: the
+            classes themselves are evaluated.
+        score: The figure that ranks methods: "miou", a mean over images, or "miou_pooled", of all pixels together.
     """
 
     labeled: ImageSet
@@ -57,11 +61,18 @@ class Dataset:
     flip_pairs: tuple[tuple[int, int], ...]
     multilabel: bool
     found: str
+    fused: dict[str, tuple[int, ...]] | None = None
+    score: Literal["miou", "miou_pooled"] = "miou"
 
     @property
     def num_outputs(self) -> int:
         """Channels of the network's logits."""
         return len(self.class_names) + (not self.multilabel)
+
+    @property
+    def evaluated_names(self) -> tuple[str, ...]:
+        """What the evaluation names: the classes, or the labels that they are fused to."""
+        return self.class_names if self.fused is None else tuple(self.fused)
 
     def to(self, device: str) -> Dataset:
         parts = ("labeled", "unlabeled", "validation", "test")
