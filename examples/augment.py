@@ -32,6 +32,8 @@ class View(NamedTuple):
     images: Tensor  # (B, 1, H, W) in [-1, 1]
     labels: Tensor  # as in ImageSet; IGNORE_INDEX where uncovered
     valid: Tensor  # (B, H, W) bool
+    clean: Tensor  # (B, 1, H, W): the images before
+    carry: Callable[[Tensor], Tensor]  # probabilities of the clean images -> of the view, 0 where uncovered
 
 
 class StrongView(NamedTuple):
@@ -72,12 +74,18 @@ def warp(maps: Tensor, transform: Tensor, mode: str = "nearest") -> Tensor:
     return F.grid_sample(maps, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
-def swap_classes(labels: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Exchanges the classes that change sides in a mirrored image, in multi-label maps (B, C, H, W) or class maps."""
+def swap_classes(labels: Tensor, pairs: Sequence[tuple[int, int]], first: int = 0) -> Tensor:
+    """Exchanges the classes that change sides in a mirrored image.
+
+    Args:
+        labels: Maps (B, C, H, W) with a channel a class, or class maps (B, H, W).
+        pairs: Classes, counted without background.
+        first: Channel of the first class: 1 if background has a channel of its own.
+    """
     swapped = labels.clone()
     for a, b in pairs:
         if labels.ndim == 4:
-            swapped[:, a], swapped[:, b] = labels[:, b], labels[:, a]
+            swapped[:, first + a], swapped[:, first + b] = labels[:, first + b], labels[:, first + a]
         else:  # classes are counted without background
             swapped[labels == a + 1], swapped[labels == b + 1] = b + 1, a + 1
     return swapped
@@ -89,11 +97,13 @@ class WeakAugmentation:
     Args:
         flip_pairs: Classes that change places in a mirrored image.
         generator: Source of all randomness, on the CPU.
+        multilabel: Whether probabilities have one channel for every class, or one for background before them.
     """
 
-    def __init__(self, flip_pairs: Sequence[tuple[int, int]], generator: Generator):
+    def __init__(self, flip_pairs: Sequence[tuple[int, int]], generator: Generator, *, multilabel: bool = True):
         self.flip_pairs = flip_pairs
         self.generator = generator
+        self.background = int(not multilabel)
 
     def __call__(self, images: Tensor, labels: Tensor) -> View:
         """Augments images (B, 1, H, W) and labels (B, C, H, W) or (B, H, W) together."""
@@ -107,15 +117,23 @@ class WeakAugmentation:
             @ matrix(torch.where(flip, -side, side), 0, 0, 0, side, 0)
         ).to(images.device)
 
-        flip = flip.to(images.device).view(-1, *[1] * (labels.ndim - 1))
-        labels = torch.where(flip, swap_classes(labels, self.flip_pairs), labels)
+        flip = flip.to(images.device)
+        clean, labels = images, self.mirror_classes(labels, flip)
         channels = labels if labels.ndim == 4 else labels[:, None]
         moved = warp(torch.cat([channels.float(), torch.ones_like(images)], dim=1), transform)
         valid = moved[:, -1] > 0.5
         moved = moved[:, :-1].masked_fill(~valid[:, None], IGNORE_INDEX).to(labels.dtype)
 
+        def carry(maps: Tensor) -> Tensor:
+            return warp(self.mirror_classes(maps, flip), transform, mode="bilinear")
+
         images = self.jitter(warp(images, transform, mode="bilinear"))
-        return View(images, moved.view_as(labels), valid)
+        return View(images, moved.view_as(labels), valid, clean, carry)
+
+    def mirror_classes(self, labels: Tensor, flip: Tensor) -> Tensor:
+        """Exchanges left and right classes where an image is flipped; probabilities may start with background."""
+        swapped = swap_classes(labels, self.flip_pairs, self.background if labels.is_floating_point() else 0)
+        return torch.where(flip.view(-1, *[1] * (labels.ndim - 1)), swapped, labels)
 
     def jitter(self, images: Tensor) -> Tensor:
         """Brightness, contrast and noise, a draw for every image."""

@@ -26,7 +26,7 @@ def pool_batches(data: Dataset, size: int, generator: Generator) -> Iterator[Vie
     Raises:
         ValueError: no draw kept every class; the message names those lost last.
     """
-    weak = WeakAugmentation(data.flip_pairs, generator)
+    weak = WeakAugmentation(data.flip_pairs, generator, multilabel=data.multilabel)
     presence = class_presence(data.labeled.labels, len(data.class_names)).cpu()
     pool = ReferencePool(presence, size, generator=generator)
     while True:
@@ -44,7 +44,7 @@ def pool_batches(data: Dataset, size: int, generator: Generator) -> Iterator[Vie
 
 def unlabeled_batches(data: Dataset, size: int, generator: Generator) -> Iterator[View]:
     """Passes over the shuffled unlabelled images, ``size`` at a time; their labels are for the log only."""
-    weak = WeakAugmentation(data.flip_pairs, generator)
+    weak = WeakAugmentation(data.flip_pairs, generator, multilabel=data.multilabel)
     while True:
         order = torch.randperm(len(data.unlabeled), generator=generator).tolist()
         for start in range(0, len(order), size):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from examples.augment import View
+from examples.augment import IGNORE_INDEX, View
 from rpg_loss import PseudoLabels
 
 
@@ -17,6 +17,19 @@ def class_masks(labels: Tensor, num_classes: int) -> Tensor:
     if labels.ndim == 4:
         return labels == 1
     return torch.stack([labels == c + 1 for c in range(num_classes)], dim=1)
+
+
+def known_pixels(labels: Tensor) -> Tensor:
+    """Which pixels (B, H, W) are labelled, not ignored."""
+    known = labels != IGNORE_INDEX
+    return known.all(1) if labels.ndim == 4 else known
+
+
+def fuse_masks(masks: Tensor, fused: Mapping[str, Sequence[int]] | None) -> Tensor:
+    """Unions of classes (B, len(fused), H, W) from masks (B, C, H, W) of the classes; the masks if there are none."""
+    if fused is None:
+        return masks
+    return torch.stack([masks[:, list(classes)].any(1) for classes in fused.values()], dim=1)
 
 
 def predicted_masks(logits: Tensor, *, multilabel: bool) -> Tensor:
@@ -74,9 +87,10 @@ class PseudoLabelMeter:
     def update(self, pseudo_labels: PseudoLabels, view: View) -> None:
         """Adds the pseudo-labels of a view, whose own labels are the held-back truth."""
         classes = len(self.names) - 1
+        known = known_pixels(view.labels) & view.valid
         given = with_background(self._on_map(class_masks(pseudo_labels.labels, classes)) > 0.5)
         true = with_background(self._on_map(class_masks(view.labels, classes)) > 0.5)
-        counted = given & (self._on_map(view.valid[:, None]) > 0.5)
+        counted = given & (self._on_map(known[:, None]) > 0.5)
         weights = pseudo_labels.weights
         if weights.ndim == 3:
             weights = weights[:, None].expand(-1, classes, -1, -1)

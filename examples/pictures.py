@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from examples.augment import View
 from examples.data import Dataset
 from examples.methods import Method
-from examples.metrics import IoU, class_masks, predicted_masks
+from examples.metrics import IoU, class_masks, fuse_masks, known_pixels, predicted_masks
 
 ROWS = 4
+PICTURE_SIDE = 192  # of the pictures for grids
 COLORS = ("#0072B2", "#56B4E9", "#D55E00", "#F0E442", "#00C78C", "#CC79A7", "#E69F00", "#999999")
 
 
@@ -32,13 +33,14 @@ def save_overlays(path: Path, net: nn.Module, method: Method, pool: View, data: 
     references would produce them.
     """
     net.eval()
-    classes = len(data.class_names)
+    names, classes = data.evaluated_names, len(data.class_names)
     chosen = torch.linspace(0, len(data.test) - 1, min(ROWS, len(data.test))).long().tolist()
     test = data.test[chosen]
-    predicted = predicted_masks(net(test.images)[0], multilabel=data.multilabel)
-    truth = class_masks(test.labels, classes)
+    predicted = fuse_masks(predicted_masks(net(test.images)[0], multilabel=data.multilabel), data.fused)
+    truth = fuse_masks(class_masks(test.labels, classes), data.fused)
+    known = known_pixels(test.labels)[:, None]
     iou = IoU()
-    iou.update(predicted, truth)
+    iou.update(predicted & known, truth & known)
     pseudo_labels = method.pseudo_labels(net, pool, test.images)
 
     titles = ["image", "truth", "prediction"] + (["pseudo-label", "weight"] if pseudo_labels else [])
@@ -55,7 +57,7 @@ def save_overlays(path: Path, net: nn.Module, method: Method, pool: View, data: 
         if pseudo_labels:
             labels, weights = (maps[row : row + 1] for maps in pseudo_labels)
             masks = F.interpolate(class_masks(labels, classes).float(), image.shape)[0] > 0.5
-            show(axes[row, 3], image, masks)
+            show(axes[row, 3], image, fuse_masks(masks[None], data.fused)[0])
             # Where every label has a weight of its own, the smallest says how sure the whole pixel is.
             weight = weights[0].amin(0) if weights.ndim == 4 else weights[0]
             shown = axes[row, 4].imshow(weight.cpu().numpy(), vmin=0, vmax=1, cmap="magma")
@@ -64,24 +66,54 @@ def save_overlays(path: Path, net: nn.Module, method: Method, pool: View, data: 
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    patches = [Patch(color=color(c), label=label.replace("_", " ")) for c, label in enumerate(data.class_names)]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(classes, 6), frameon=False, fontsize=9)
+    patches = [Patch(color=color(c), label=label.replace("_", " ")) for c, label in enumerate(names)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(names), 6), frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+@torch.no_grad()
+def save_pictures(out: Path, net: nn.Module, data: Dataset) -> dict[str, dict[str, str]]:
+    """Small pictures of a few test images, for grids that compare methods: the image, its truth and the prediction.
+
+    Returns:
+        Image name -> {"image", "truth", "prediction"} -> file, relative to ``out``.
+    """
+    net.eval()
+    chosen = torch.linspace(0, len(data.test) - 1, min(ROWS, len(data.test))).long().tolist()
+    test = data.test[chosen]
+    predicted = predicted_masks(net(test.images)[0], multilabel=data.multilabel)
+    truth = class_masks(test.labels, len(data.class_names))
+    (out / "pictures").mkdir(exist_ok=True)
+    files: dict[str, dict[str, str]] = {}
+    for row, (image, name) in enumerate(zip(test.images[:, 0].cpu(), test.names, strict=True)):
+        files[name] = {}
+        for kind, masks in (("image", None), ("truth", truth[row]), ("prediction", predicted[row])):
+            shown = fuse_masks(masks[None], data.fused)[0] if masks is not None else None
+            picture = F.interpolate(
+                tinted(image, shown).movedim(-1, 0)[None], (PICTURE_SIDE, PICTURE_SIDE), mode="bilinear", antialias=True
+            )[0].movedim(0, -1)
+            files[name][kind] = f"pictures/{name}-{kind}.png"
+            plt.imsave(out / files[name][kind], picture.clamp(0, 1).numpy())
+    return files
 
 
 def color(label: int) -> str:
     return COLORS[label % len(COLORS)]
 
 
-def show(axis: Axes, image: Tensor, masks: Tensor | None = None) -> None:
-    """Draws a grey image and masks (C, H, W) as translucent colours with an outline."""
+def tinted(image: Tensor, masks: Tensor | None = None) -> Tensor:
+    """A grey image in [-1, 1] as colours (H, W, 3) in [0, 1], with masks (C, H, W) in translucent colours."""
     canvas = ((image + 1) / 2)[..., None].repeat(1, 1, 3)
     if masks is not None:
         for label, mask in enumerate(masks.cpu()):
-            tint = torch.tensor(to_rgb(color(label)))
-            canvas[mask] = 0.6 * canvas[mask] + 0.4 * tint
-    axis.imshow(canvas.clamp(0, 1).numpy())
+            canvas[mask] = 0.6 * canvas[mask] + 0.4 * torch.tensor(to_rgb(color(label)))
+    return canvas.clamp(0, 1)
+
+
+def show(axis: Axes, image: Tensor, masks: Tensor | None = None) -> None:
+    """Draws a grey image and masks (C, H, W) as translucent colours with an outline."""
+    axis.imshow(tinted(image, masks).numpy())
     if masks is not None:
         for label, mask in enumerate(masks.cpu()):
             if mask.any() and not mask.all():

@@ -23,6 +23,7 @@ from examples.methods import Step
 from examples.metrics import PseudoLabelMeter
 
 LOG_EVERY = 20  # steps from one line of metrics.jsonl to the next
+POINTS = 25  # of the history in result.json
 LINES = 20  # printed in a run whose output is no terminal
 
 
@@ -50,6 +51,8 @@ def without_nan(content: Any) -> Any:
     """Replaces NaN, which JSON does not know, by None."""
     if isinstance(content, Mapping):
         return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_nan(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content
 
 
@@ -97,8 +100,10 @@ class RunLog:
         )  # fmt: skip
         self.task = self.progress.add_task("starting", total=iterations, speed="")
         self.losses: list[dict[str, Tensor]] = []
-        self.new_meter = partial(PseudoLabelMeter, class_names, config.map_size)
-        self.recent, self.last_tenth = self.new_meter(), self.new_meter()
+        self.new_meter = partial(PseudoLabelMeter, class_names, config.side)
+        self.recent, self.last_tenth, self.since_history = self.new_meter(), self.new_meter(), self.new_meter()
+        self.history: list[dict[str, Any]] = []  # for result.json: a validation, or a share of the run, a point
+        self.point_every = math.ceil(iterations / POINTS)
 
     def __enter__(self) -> RunLog:
         self.progress.start()
@@ -114,6 +119,7 @@ class RunLog:
         self.losses.append({name: value.detach() for name, value in result.terms.items()})
         if result.pseudo_labels:
             self.recent.update(result.pseudo_labels, unlabeled)
+            self.since_history.update(result.pseudo_labels, unlabeled)
             if step > 0.9 * self.iterations:
                 self.last_tenth.update(result.pseudo_labels, unlabeled)
         speed = self.progress.tasks[self.task].speed
@@ -128,10 +134,26 @@ class RunLog:
             self.write(step, "pseudo_label_precision", self.recent.precision())
             self.write(step, "pseudo_label_weight", self.recent.weight())
             self.losses, self.recent = [], self.new_meter()
+        if step % self.point_every == 0:
+            self.point(step, None, learned=result.pseudo_labels is not None)
+
+    def point(self, step: int, miou: float | None, *, learned: bool) -> None:
+        """Adds to the history: a validation's score, or how good pseudo-labels were since the last point."""
+        self.history.append(
+            {
+                "step": step,
+                "miou": miou,
+                "pseudo_label_precision": self.since_history.precision() if learned else None,
+                "pseudo_label_weight": self.since_history.weight() if learned else None,
+            }
+        )
+        if learned:
+            self.since_history = self.new_meter()
 
     def validation(self, step: int, iou: dict[str, float], *, best: bool) -> None:
         """Writes the IoU of a validation: its mean under "miou", and by class."""
         self.write(step, "validation", iou)
+        self.point(step, iou["miou"], learned=False)
         praise = ", the best so far" if best else ""
         self.console.print(f"step {step}/{self.iterations}  validation mIoU {iou['miou']:.3f}{praise}")
 

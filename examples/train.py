@@ -31,10 +31,10 @@ from torch import Generator, nn
 
 from examples.batches import pool_batches, unlabeled_batches
 from examples.config import Config
-from examples.data import ImageSet, load
+from examples.data import Dataset, ImageSet, load
 from examples.methods import METHODS, Step
-from examples.metrics import IoU, class_masks, predicted_masks
-from examples.pictures import save_overlays
+from examples.metrics import IoU, class_masks, fuse_masks, known_pixels, predicted_masks
+from examples.pictures import save_overlays, save_pictures
 from examples.runlog import RunLog, claim_folder, git_commit, save_checkpoint, write_json
 from examples.unet import UNet, settle_batch_norm
 
@@ -50,41 +50,49 @@ def train(config: Config) -> dict[str, Any]:
 
     data = load(config)
     net = UNet(1, data.num_outputs, config.base_channels).to(config.device)
-    method = METHODS[config.method](config, data)
-    optimizer = torch.optim.Adam(
-        net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    epoch = math.ceil(len(data.unlabeled) / config.unlabeled_batch)
+    iterations = (config.iterations or config.epochs * epoch) * (2 if config.double_length else 1)
+    method = METHODS[config.method](config, data, net, iterations).to(config.device)
+    trained = [weights for weights in (*net.parameters(), *method.parameters()) if weights.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     pools = pool_batches(data, config.pool_size, Generator().manual_seed(config.seed))
     unlabeled_views = unlabeled_batches(data, config.unlabeled_batch, Generator().manual_seed(config.seed))
 
     calibration = [view.images for view in islice(pools, SETTLING_POOLS)]
-    epoch = math.ceil(len(data.unlabeled) / config.unlabeled_batch)
-    iterations = config.iterations or config.epochs * epoch
     best = -1.0
     with RunLog(out, config, iterations, data.class_names) as log:
         for step in range(1, iterations + 1):
             net.train()
+            method.train()  # a teacher was in evaluation mode after a validation
             pool, unlabeled = next(pools), next(unlabeled_views)
-            result = method(net, pool, unlabeled)
+            result = method(net, pool, unlabeled, step)
             stop_if_not_finite(step, result)
             optimizer.zero_grad()
             result.loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            method.after_step(net, step)
             log.step(step, result, unlabeled)
 
             if step % (config.eval_every * epoch) == 0 or step == iterations:
-                settle_batch_norm(net, calibration)
-                iou = evaluate(net, data.validation, data.multilabel)
-                score = float(iou.per_class().nanmean())
-                log.validation(step, {"miou": score, **by_class(data.class_names, iou.per_class())}, best=score > best)
-                checkpoint = {"model": net.state_dict(), "config": config.plain(), "step": step, "validation": score}
+                evaluated = method.evaluated(net)
+                settle_batch_norm(evaluated, calibration)
+                iou = evaluate(evaluated, data.validation, data)
+                per_class = iou.per_class() if data.score == "miou" else iou.pooled()
+                score = float(per_class.nanmean())
+                log.validation(step, {"miou": score, **by_class(data.evaluated_names, per_class)}, best=score > best)
+                checkpoint = {
+                    "model": evaluated.state_dict(),
+                    "config": config.plain(),
+                    "step": step,
+                    "validation": score,
+                }
                 save_checkpoint(out / "last.pt", checkpoint)
                 if score > best:
                     best = score
                     save_checkpoint(out / "best.pt", checkpoint)
 
     net.load_state_dict(torch.load(out / "best.pt", map_location=config.device, weights_only=True)["model"])
-    iou = evaluate(net, data.test, data.multilabel)
+    iou = evaluate(net, data.test, data)
     learned = result.pseudo_labels is not None
     summary = {
         "dataset": config.dataset,
@@ -95,10 +103,11 @@ def train(config: Config) -> dict[str, Any]:
         "iterations": iterations,
         "image_size": config.image_size,
         "commit": git_commit(),
+        "score": data.score,
         "miou": float(iou.per_class().nanmean()),
         "miou_pooled": float(iou.pooled().nanmean()),
-        "iou_per_class": by_class(data.class_names, iou.per_class()),
-        "iou_per_class_pooled": by_class(data.class_names, iou.pooled()),
+        "iou_per_class": by_class(data.evaluated_names, iou.per_class()),
+        "iou_per_class_pooled": by_class(data.evaluated_names, iou.pooled()),
         "validation": best,
         "pseudo_label_precision": log.last_tenth.precision() if learned else None,
         "pseudo_label_weight": log.last_tenth.weight() if learned else None,
@@ -107,6 +116,9 @@ def train(config: Config) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(config.device) if net.head.weight.is_cuda else config.device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "config": config.plain(),
+        "history": log.history,
+        "pictures": save_pictures(out, net, data),
     }
     save_overlays(out / "overlays.png", net, method, next(pools), data)
     write_json(out / "result.json", summary)
@@ -120,14 +132,16 @@ def stop_if_not_finite(step: int, result: Step) -> None:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, images: ImageSet, multilabel: bool) -> IoU:
-    """Collects the IoU of the network's predictions, without augmentation."""
+def evaluate(net: nn.Module, images: ImageSet, data: Dataset) -> IoU:
+    """Collects the IoU of the network's predictions, without augmentation; ignored pixels count nowhere."""
     net.eval()
     iou = IoU()
     for start in range(0, len(images), EVAL_BATCH):
         batch = images[range(start, min(start + EVAL_BATCH, len(images)))]
-        prediction = predicted_masks(net(batch.images)[0], multilabel=multilabel)
-        iou.update(prediction, class_masks(batch.labels, prediction.shape[1]))
+        prediction = predicted_masks(net(batch.images)[0], multilabel=data.multilabel)
+        truth = class_masks(batch.labels, prediction.shape[1])
+        known = known_pixels(batch.labels)[:, None]
+        iou.update(fuse_masks(prediction, data.fused) & known, fuse_masks(truth, data.fused) & known)
     return iou
 
 

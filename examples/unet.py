@@ -28,6 +28,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList([nn.Sequential(*conv(i, o), *conv(o, o)) for i, o in levels])
         self.bottom = nn.Sequential(*conv(w4, w5), *conv(w5, w4))
         self.up = nn.ModuleList([UpBlock(w4, w3), UpBlock(w3, w2), UpBlock(w2, w1), UpBlock(w1, w1)])
+        self.widths = (w4, w3, w2, w1, w1)
         self.head = nn.Conv2d(w1, num_outputs, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -38,6 +39,11 @@ class UNet(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, in_channels, H, W) -> logits (B, num_outputs, H, W), features (B, base_channels, H, W)."""
+        features = self.levels(images)[-1]
+        return self.head(features), features
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """What comes out of the bottom and of each block upwards: widths 8, 4, 2, 1 and 1 times base_channels."""
         if images.shape[-2] % 16 or images.shape[-1] % 16:
             raise ValueError(f"images: got {tuple(images.shape)}, expected sides divisible by 16; resize or pad")
         x, skips = images, []
@@ -45,10 +51,10 @@ class UNet(nn.Module):
             x = block(x)
             skips.append(x)
             x = F.max_pool2d(x, 2)
-        x = self.bottom(x)
+        outputs = [self.bottom(x)]
         for block in self.up:
-            x = block(x, skips.pop())
-        return self.head(x), x
+            outputs.append(block(outputs[-1], skips.pop()))
+        return outputs
 
 
 class UpBlock(nn.Module):

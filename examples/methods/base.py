@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from examples.augment import View
 from examples.config import Config
 from examples.data import Dataset
+from examples.unet import UNet
 from rpg_loss import PseudoLabels
 
 
@@ -28,22 +30,44 @@ class Step(NamedTuple):
     pseudo_labels: PseudoLabels | None = None
 
 
-class Method(ABC):
+class Method(nn.Module, ABC):
     """A way to learn from a labelled pool and unlabelled images.
 
-    To add one, write a file like its neighbours and enter it in ``METHODS``.
+    To add one, write a file like its neighbours and enter it in ``METHODS``.  Whatever a method assigns to itself as a
+    module (further heads, a teacher) is trained with the network if it needs gradients.
+
+    Args:
+        config: Of the run.
+        data: What is learned.
+        net: The network that is trained; the method does not keep it.
+        iterations: Steps of the whole run.
     """
 
-    def __init__(self, config: Config, data: Dataset) -> None:
+    def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
+        super().__init__()
         self.config = config
+        self.multilabel = data.multilabel
+        self.iterations = iterations
 
     @abstractmethod
-    def __call__(self, net: nn.Module, pool: View, unlabeled: View) -> Step:
-        """Computes the loss of one step; ``net(images)`` returns logits and features.
+    def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
+        """Computes the loss of one step, counted from 1; ``net(images)`` returns logits and features."""
 
-        Pool and unlabelled images are forwarded one after the other, so that each keeps its own batch statistics.
-        """
+    def after_step(self, net: UNet, step: int) -> None:
+        """Called when the optimiser has moved the network."""
 
-    def pseudo_labels(self, net: nn.Module, pool: View, images: Tensor) -> PseudoLabels | None:
+    def evaluated(self, net: UNet) -> UNet:
+        """The network to validate, test and keep."""
+        return net
+
+    def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels | None:
         """What the method would teach about these images, for pictures; None where it uses no pseudo-labels."""
         return None
+
+    def forward_views(self, net: UNet, *views: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Logits and features of every batch: each with its own batch statistics, or (--batch-norm shared) together."""
+        if self.config.batch_norm == "separate":
+            return [net(images) for images in views]
+        sizes = [len(images) for images in views]
+        logits, features = net(torch.cat(views))
+        return list(zip(logits.split(sizes), features.split(sizes), strict=True))

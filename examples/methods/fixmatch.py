@@ -1,28 +1,27 @@
 """FixMatch for segmentation (Sohn et al. 2020): sure predictions teach the strongly augmented view (Eq. 9-10)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from examples.augment import StrongAugmentation, View
 from examples.config import Config
 from examples.data import Dataset
 from examples.methods.base import Method, Step
+from examples.unet import UNet
 from rpg_loss import FixMatchSegLoss, PseudoLabels, fixmatch_targets, segmentation_cross_entropy
 
 
 class FixMatch(Method):
-    def __init__(self, config: Config, data: Dataset) -> None:
-        super().__init__(config, data)
+    def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
+        super().__init__(config, data, net, iterations)
         self.strong = StrongAugmentation(torch.Generator().manual_seed(config.seed))
-        self.criterion = FixMatchSegLoss(config.threshold, multilabel=data.multilabel)
+        self.criterion = FixMatchSegLoss(config.threshold, multilabel=data.multilabel, cutout=config.cutout)
 
-    def __call__(self, net: nn.Module, pool: View, unlabeled: View) -> Step:
-        logits_ref, _ = net(pool.images)
-        with torch.no_grad():
-            logits_u, _ = net(unlabeled.images)
+    def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         strong = self.strong(unlabeled.images)
-        logits_strong, _ = net(strong.images)
-
+        (logits_ref, _), (logits_u, _), (logits_strong, _) = self.forward_views(
+            net, pool.images, unlabeled.images, strong.images
+        )
         supervised = segmentation_cross_entropy(logits_ref, pool.labels)
         fixmatch = self.criterion(
             logits_u, logits_strong, warp=strong.warp, cutout=strong.cutout, valid_weak=unlabeled.valid
@@ -31,8 +30,8 @@ class FixMatch(Method):
         return Step(loss, {"supervised": supervised, "fixmatch": fixmatch}, self.kept_predictions(logits_u))
 
     def kept_predictions(self, logits: Tensor) -> PseudoLabels:
-        target, kept = fixmatch_targets(logits, self.config.threshold, multilabel=self.criterion.multilabel)
+        target, kept = fixmatch_targets(logits, self.config.threshold, multilabel=self.multilabel)
         return PseudoLabels(target, kept.float())
 
-    def pseudo_labels(self, net: nn.Module, pool: View, images: Tensor) -> PseudoLabels:
+    def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels:
         return self.kept_predictions(net(images)[0])

@@ -1,30 +1,29 @@
 """RPG+ (Eq. 11): reference-guided pseudo-labels on the weak view and FixMatch on the strong one."""
 
 import torch
-from torch import Tensor, nn
 
 from examples.augment import StrongAugmentation, View
 from examples.config import Config
 from examples.data import Dataset
-from examples.methods.base import Method, Step
-from rpg_loss import FixMatchSegLoss, PseudoLabels, RPGLoss, segmentation_cross_entropy
+from examples.methods.base import Step
+from examples.methods.rpg import RPG
+from examples.unet import UNet
+from rpg_loss import FixMatchSegLoss, segmentation_cross_entropy
 
 
-class RPGPlus(Method):
-    def __init__(self, config: Config, data: Dataset) -> None:
-        super().__init__(config, data)
+class RPGPlus(RPG):
+    def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
+        super().__init__(config, data, net, iterations)
         self.strong = StrongAugmentation(torch.Generator().manual_seed(config.seed))
-        self.rpg = RPGLoss(config.k, map_size=config.map_size, check_values=False)
-        self.fixmatch = FixMatchSegLoss(config.threshold, multilabel=data.multilabel)
+        self.fixmatch = FixMatchSegLoss(config.threshold, multilabel=data.multilabel, cutout=config.cutout)
 
-    def __call__(self, net: nn.Module, pool: View, unlabeled: View) -> Step:
-        logits_ref, feat_ref = net(pool.images)
-        logits_u, feat_u = net(unlabeled.images)
+    def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         strong = self.strong(unlabeled.images)
-        logits_strong, _ = net(strong.images)
-
+        (logits_ref, feat_ref), (logits_u, feat_u), (logits_strong, _) = self.forward_views(
+            net, pool.images, unlabeled.images, strong.images
+        )
         supervised = segmentation_cross_entropy(logits_ref, pool.labels)
-        rpg, pseudo_labels = self.rpg(
+        rpg, pseudo_labels = self.criterion(
             logits_u, feat_u, feat_ref, pool.labels, valid_u=unlabeled.valid, return_pseudo_labels=True
         )
         fixmatch = self.fixmatch(
@@ -32,6 +31,3 @@ class RPGPlus(Method):
         )
         loss = supervised + self.config.lambda_u * (rpg + fixmatch)
         return Step(loss, {"supervised": supervised, "rpg": rpg, "fixmatch": fixmatch}, pseudo_labels)
-
-    def pseudo_labels(self, net: nn.Module, pool: View, images: Tensor) -> PseudoLabels:
-        return self.rpg.pseudo_labels(net(images)[1], net(pool.images)[1], pool.labels)

@@ -1,0 +1,46 @@
+"""Mean teacher for segmentation (Perone & Cohen-Adad 2018): the student agrees with an average of its past."""
+
+from torch import Tensor
+
+from examples.augment import View
+from examples.config import Config
+from examples.data import Dataset
+from examples.methods.base import Method, Step
+from examples.methods.teacher import Teacher, ramp_up
+from examples.unet import UNet
+from rpg_loss import PseudoLabels, segmentation_cross_entropy
+
+WEIGHT = 20.0  # of the consistency once ramped up
+
+
+class MeanTeacher(Method):
+    def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
+        super().__init__(config, data, net, iterations)
+        self.teacher = Teacher(net, iterations)
+
+    def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
+        (logits_ref, _), (logits_u, _) = self.forward_views(net, pool.images, unlabeled.images)
+        supervised = segmentation_cross_entropy(logits_ref, pool.labels)
+        target = unlabeled.carry(self.probabilities(self.teacher(unlabeled.clean)))
+        valid = unlabeled.valid[:, None]
+        error = (self.probabilities(logits_u) - target).square() * valid
+        consistency = error.sum() / (valid.sum() * error.shape[1]).clamp(min=1)
+        weight = self.config.lambda_u * WEIGHT * ramp_up(step, self.iterations)
+        loss = supervised + weight * consistency
+        return Step(loss, {"supervised": supervised, "consistency": consistency}, self.rounded(target))
+
+    def after_step(self, net: UNet, step: int) -> None:
+        self.teacher.follow(net, step)
+
+    def evaluated(self, net: UNet) -> UNet:
+        return self.teacher.net
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self.multilabel else logits.softmax(1)
+
+    def rounded(self, probabilities: Tensor) -> PseudoLabels:
+        labels = (probabilities > 0.5).float() if self.multilabel else probabilities.argmax(1)
+        return PseudoLabels(labels, probabilities.new_ones(len(labels), *labels.shape[-2:]))
+
+    def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels:
+        return self.rounded(self.probabilities(net(images)[0]))

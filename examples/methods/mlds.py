@@ -1,0 +1,94 @@
+"""Multi-label deep supervision (Reiß et al. 2021): coarse maps learn every class inside their cells, with a teacher."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from examples.augment import IGNORE_INDEX, View, WeakAugmentation
+from examples.config import Config
+from examples.data import Dataset
+from examples.methods.base import Method, Step
+from examples.methods.teacher import Teacher, ramp_up
+from examples.metrics import class_masks, with_background
+from examples.unet import UNet
+from rpg_loss import PseudoLabels, segmentation_cross_entropy
+
+
+class MLDS(Method):
+    def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
+        super().__init__(config, data, net, iterations)
+        self.num_classes = len(data.class_names)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, config.base_channels, 1),
+                nn.BatchNorm2d(config.base_channels),
+                nn.ReLU(),
+                nn.Conv2d(config.base_channels, self.num_classes + 1, 1),
+            )
+            for width in net.widths
+        )
+        self.teacher = Teacher(net, iterations)
+        self.augment = WeakAugmentation(
+            data.flip_pairs, torch.Generator().manual_seed(config.seed), multilabel=data.multilabel
+        )
+
+    def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
+        supervised, scales = self.losses(net, pool)
+        target = self.predicted(self.teacher(unlabeled.images))
+        known = unlabeled.valid[:, None] if self.multilabel else unlabeled.valid
+        view = self.augment(unlabeled.images, target.masked_fill(~known, IGNORE_INDEX))
+        taught, scales_taught = self.losses(net, view)
+        weight = self.config.lambda_u * ramp_up(step, self.iterations)
+        loss = supervised + scales + weight * (taught + scales_taught)
+        terms = {"supervised": supervised, "scales": scales, "teacher": taught, "teacher_scales": scales_taught}
+        return Step(loss, terms, self.trusted(target))
+
+    def losses(self, net: UNet, view: View) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the network's own logits, and the sum over scales of that of the further heads."""
+        levels = net.levels(view.images)
+        masks, known = one_hot(view.labels, self.num_classes)
+        scales = [scale_loss(head(level), masks, known) for head, level in zip(self.heads, levels, strict=True)]
+        return segmentation_cross_entropy(net.head(levels[-1]), view.labels), torch.stack(scales).sum()
+
+    def after_step(self, net: UNet, step: int) -> None:
+        self.teacher.follow(net, step)
+
+    def evaluated(self, net: UNet) -> UNet:
+        return self.teacher.net
+
+    def predicted(self, logits: Tensor) -> Tensor:
+        return (logits > 0).to(torch.int8) if self.multilabel else logits.argmax(1)
+
+    def trusted(self, labels: Tensor) -> PseudoLabels:
+        return PseudoLabels(labels, torch.ones(len(labels), *labels.shape[-2:], device=labels.device))
+
+    def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels:
+        return self.trusted(self.predicted(net(images)[0]))
+
+
+def one_hot(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Masks (B, 1 + C, H, W) bool of all classes, background last, and which pixels (B, 1, H, W) are labelled."""
+    known = labels != IGNORE_INDEX
+    known = known.all(1, keepdim=True) if labels.ndim == 4 else known[:, None]
+    return with_background(class_masks(labels, num_classes)) & known, known
+
+
+def scale_loss(logits: Tensor, masks: Tensor, known: Tensor) -> Tensor:
+    """Mean cross-entropy of a head's cells, each to name every class inside it.
+
+    Args:
+        logits: (B, C, h, w).
+        masks: (B, C, H, W) bool.
+        known: (B, 1, H, W) bool; cells with a pixel that is not are left out.
+    """
+    target, valid = coarse_targets(masks, known, logits.shape[-2:])
+    return segmentation_cross_entropy(logits, target, valid=valid)
+
+
+def coarse_targets(masks: Tensor, known: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    """0/1 targets (B, C, h, w): which classes occur in a cell; and cells (B, h, w) all of whose pixels are known."""
+    target = F.adaptive_max_pool2d(masks.float(), size)
+    valid = F.adaptive_max_pool2d((~known).float(), size)[:, 0] == 0
+    return target, valid
