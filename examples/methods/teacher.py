@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from examples.unet import UNet
 
 EARLY, LATE = 0.99, 0.999  # decay of the average before and after the first seventh of the run
+MEMORY = 1 / 6  # longest memory in shares of the run: in a short run .999 would remember the untrained network
 
 
 class Teacher(nn.Module):
@@ -41,8 +42,14 @@ class Teacher(nn.Module):
 
 
 def decay(step: int, iterations: int) -> float:
-    """Share of the old average that is kept: a plain mean at first, .99 at most, .999 after the first seventh."""
-    return LATE if step > iterations / 7 else min(1 - 1 / (step + 1), EARLY)
+    """Share of the old average that is kept: a plain mean at first, .99 at most, .999 after the first seventh.
+
+    In runs of less than 6000 steps both are lowered, so that the teacher remembers no more than a sixth of the run.
+    """
+    longest = 1 - 1 / max(MEMORY * iterations, 1)
+    if step > iterations / 7:
+        return min(LATE, longest)
+    return min(1 - 1 / (step + 1), EARLY, longest)
 
 
 def ramp_up(step: int, iterations: int) -> float:
