@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,6 @@ def known_pixels(labels: Tensor) -> Tensor:
     """Which pixels (B, H, W) are labelled, not ignored."""
     known = labels != IGNORE_INDEX
     return known.all(1) if labels.ndim == 4 else known
-
-
-def fuse_masks(masks: Tensor, fused: Mapping[str, Sequence[int]] | None) -> Tensor:
-    """Unions of classes (B, len(fused), H, W) from masks (B, C, H, W) of the classes; the masks if there are none."""
-    if fused is None:
-        return masks
-    return torch.stack([masks[:, list(classes)].any(1) for classes in fused.values()], dim=1)
 
 
 def predicted_masks(logits: Tensor, *, multilabel: bool) -> Tensor:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from examples.augment import View
 from examples.data import Dataset
+from examples.data.fusing import fuse_masks
 from examples.methods import Method
-from examples.metrics import IoU, class_masks, fuse_masks, known_pixels, predicted_masks
+from examples.metrics import IoU, class_masks, known_pixels, predicted_masks
 
 ROWS = 4
 PICTURE_SIDE = 192  # of the pictures for grids

@@ -129,7 +129,7 @@ class RunLog:
             shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
             self.progress.update(self.task, description=shown)
             if step % self.print_every == 0 and not self.console.is_terminal:
-                self.console.print(f"step {step}/{self.iterations}  {shown}")
+                self.console.print(f"step {step}/{self.iterations}  {shown}", soft_wrap=True)
             self.write(step, "loss", losses)
             self.write(step, "pseudo_label_precision", self.recent.precision())
             self.write(step, "pseudo_label_weight", self.recent.weight())

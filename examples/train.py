@@ -32,8 +32,9 @@ from torch import Generator, nn
 from examples.batches import pool_batches, unlabeled_batches
 from examples.config import Config
 from examples.data import Dataset, ImageSet, load
+from examples.data.fusing import fuse_masks
 from examples.methods import METHODS, Step
-from examples.metrics import IoU, class_masks, fuse_masks, known_pixels, predicted_masks
+from examples.metrics import IoU, class_masks, known_pixels, predicted_masks
 from examples.pictures import save_overlays, save_pictures
 from examples.runlog import RunLog, claim_folder, git_commit, save_checkpoint, write_json
 from examples.unet import UNet, settle_batch_norm
@@ -78,8 +79,9 @@ def train(config: Config) -> dict[str, Any]:
                 settle_batch_norm(evaluated, calibration)
                 iou = evaluate(evaluated, data.validation, data)
                 per_class = iou.per_class() if data.score == "miou" else iou.pooled()
-                score = float(per_class.nanmean())
-                log.validation(step, {"miou": score, **by_class(data.evaluated_names, per_class)}, best=score > best)
+                # 0 where no class is there to be found or missed: then the last checkpoint is as good as any.
+                score = float(per_class.nanmean().nan_to_num())
+                log.validation(step, {"miou": score, **by_class(data.evaluated_names, per_class)}, best=score >= best)
                 checkpoint = {
                     "model": evaluated.state_dict(),
                     "config": config.plain(),
@@ -87,7 +89,7 @@ def train(config: Config) -> dict[str, Any]:
                     "validation": score,
                 }
                 save_checkpoint(out / "last.pt", checkpoint)
-                if score > best:
+                if score >= best:
                     best = score
                     save_checkpoint(out / "best.pt", checkpoint)
 

@@ -1,17 +1,28 @@
-"""The data sets by name: each module's ``load(config)`` returns a :class:`Dataset`."""
+"""The data sets by name: each one's ``load(config)`` returns a :class:`Dataset`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from examples.config import Config
-from examples.data import jsrt, phantom
+from examples.data import folder, jsrt, phantom, phantom_fine
 from examples.data.dataset import Dataset, ImageSet
+from examples.data.fusing import read_fusing
 
-DATASETS: dict[str, Callable[[Config], Dataset]] = {"phantom": phantom.load, "jsrt": jsrt.load}
+DATASETS: dict[str, Callable[[Config], Dataset]] = {
+    "phantom": phantom.load,
+    "phantom_exclusive": phantom.load_exclusive,
+    "phantom_fine": phantom_fine.load_fine,
+    "jsrt": jsrt.load,
+    "folder": folder.load,
+}
 
 
 def load(config: Config) -> Dataset:
-    """Loads ``config.dataset`` and moves it to ``config.device``."""
-    return DATASETS[config.dataset](config).to(config.device)
+    """Loads ``config.dataset``, to be evaluated as ``config.fuse`` says, and moves it to ``config.device``."""
+    data = DATASETS[config.dataset](config)
+    if config.fuse is not None:
+        data = replace(data, fused=read_fusing(config.fuse, data.class_names))
+    return data.to(config.device)
 
 
 __all__ = ["DATASETS", "Dataset", "ImageSet", "load"]

@@ -7,13 +7,16 @@ being solved by a threshold. Shapes live in the unit square, so the same phantom
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFilter
+from torch import Tensor
 
 from examples.config import Config
 from examples.data.dataset import Dataset, ImageSet, to_unit_range
@@ -195,3 +198,21 @@ def load(config: Config) -> Dataset:
         multilabel=True,
         found=f"{TRAIN} training, {VALIDATION} validation and {TEST} test phantoms, drawn",
     )
+
+
+def load_exclusive(config: Config) -> Dataset:
+    """The phantoms of :func:`load` as class maps: every pixel is of one structure or of the background."""
+    return relabel(load(config), exclusive, multilabel=False)
+
+
+def exclusive(masks: Tensor) -> Tensor:
+    """Masks (N, C, H, W) 0/1 -> class maps (N, H, W) int64, background 0, later classes drawn over earlier ones."""
+    ids = torch.arange(1, masks.shape[1] + 1).view(-1, 1, 1)
+    return torch.stack([(mask * ids).amax(0) for mask in masks])
+
+
+def relabel(data: Dataset, convert: Callable[[Tensor], Tensor], **changes: Any) -> Dataset:
+    """The same images with other labels, in every part of the data set."""
+    parts = {name: getattr(data, name) for name in ("labeled", "unlabeled", "validation", "test")}
+    converted = {name: replace(part, labels=convert(part.labels)) for name, part in parts.items()}
+    return replace(data, **converted, **changes)

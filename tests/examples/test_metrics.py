@@ -45,7 +45,8 @@ def square(*pixels: float) -> torch.Tensor:
 
 
 def view(labels: torch.Tensor, valid: torch.Tensor) -> View:
-    return View(images=torch.empty(0), labels=labels, valid=valid)
+    images = torch.empty(0)
+    return View(images, labels, valid, images, lambda maps: maps)
 
 
 def test_pseudo_label_meter_by_hand():

@@ -11,17 +11,18 @@ from PIL import Image
 from torch.nn import functional as F
 
 import examples.pictures
-from examples.config import Config, MethodName
-from examples.data import DATASETS, phantom
+from examples.augment import IGNORE_INDEX
+from examples.config import Config, DatasetName, MethodName
+from examples.data import DATASETS, Dataset, ImageSet, phantom
 from examples.methods import METHODS, Step
 from examples.runlog import git_commit
-from examples.train import main, stop_if_not_finite, train
+from examples.train import evaluate, main, stop_if_not_finite, train
 from examples.unet import UNet, UpBlock, settle_batch_norm
 
 KEYS = {
     "dataset", "method", "labeled", "split", "seed", "iterations", "image_size", "commit", "miou", "miou_pooled",
     "iou_per_class", "iou_per_class_pooled", "validation", "pseudo_label_precision", "pseudo_label_weight", "seconds",
-    "data", "device", "threads", "torch",
+    "data", "device", "threads", "torch", "score", "config", "history", "pictures",
 }  # fmt: skip
 
 
@@ -44,19 +45,29 @@ def test_a_run_leaves_everything(config, method):
     assert result.keys() == summary.keys() == KEYS
     assert result["iou_per_class"].keys() == set(phantom.CLASSES)
     assert 0 <= result["miou"] <= 1
-    if method == "supervised":
+    if method in ("supervised", "iic"):
         assert result["pseudo_label_precision"] is None
         assert result["pseudo_label_weight"] is None
     else:
         assert list(result["pseudo_label_weight"]) == [*phantom.CLASSES, "background"]
-        assert 0 <= result["pseudo_label_weight"]["background"] <= 1
-    if method == "nearest_neighbor":
-        assert result["pseudo_label_weight"]["background"] == 1
+        weights = [weight for weight in result["pseudo_label_weight"].values() if weight is not None]
+        assert weights
+        assert all(0 <= weight <= 1 for weight in weights)
+    if method in ("nearest_neighbor", "mean_teacher", "mlds"):
+        assert set(weights) == {1}
     assert json.loads((out / "config.json").read_text())["method"] == method
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {"loss", "validation"} <= {line["kind"] for line in lines}
     assert lines[-1]["step"] == 4
     assert list(out.glob("events.out.tfevents.*"))
+    assert result["config"]["method"] == method
+    assert result["history"][-1] == {
+        "step": 4, "miou": result["validation"], "pseudo_label_precision": None, "pseudo_label_weight": None
+    }  # fmt: skip
+    for files in result["pictures"].values():
+        for file in files.values():
+            with Image.open(out / file) as picture:
+                assert picture.size == (192, 192)
     for name in ("last.pt", "best.pt"):
         checkpoint = torch.load(out / name, weights_only=True)
         UNet(1, 5, config.base_channels).load_state_dict(checkpoint["model"])
@@ -105,6 +116,40 @@ def test_held_back_labels_do_not_reach_the_method(config, method, tmp_path, monk
     assert honest["pseudo_label_precision"] != fooled["pseudo_label_precision"]
 
 
+def test_double_length(config):
+    assert train(replace(config, method="supervised", double_length=True))["iterations"] == 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"weighted": False}, {"resolution": "full"}, {"cutout": "ignore"}, {"batch_norm": "shared"}, {"map_size": None}],
+)
+def test_ablations_change_what_is_trained(config, changes, tmp_path):
+    config = replace(config, iterations=2, threshold=0.5)
+    usual = train(config)
+    other = train(replace(config, out=tmp_path / "other", **changes))
+    assert usual["pseudo_label_weight"] != other["pseudo_label_weight"] or usual["miou"] != other["miou"]
+    assert other["config"] | {"out": None} == usual["config"] | {"out": None} | changes
+
+
+def test_ignored_pixels_are_not_evaluated():
+    """A prediction there is neither right nor wrong."""
+    masks = torch.zeros(1, 1, 2, 4, dtype=torch.int8)
+    masks[..., :2] = 1
+    labels = masks.clone()
+    labels[:, :, 1] = IGNORE_INDEX
+    images = ImageSet(torch.ones(1, 1, 2, 4), labels, ("a",))
+    data = Dataset(images, images, images, images, ("first",), (), True, "")
+
+    class Net(torch.nn.Module):
+        def forward(self, images):
+            logits = masks.float() * 2 - 1
+            logits[..., 1, :] = 1  # wrong at half of the ignored pixels
+            return logits, images
+
+    assert evaluate(Net(), images, data).per_class().tolist() == [1]
+
+
 def test_results_are_not_overwritten_by_accident(config):
     train(replace(config, method="supervised"))
     with pytest.raises(FileExistsError, match="--overwrite"):
@@ -150,7 +195,7 @@ def test_command_line(monkeypatch, capsys):
 
 def test_names_on_the_command_line_are_those_registered():
     assert set(get_args(MethodName)) == set(METHODS)
-    assert set(DATASETS) == {"phantom", "jsrt"}
+    assert set(get_args(DatasetName)) == set(DATASETS)
 
 
 def test_commit_is_known_or_said_not_to_be():

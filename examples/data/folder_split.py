@@ -1,0 +1,164 @@
+"""Divides a folder of images into labelled, validation, test and training images, whole groups at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+VALIDATION = 5  # images, as for JSRT; fewer where there are few
+TEST_SHARE = 1 / 3
+MAX_DRAWS = 1000
+
+Split = dict[str, list[str]]  # {"labeled": stems, "validation": stems, "test": stems}
+PARTS = ("labeled", "validation", "test")
+T = TypeVar("T")
+
+
+def find_groups(stems: Iterable[str], pattern: str | None) -> dict[str, str]:
+    """Image -> group: the pattern's first group in its name, the whole match if it has none, or the name itself."""
+    if pattern is None:
+        return {stem: stem for stem in stems}
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"group_pattern: {pattern} is not a regular expression: {error}") from error
+    groups = {}
+    for stem in stems:
+        match = expression.search(stem)
+        group = match and match.group(min(expression.groups, 1))
+        if not group:
+            raise ValueError(f"group_pattern: {pattern} finds no group in {stem}; it has to in every image's name")
+        groups[stem] = group
+    return groups
+
+
+def draw_split(
+    presence: Mapping[str, frozenset[str]],
+    groups: Mapping[str, str],
+    class_names: Iterable[str],
+    labeled: int,
+    split: int,
+) -> Split:
+    """Draws a split, the same for the same names; validation and test stay where only ``labeled`` changes.
+
+    About a third of the labelled images are for test, and five for validation (of fewer than 30, a sixth). Draws
+    are repeated until every class is in every part, or, where that never happens, at least among the labelled ones.
+
+    Args:
+        presence: Labelled image -> the classes in it.
+        groups: Image -> group, which is never divided.
+        class_names: All classes.
+        labeled: Number of labelled images to draw.
+        split: Which of the draws.
+    """
+    members: dict[str, list[str]] = {}
+    for stem in sorted(presence):
+        members.setdefault(groups[stem], []).append(stem)
+    if len(members) < 3:
+        raise ValueError(
+            f"root: {len(members)} groups (or single images) have a mask, expected 3 or more: one each to train,"
+            " validate and test"
+        )
+
+    def lacking(stems: Iterable[str]) -> list[str]:
+        found = frozenset().union(*(presence[stem] for stem in stems))
+        return [name for name in class_names if name not in found]
+
+    def faults(parts: tuple[list[str], list[str], list[str]]) -> tuple[int, int, int]:
+        test, validation, rest = parts
+        return max(0, labeled - len(rest)), len(lacking(rest)), len(lacking(validation)) + len(lacking(test))
+
+    rng = np.random.default_rng(split)
+    test, validation, rest = best_of(lambda: divide(members, rng), faults)
+    if len(rest) < labeled:
+        raise ValueError(
+            f"labeled: {labeled}, but of {len(presence)} images with a mask, {len(validation)} are for validation and"
+            f" {len(test)} for test, which leaves {len(rest)}"
+        )
+    rng = np.random.default_rng([labeled, split])
+    chosen = best_of(lambda: sorted(rng.permutation(rest)[:labeled].tolist()), lambda stems: (len(lacking(stems)),))
+    if missing := lacking(chosen):
+        raise ValueError(
+            f"labeled: no {', '.join(missing)} in any of {MAX_DRAWS} draws of {labeled} images; pass a larger --labeled"
+        )
+    return {"labeled": chosen, "validation": validation, "test": test}
+
+
+def best_of(draw: Callable[[], T], faults: Callable[[T], tuple[int, ...]]) -> T:
+    """The first draw without faults, or the one with the fewest of ``MAX_DRAWS``."""
+    best = draw()
+    for _ in range(MAX_DRAWS - 1):
+        if not any(faults(best)):
+            break
+        best = min(best, draw(), key=faults)
+    return best
+
+
+def divide(members: Mapping[str, list[str]], rng: np.random.Generator) -> tuple[list[str], list[str], list[str]]:
+    """Deals whole groups out, in random order: the images for test, for validation, and those left."""
+    images = sum(map(len, members.values()))
+    order = rng.permutation(sorted(members)).tolist()
+    parts = []
+    for target in (images * TEST_SHARE, min(VALIDATION, max(1, images // 6))):
+        taken: list[str] = []
+        count = 0
+        for group in order:
+            if abs(count + len(members[group]) - target) < abs(count - target):  # nearer with it than without
+                taken.append(group)
+                count += len(members[group])
+        taken = taken or [min(order, key=lambda group: len(members[group]))]
+        order = [group for group in order if group not in taken]
+        parts.append(sorted(stem for group in taken for stem in members[group]))
+    return parts[0], parts[1], sorted(stem for group in order for stem in members[group])
+
+
+def read_split(
+    path: Path,
+    presence: Mapping[str, frozenset[str]],
+    groups: Mapping[str, str],
+    class_names: Iterable[str],
+    labeled: int,
+    split: int,
+) -> Split:
+    """Reads a split that the user has chosen, after the same rules as those drawn by :func:`draw_split`."""
+    expected = 'expected {"labeled": [...], "validation": [...], "test": [...]}, lists of image names without suffix'
+    try:
+        chosen: Split = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}; {expected}") from error
+    if not isinstance(chosen, dict) or set(chosen) != set(PARTS):
+        raise ValueError(f"{path} holds {json.dumps(chosen):.60}, {expected}")
+    if split != 0:
+        raise ValueError(f"split: {split}, but {path} holds a single one; pass --split 0, or remove it to draw splits")
+    seen: dict[str, str] = {}
+    for part in PARTS:
+        if not isinstance(chosen[part], list) or not chosen[part]:
+            raise ValueError(f"{path} holds {json.dumps(chosen[part]):.60} for {part}, {expected}")
+        for stem in chosen[part]:
+            if stem not in presence:
+                raise ValueError(f"{path} names {stem!r} for {part}, but there is no image of that name with a mask")
+            if stem in seen:
+                raise ValueError(
+                    f"{path} names {stem} for {seen[stem]} and again for {part}; expected only one of them"
+                )
+            seen[stem] = part
+    if len(chosen["labeled"]) != labeled:
+        raise ValueError(f"labeled: {labeled}, but {path} names {len(chosen['labeled'])}; pass the same number")
+    home: dict[str, str] = {}  # group -> part
+    for stem, part in seen.items():
+        if home.setdefault(groups[stem], part) != part:
+            raise ValueError(f"{path} has group {groups[stem]} in {home[groups[stem]]} and in {part}; keep it together")
+    if missing := set(class_names).difference(*(presence[stem] for stem in chosen["labeled"])):
+        raise ValueError(f"{path}: no {', '.join(sorted(missing))} in any labelled image; name one that shows it")
+    return chosen
+
+
+def training_images(split: Split, groups: Mapping[str, str]) -> list[str]:
+    """All images, with a mask or not, but those whose group is kept for validation or test."""
+    kept = {groups[stem] for stem in (*split["validation"], *split["test"])}
+    return [stem for stem, group in groups.items() if group not in kept]

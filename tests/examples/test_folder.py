@@ -1,0 +1,364 @@
+"""A user's own folder: masks of either kind are read as they are meant, groups stay together, errors name the file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from examples.config import Config
+from examples.data import load
+from examples.data.dataset import Dataset
+
+SIDE = 16
+STEMS = tuple(f"p{patient}_{scan}" for patient in range(6) for scan in range(4))
+PATTERN = r"^(p\d)_"
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def picture(index: int) -> np.ndarray:
+    return np.random.default_rng(index).integers(20, 256, (SIDE, SIDE), dtype=np.uint8)
+
+
+def class_map(index: int) -> np.ndarray:
+    ids = np.zeros((SIDE, SIDE), np.uint8)
+    ids[2:6, 2:10] = 1
+    ids[8 : 9 + index % 7, 3:5] = 2
+    return ids
+
+
+def write_images(root: Path, stems: tuple[str, ...] = STEMS) -> Path:
+    for index, stem in enumerate(stems):
+        save(root / "images" / f"{stem}.png", picture(index))
+    return root
+
+
+@pytest.fixture
+def class_maps(tmp_path) -> Path:
+    for index, stem in enumerate(STEMS):
+        save(tmp_path / "masks" / f"{stem}.png", class_map(index))
+    return write_images(tmp_path)
+
+
+@pytest.fixture
+def label_masks(tmp_path) -> Path:
+    for index, stem in enumerate(STEMS):
+        save(tmp_path / "masks" / "right_lung" / f"{stem}.png", 255 * (class_map(index) == 1).astype(np.uint8))
+        save(tmp_path / "masks" / "left_lung" / f"{stem}.gif", (class_map(index) > 0).astype(np.uint8))
+    return write_images(tmp_path)
+
+
+def load_folder(root: Path, **changes: object) -> Dataset:
+    return load(Config(**{"dataset": "folder", "root": root, "image_size": SIDE, "map_size": 8, "k": 0.5, **changes}))
+
+
+def everything(data: Dataset) -> dict[str, torch.Tensor]:
+    """Name -> labels, of all parts."""
+    return {
+        name: label
+        for part in (data.unlabeled, data.validation, data.test)
+        for name, label in zip(part.names, part.labels, strict=True)
+    }
+
+
+# --- masks
+
+
+def test_class_maps_are_read_as_they_are(class_maps):
+    data = load_folder(class_maps)
+    assert not data.multilabel
+    assert data.class_names == ("class1", "class2")
+    assert data.score == "miou_pooled"
+    labels = everything(data)
+    assert set(labels) == set(STEMS)
+    for index, stem in enumerate(STEMS):
+        assert labels[stem].dtype == torch.int64
+        assert torch.equal(labels[stem], torch.from_numpy(class_map(index)).long())
+    image = data.unlabeled.images[data.unlabeled.names.index(data.labeled.names[0])]
+    assert torch.equal(image, data.labeled.images[0])
+    assert image.shape == (1, SIDE, SIDE)
+    assert (image.min(), image.max()) == (-1, 1)
+    assert data.found == "24 images (24 labelled); 12 train, 4 validation, 8 test"
+
+
+def test_palette_masks_are_indices_and_grey_ones_may_be_saved_as_colours(class_maps):
+    for index, stem in enumerate(STEMS):
+        ids = class_map(index)
+        mask = Image.fromarray(ids).convert("RGB")
+        if index % 2:
+            mask = Image.fromarray(ids)
+            mask.putpalette([9, 9, 9, 255, 0, 0, 0, 0, 0])
+            assert mask.mode == "P"
+        mask.save(class_maps / "masks" / f"{stem}.png")
+    for stem, label in everything(load_folder(class_maps)).items():
+        assert torch.equal(label, torch.from_numpy(class_map(STEMS.index(stem))).long())
+
+
+def test_binary_masks_of_255_are_class_1_only_where_all_are(class_maps):
+    for index, stem in enumerate(STEMS):
+        save(class_maps / "masks" / f"{stem}.png", 255 * (class_map(index) > 0).astype(np.uint8))
+    data = load_folder(class_maps)
+    assert data.class_names == ("class1",)
+    for stem, label in everything(data).items():
+        assert torch.equal(label, torch.from_numpy(class_map(STEMS.index(stem)) > 0).long())
+    save(class_maps / "masks" / "p3_1.png", class_map(3))
+    with pytest.raises(ValueError, match=r"p0_0\.png holds the value 255, expected class ids"):
+        load_folder(class_maps)
+
+
+def test_labels_overlap_where_they_have_folders(label_masks):
+    (label_masks / "masks" / "right_lung" / "p1_0.png").unlink()  # no right lung in this one, but labelled
+    data = load_folder(label_masks)
+    assert data.multilabel
+    assert data.class_names == ("left_lung", "right_lung")
+    assert data.flip_pairs in (((0, 1),), ((1, 0),))
+    assert data.score == "miou"
+    for stem, label in everything(data).items():
+        ids = torch.from_numpy(class_map(STEMS.index(stem)))
+        right = (ids == 1) & (stem != "p1_0")
+        assert torch.equal(label, torch.stack([ids > 0, right]).to(torch.int8))
+    assert "24 labelled" in data.found
+
+
+def test_classes_txt_names_and_orders(class_maps):
+    (class_maps / "classes.txt").write_text("fluid\n lesion \nabsent\n")
+    with pytest.raises(ValueError, match="labeled: no absent in any of 1000 draws of 3 images"):
+        load_folder(class_maps)
+    (class_maps / "classes.txt").write_text("fluid\nlesion\n\n")
+    assert load_folder(class_maps).class_names == ("fluid", "lesion")
+
+
+def test_classes_txt_orders_label_folders(label_masks):
+    (label_masks / "classes.txt").write_text("right_lung\nleft_lung\n")
+    data = load_folder(label_masks)
+    assert data.class_names == ("right_lung", "left_lung")
+    assert (data.test.labels[:, 0] <= data.test.labels[:, 1]).all()
+    (label_masks / "classes.txt").write_text("right_lung\nheart\n")
+    with pytest.raises(ValueError, match=r"names right_lung, heart, but the folders in .* are left_lung, right_lung"):
+        load_folder(label_masks)
+
+
+@pytest.mark.parametrize("kind", ["class_maps", "label_masks"])
+def test_other_shapes_are_padded_with_ignored_pixels(kind, request):
+    root = request.getfixturevalue(kind)
+    paths = [root / "images" / "p0_0.png", *root.glob("masks/p0_0.png"), *root.glob("masks/*/p0_0.*")]
+    for path in paths:
+        values = np.array(Image.open(path))[4:12]  # 8 high, 16 wide ...
+        save(path, np.kron(values, np.ones((2, 2), np.uint8)))  # ... and twice as large
+    if kind == "label_masks":
+        (root / "masks" / "right_lung" / "p0_0.png").unlink()  # absent, yet what is padding is not known to be so
+    data = load_folder(root)
+    label = everything(data)["p0_0"]
+    ids = torch.from_numpy(class_map(0)[4:12])
+    expected = torch.stack([ids > 0, ids > 9]) if kind == "label_masks" else ids
+    assert (label[..., :4, :] == -100).all()
+    assert (label[..., 12:, :] == -100).all()
+    assert torch.equal(label[..., 4:12, :], expected.to(label.dtype))
+    part = next(part for part in (data.unlabeled, data.validation, data.test) if "p0_0" in part.names)
+    image = part.images[part.names.index("p0_0"), 0]
+    assert (image[:4] == -1).all()
+    assert (image[12:] == -1).all()
+    seen = torch.from_numpy(picture(0)[4:12]).float()
+    expected_image = (seen - seen.min()) / (seen.max() - seen.min()) * 2 - 1
+    assert torch.allclose(image[4:12], expected_image, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1", "I;16", "LA"])
+def test_images_of_any_mode_become_grey(mode, class_maps):
+    values = picture(0)
+    if mode == "I;16":
+        image = Image.fromarray(values.astype(np.uint16) * 256)
+    else:
+        image = Image.fromarray(values).convert(mode)
+    image.save(class_maps / "images" / "p0_0.png")
+    data = load_folder(class_maps)
+    part = next(part for part in (data.unlabeled, data.validation, data.test) if "p0_0" in part.names)
+    shown = part.images[part.names.index("p0_0"), 0]
+    if mode == "1":
+        assert set(shown.unique().tolist()) == {-1, 1}
+    else:
+        grey = torch.from_numpy(values).float()
+        expected = (grey - grey.min()) / (grey.max() - grey.min()) * 2 - 1
+        assert torch.allclose(shown, expected, atol=0.02)
+
+
+# --- division
+
+
+def patients(names: tuple[str, ...]) -> set[str]:
+    return {name[:2] for name in names}
+
+
+@pytest.mark.parametrize("split", range(4))
+def test_groups_are_never_divided(split, class_maps):
+    data = load_folder(class_maps, group_pattern=PATTERN, split=split)
+    train, validation, test = (patients(part.names) for part in (data.unlabeled, data.validation, data.test))
+    assert (len(train), len(validation), len(test)) == (3, 1, 2)
+    assert len(train | validation | test) == 6
+    assert set(data.labeled.names) < set(data.unlabeled.names)
+    assert data.found == "24 images (24 labelled) of 6 groups; 12 train, 4 validation, 8 test"
+
+
+def test_splits_repeat_differ_and_keep_the_test_images_of_other_counts(class_maps):
+    first, again, second = (load_folder(class_maps, split=split) for split in (0, 0, 1))
+    assert first.labeled.names == again.labeled.names
+    assert first.test.names == again.test.names
+    assert first.labeled.names != second.labeled.names
+    assert first.test.names != second.test.names
+    more = load_folder(class_maps, labeled=6)
+    assert len(more.labeled) == 6
+    assert more.test.names == first.test.names
+
+
+def test_every_class_is_among_the_labelled(class_maps):
+    for index, stem in enumerate(STEMS):
+        mask = class_map(index)
+        mask[mask == 2] = 2 if stem in ("p0_0", "p1_0", "p2_0") else 0
+        save(class_maps / "masks" / f"{stem}.png", mask)
+    for split in range(4):
+        data = load_folder(class_maps, split=split, labeled=1)
+        for part in (data.labeled, data.validation, data.test):
+            assert set(part.labels.unique().tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("kind", ["class_maps", "label_masks"])
+def test_images_without_a_mask_are_unlabelled(kind, request):
+    root = request.getfixturevalue(kind)
+    write_images(root, tuple(f"p9_{scan}" for scan in range(3)))
+    data = load_folder(root)
+    for scan in range(3):
+        assert (data.unlabeled.labels[data.unlabeled.names.index(f"p9_{scan}")] == -100).all()
+    assert data.found == "27 images (24 labelled); 15 train, 4 validation, 8 test"
+
+
+def test_images_of_a_test_patient_without_a_mask_are_left_out(class_maps):
+    write_images(class_maps, tuple(f"p{patient}_9" for patient in range(6)))
+    data = load_folder(class_maps, group_pattern=PATTERN)
+    assert not patients(data.unlabeled.names) & patients(data.validation.names + data.test.names)
+    assert data.found.endswith(
+        "15 train, 4 validation, 8 test, 3 left out because their group is in validation or test"
+    )
+
+
+SPLIT = {"labeled": ["p0_1", "p0_2"], "validation": ["p1_0"], "test": ["p2_0", "p2_1"]}
+
+
+def test_splits_json_decides(class_maps):
+    (class_maps / "splits.json").write_text(json.dumps(SPLIT))
+    data = load_folder(class_maps, labeled=2, group_pattern=PATTERN)
+    assert data.labeled.names == ("p0_1", "p0_2")
+    assert data.validation.names == ("p1_0",)
+    assert data.test.names == ("p2_0", "p2_1")
+    assert patients(data.unlabeled.names) == {"p0", "p3", "p4", "p5"}
+    assert len(load_folder(class_maps, labeled=2).unlabeled) == 24 - 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({}, {"labeled": 3}, r"labeled: 3, but .*splits\.json names 2"),
+        ({}, {"split": 1}, r"split: 1, but .*splits\.json holds a single one"),
+        ({"test": ["p7_0"]}, {}, "names 'p7_0' for test, but there is no image of that name with a mask"),
+        ({"test": ["p0_1"]}, {}, "names p0_1 for labeled and again for test"),
+        ({"test": ["p0_0"]}, {"group_pattern": PATTERN}, "has group p0 in labeled and in test"),
+        ({"test": "p2_0"}, {}, r"holds \"p2_0\" for test, expected"),
+        ({"more": []}, {}, 'expected {"labeled"'),
+    ],
+)
+def test_wrong_splits_are_refused(changes, options, message, class_maps):
+    (class_maps / "splits.json").write_text(json.dumps(SPLIT | changes))
+    with pytest.raises(ValueError, match=message):
+        load_folder(class_maps, **({"labeled": 2} | options))
+
+
+def test_too_few_images_or_groups_are_refused(class_maps):
+    with pytest.raises(
+        ValueError, match="labeled: 13, but of 24 images with a mask, 4 are for validation and 8 for test"
+    ):
+        load_folder(class_maps, labeled=13, pool_size=1)
+    with pytest.raises(ValueError, match=r"1 groups .* have a mask, expected 3 or more"):
+        load_folder(class_maps, group_pattern="^p")
+    with pytest.raises(ValueError, match=r"group_pattern: p\(\[0-4\]\) finds no group in p5_0"):
+        load_folder(class_maps, group_pattern="p([0-4])")
+    with pytest.raises(ValueError, match=r"group_pattern: p\( is not a regular expression"):
+        load_folder(class_maps, group_pattern="p(")
+
+
+# --- errors
+
+
+def test_folders_that_are_missing_are_named(tmp_path):
+    with pytest.raises(ValueError, match="pass --root FOLDER"):
+        load_folder(None)
+    with pytest.raises(FileNotFoundError, match=r"images is not a folder; expected images/ and masks/"):
+        load_folder(tmp_path)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(FileNotFoundError, match="images holds no image"):
+        load_folder(tmp_path)
+    write_images(tmp_path)
+    with pytest.raises(FileNotFoundError, match="masks is not a folder"):
+        load_folder(tmp_path)
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(FileNotFoundError, match="masks holds no mask"):
+        load_folder(tmp_path)
+
+
+def test_files_that_do_not_fit_are_named(class_maps):
+    masks, images = class_maps / "masks", class_maps / "images"
+    save(masks / "p8_0.png", class_map(0))
+    with pytest.raises(FileNotFoundError, match=r"p8_0\.png has no image \(1 of the 25 masks"):
+        load_folder(class_maps)
+    (masks / "p8_0.png").unlink()
+    save(masks / "p0_0.png", class_map(0)[1:])
+    with pytest.raises(ValueError, match=r"masks/p0_0\.png is 16 x 15 pixels and .*images/p0_0\.png is 16 x 16"):
+        load_folder(class_maps)
+    save(masks / "p0_0.png", np.stack([class_map(0), class_map(1), class_map(2)], 2))
+    with pytest.raises(ValueError, match=r"p0_0\.png is a colour image \(mode RGB\)"):
+        load_folder(class_maps)
+    save(masks / "p0_0.png", class_map(0) * 2)
+    save(masks / "p0_1.png", class_map(0) * 3)
+    with pytest.raises(ValueError, match=r"p0_1\.png holds the value 6, but no mask holds 5"):
+        load_folder(class_maps)
+    (class_maps / "classes.txt").write_text("one\ntwo\n")
+    with pytest.raises(ValueError, match=r"p0_1\.png holds the value 6, but .*classes\.txt names 2"):
+        load_folder(class_maps)
+    save(images / "p5_3.jpg", picture(0))
+    with pytest.raises(ValueError, match=r"p5_3\.jpg and .*p5_3\.png have the same name"):
+        load_folder(class_maps)
+    (images / "p5_3.png").unlink()
+    (images / "p5_3.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"p5_3\.jpg cannot be read"):
+        load_folder(class_maps)
+    save(masks / "lung" / "p0_0.png", class_map(0))
+    with pytest.raises(ValueError, match=r"holds both lung/ and p0_0\.png"):
+        load_folder(class_maps)
+
+
+def test_masks_without_any_label_are_refused(class_maps):
+    for stem in STEMS:
+        save(class_maps / "masks" / f"{stem}.png", np.zeros((SIDE, SIDE), np.uint8))
+    with pytest.raises(ValueError, match="all masks are 0 everywhere"):
+        load_folder(class_maps)
+
+
+def test_real_scans():
+    root = Path(__file__).resolve().parents[3] / "shared" / "data" / "duke_dme"
+    if not root.is_dir():
+        pytest.skip(f"no Duke DME scans at {root}")
+    data = load_folder(root, image_size=64, map_size=16, group_pattern=r"(duke\d+)_")
+    assert data.found == "88 images (88 labelled) of 8 groups; 44 train, 11 validation, 33 test"
+    parts = [{name[:6] for name in part.names} for part in (data.unlabeled, data.validation, data.test)]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 8
+    assert data.class_names == ("class1",)
+    padding = torch.zeros(64, dtype=torch.bool)
+    padding[:11] = padding[52:] = True  # 512 x 331 becomes 64 x 41
+    ignored = data.unlabeled.labels == -100
+    assert torch.equal(ignored, padding[:, None].expand_as(ignored))
+    area = (data.unlabeled.labels == 1).sum() / (~ignored).sum()
+    assert 0.003 < area < 0.02
