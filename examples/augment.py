@@ -27,7 +27,7 @@ NOISE = 0.05  # largest standard deviation
 
 
 class View(NamedTuple):
-    """Augmented images, their labels carried along, and which of their pixels the source image covers."""
+    """Augmented images, their labels carried along, and which of their pixels the source image shows."""
 
     images: Tensor  # (B, 1, H, W) in [-1, 1]
     labels: Tensor  # as in ImageSet; IGNORE_INDEX where uncovered
@@ -105,8 +105,11 @@ class WeakAugmentation:
         self.generator = generator
         self.background = int(not multilabel)
 
-    def __call__(self, images: Tensor, labels: Tensor) -> View:
-        """Augments images (B, 1, H, W) and labels (B, C, H, W) or (B, H, W) together."""
+    def __call__(self, images: Tensor, labels: Tensor, shown: Tensor | None = None) -> View:
+        """Augments images (B, 1, H, W) and labels (B, C, H, W) or (B, H, W) together.
+
+        Pixels where ``shown`` (B, H, W) is False (padding) are as little valid as those that the warp uncovers.
+        """
         count, g = len(images), self.generator
         side = uniform(*CROP, count, g)
         room = (1 - side) / 2
@@ -120,7 +123,8 @@ class WeakAugmentation:
         flip = flip.to(images.device)
         clean, labels = images, self.mirror_classes(labels, flip)
         channels = labels if labels.ndim == 4 else labels[:, None]
-        moved = warp(torch.cat([channels.float(), torch.ones_like(images)], dim=1), transform)
+        covered = torch.ones_like(images) if shown is None else shown[:, None].to(images)
+        moved = warp(torch.cat([channels.float(), covered], dim=1), transform)
         valid = moved[:, -1] > 0.5
         moved = moved[:, :-1].masked_fill(~valid[:, None], IGNORE_INDEX).to(labels.dtype)
 

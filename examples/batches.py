@@ -32,7 +32,7 @@ def pool_batches(data: Dataset, size: int, generator: Generator) -> Iterator[Vie
     while True:
         for _ in range(MAX_DRAWS):
             drawn = data.labeled[pool.sample()]
-            view = weak(drawn.images, drawn.labels)
+            view = weak(drawn.images, drawn.labels, drawn.shown)
             present = class_presence(view.labels, len(data.class_names)).any(0).tolist()
             if all(present):
                 break
@@ -49,4 +49,4 @@ def unlabeled_batches(data: Dataset, size: int, generator: Generator) -> Iterato
         order = torch.randperm(len(data.unlabeled), generator=generator).tolist()
         for start in range(0, len(order), size):
             drawn = data.unlabeled[order[start : start + size]]
-            yield weak(drawn.images, drawn.labels)
+            yield weak(drawn.images, drawn.labels, drawn.shown)

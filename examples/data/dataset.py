@@ -18,21 +18,26 @@ class ImageSet:
         images: (N, 1, H, W) float32 in [-1, 1].
         labels: Multi-label (N, C, H, W) int8 0/1, or class map (N, H, W) int64 with background 0.
         names: One per image.
+        shown: (N, H, W) bool, False where an image was padded to the common size; None if none was. Nothing is
+            learned or evaluated there.
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
+    shown: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, indices: Sequence[int]) -> ImageSet:
         chosen = torch.as_tensor(indices, device=self.images.device)
-        return ImageSet(self.images[chosen], self.labels[chosen], tuple(self.names[i] for i in indices))
+        shown = None if self.shown is None else self.shown[chosen]
+        return ImageSet(self.images[chosen], self.labels[chosen], tuple(self.names[i] for i in indices), shown)
 
     def to(self, device: str) -> ImageSet:
-        return ImageSet(self.images.to(device), self.labels.to(device), self.names)
+        shown = None if self.shown is None else self.shown.to(device)
+        return ImageSet(self.images.to(device), self.labels.to(device), self.names, shown)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def load(config: Config) -> Dataset:
         images=torch.stack([to_unit_range(read_image(path, config.image_size)) for path in images.values()])[:, None],
         labels=labels,
         names=tuple(images),
+        shown=torch.stack([shown_pixels(path, config.image_size) for path in images.values()]),
     )
 
     def part(stems: Iterable[str]) -> ImageSet:
@@ -229,6 +230,11 @@ def read_image(path: Path, size: int) -> Tensor:
     grey = image if image.mode in GREY_MODES else image.convert("L")
     shown = resize(grey.convert("F"), size, Image.Resampling.BOX)
     return torch.from_numpy(pad(shown, size, shown.min()))
+
+
+def shown_pixels(path: Path, size: int) -> Tensor:
+    """Where in (size, size) the image is, bool; the rest is padding."""
+    return torch.from_numpy(pad(np.ones(shown_sides(open_image(path).size, size), dtype=bool), size, 0)) == 1
 
 
 def read_ids(path: Path, size: tuple[int, int], image: Path) -> NDArray[np.int32]:

@@ -164,6 +164,10 @@ def test_other_shapes_are_padded_with_ignored_pixels(kind, request):
     image = part.images[part.names.index("p0_0"), 0]
     assert (image[:4] == -1).all()
     assert (image[12:] == -1).all()
+    shown = part.shown[part.names.index("p0_0")]
+    assert shown[4:12].all()
+    assert not shown[:4].any()
+    assert not shown[12:].any()
     seen = torch.from_numpy(picture(0)[4:12]).float()
     expected_image = (seen - seen.min()) / (seen.max() - seen.min()) * 2 - 1
     assert torch.allclose(image[4:12], expected_image, atol=1e-5)

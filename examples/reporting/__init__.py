@@ -1,0 +1,1 @@
+"""What examples/report.py is made of: reading results, comparing them, tables, plots."""

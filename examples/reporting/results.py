@@ -1,0 +1,313 @@
+"""The results of runs, read from JSON files and sorted into sections: runs whose figures may be compared."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from examples.config import Config, MethodName
+from examples.reporting import paper
+
+METHODS: tuple[str, ...] = get_args(MethodName)
+REQUIRED = ("dataset", "method", "labeled", "split", "seed", "iterations", "image_size", "miou")
+
+# Options that a study varies, and the methods that heed them (None: all); a method is not told apart by the others.
+MATCHING = ("nearest_neighbor", "rpg", "rpg_plus")
+STUDIED: dict[str, tuple[str, ...] | None] = {
+    "k": ("rpg", "rpg_plus"),
+    "pool_size": None,
+    "map_size": MATCHING,
+    "weighted": ("rpg", "rpg_plus"),
+    "resolution": MATCHING,
+    "threshold": ("pseudolabel", "fixmatch", "rpg_plus"),
+    "cutout": ("fixmatch", "rpg_plus"),
+    "batch_norm": None,
+}
+# What makes no other setting: the row and the cell of a table, the length (which ``iterations`` holds), the place.
+CELL = {"dataset", "method", "labeled", "split", "seed", "epochs", "iterations", "double_length"}
+PLACE = {"root", "out", "overwrite", "device"}
+
+Options = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the tables of methods."""
+
+    method: str
+    threshold: float | None = None
+    double: bool = False
+
+    @property
+    def name(self) -> str:
+        threshold = f" {decimals(self.threshold, 2)}" if self.threshold else ""
+        return self.method + threshold + "*" * self.double
+
+
+@dataclass(frozen=True)
+class Run:
+    """One result.json."""
+
+    path: Path
+    content: dict[str, Any] = field(repr=False)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in REQUIRED or name in ("commit", "seconds", "device", "data", "history", "pictures"):
+            return self.content.get(name)
+        raise AttributeError(name)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The options, with today's defaults for those that came later; empty in files of before there was any."""
+        if not self.content.get("config"):
+            return {}
+        return {option.name: option.default for option in fields(Config)} | self.content["config"]
+
+    @property
+    def pooled(self) -> bool:
+        return self.content.get("score") == "miou_pooled"
+
+    @property
+    def score(self) -> float:
+        """The figure that ranks methods in this data set."""
+        return float(self.content["miou_pooled" if self.pooled else "miou"])
+
+    @property
+    def iou_per_class(self) -> dict[str, float | None]:
+        return self.content.get("iou_per_class_pooled" if self.pooled else "iou_per_class") or {}
+
+    @property
+    def double(self) -> bool:
+        return bool(self.config.get("double_length"))
+
+    @property
+    def row(self) -> Row:
+        threshold = self.config.get("threshold") if self.method in paper.THRESHOLDS else None
+        return Row(self.method, threshold, self.double)
+
+    @property
+    def setting(self) -> Options:
+        """What has to agree for two runs to be compared at all."""
+        rest = {name: value for name, value in self.config.items() if name not in {*CELL, *PLACE, *STUDIED}}
+        length = self.iterations // 2 if self.double else self.iterations
+        return tuple(sorted({**rest, "image_size": self.image_size, "iterations": length}.items()))
+
+    @property
+    def studied(self) -> Options:
+        """The options that a study varies and this method heeds; k as a share."""
+        config = self.config
+        heeded = [name for name in STUDIED if config and heeds(self.method, name)]
+        if self.method in paper.THRESHOLDS and "threshold" in heeded:
+            heeded.remove("threshold")  # it has rows of its own
+        values = {name: config[name] for name in heeded}
+        if isinstance(values.get("k"), int):
+            side = config["map_size"] or self.image_size
+            values["k"] = values["k"] / (config["pool_size"] * side**2)
+        if "k" in values:
+            values["k"] = round(values["k"], 3)
+        return tuple(values.items())
+
+    def option(self, name: str) -> Any:
+        return dict(self.studied).get(name, self.config.get(name))
+
+    @property
+    def cell(self) -> tuple[Any, ...]:
+        """The same for two runs that should have given the same figures."""
+        return (self.dataset, self.setting, self.row, self.studied, self.labeled, self.split, self.seed)
+
+    def mean_over_classes(self, name: str) -> float | None:
+        """Of ``pseudo_label_precision`` or ``pseudo_label_weight``, background not counted."""
+        values = [value for label, value in (self.content.get(name) or {}).items() if label != "background"]
+        values = [value for value in values if value is not None]
+        return statistics.fmean(values) if values else None
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean over runs, their standard deviation (None for one run) and their number."""
+
+    mean: float
+    sd: float | None
+    runs: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Mean | None:
+        """Of those that are not None; None where there are none."""
+        present = [value for value in values if value is not None]
+        if not present:
+            return None
+        return cls(statistics.fmean(present), statistics.stdev(present) if len(present) > 1 else None, len(present))
+
+
+@dataclass
+class Section:
+    """Runs on one data set in one setting, and for each method its most common options."""
+
+    dataset: str
+    setting: dict[str, Any]
+    runs: list[Run]
+    usual: dict[str, Options] = field(init=False)
+
+    def __post_init__(self) -> None:
+        everywhere = Counter(option for run in self.runs for option in run.studied)
+        self.usual = {}
+        for method in self.methods:
+            counts = Counter(run.studied for run in self.runs if run.method == method)
+            # As many runs one way as another: the way that other methods have, too; then what the paper has.
+            self.usual[method] = max(
+                counts,
+                key=lambda options: (
+                    counts[options],
+                    sum(everywhere[option] for option in options),
+                    -abs(dict(options).get("k", 0) - paper.NEIGHBORS),
+                    -abs(dict(options).get("pool_size", 0) - 3),
+                    str(options),
+                ),
+            )
+
+    @property
+    def methods(self) -> list[str]:
+        return ordered({run.method for run in self.runs})
+
+    @property
+    def labeled(self) -> list[int]:
+        return sorted({run.labeled for run in self.runs})
+
+    @property
+    def main(self) -> list[Run]:
+        """The runs with the usual options of their method: those of the tables of methods."""
+        return [run for run in self.runs if run.studied == self.usual[run.method]]
+
+    def rows(self) -> list[Row]:
+        """All methods that exist, whether run or not; runs of double length below those of single length."""
+        found = {run.row for run in self.main}
+        rows: list[Row] = []
+        for method in ordered({*METHODS, *self.methods}):
+            mine = {row for row in found if row.method == method}
+            if all(row.threshold is not None for row in mine):
+                mine |= {Row(method, threshold) for threshold in paper.THRESHOLDS.get(method, ())}
+            starred_alone = {Row(row.method, row.threshold) for row in mine if row.double} - found
+            rows += sorted(mine - starred_alone or {Row(method)}, key=lambda row: (row.threshold or 0, row.double))
+        return rows
+
+    def varying(self, method: str, free: Sequence[str], labeled: int) -> list[Run]:
+        """The runs of a method that have its usual options but for the free ones."""
+        fixed = {name: value for name, value in self.usual.get(method, ()) if name not in free}
+        return [
+            run
+            for run in self.runs
+            if run.method == method
+            and run.labeled == labeled
+            and not run.double
+            and {name: value for name, value in run.studied if name not in free} == fixed
+        ]
+
+    def study(self, method: str, free: Sequence[str]) -> tuple[int, list[Run]]:
+        """Of :meth:`varying`, the number of labelled images with most variants, and the runs."""
+
+        def variants(labeled: int) -> int:
+            return len({run.studied for run in self.varying(method, free, labeled)})
+
+        best = max(sorted({run.labeled for run in self.runs}), key=variants)  # the smallest of equals
+        return best, self.varying(method, free, best)
+
+
+def read_results(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """All results below the folders, and warnings about files that cannot be read or are there twice.
+
+    Raises:
+        FileNotFoundError: a folder does not exist, or none of them holds a result.
+    """
+    paths: dict[Path, None] = {}  # a set that keeps the order
+    for folder in folders:
+        if not folder.exists():
+            raise FileNotFoundError(f"RUNS: got {folder}, which does not exist; expected a folder with results")
+        found = [folder] if folder.is_file() else sorted(folder.rglob("*.json"))
+        paths.update(dict.fromkeys(path.resolve() for path in found))
+    runs, warnings = [], []
+    for path in map(from_here, paths):
+        try:
+            content = json.loads(path.read_text())
+            if not isinstance(content, dict) or not {"dataset", "method", "miou"} <= content.keys():
+                if path.name == "result.json":
+                    warnings.append(f"warning: {path} holds no result of examples.train; skipped")
+                continue
+            check(content)
+            runs.append(Run(path, content))
+        except (OSError, ValueError) as error:
+            warnings.append(f"warning: {path} cannot be read ({error}); skipped")
+    if not runs:
+        shown = " ".join(map(str, folders))
+        problems = "".join(f"\n{warning}" for warning in warnings)
+        raise FileNotFoundError(
+            f"RUNS: no results below {shown}; expected result.json files as python -m examples.train writes{problems}"
+        )
+    runs, duplicates = newest(runs)
+    return runs, warnings + duplicates
+
+
+def check(content: dict[str, Any]) -> None:
+    missing = [key for key in REQUIRED if key not in content]
+    if missing:
+        raise ValueError(f"no {', '.join(missing)} in it")
+    score = content.get("score", "miou")
+    if not isinstance(content.get(score), (int, float)):
+        raise ValueError(f"{score}: got {content.get(score)}, expected a number")
+
+
+def newest(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """Of runs for the same cell the newest file, and an error for each that lost."""
+    kept: dict[tuple[Any, ...], Run] = {}
+    errors = []
+    for run in sorted(runs, key=lambda run: (run.path.stat().st_mtime_ns, str(run.path))):
+        older = kept.pop(run.cell, None)
+        if older:
+            cell = f"{run.dataset} {run.row.name} N_l = {run.labeled} split {run.split} seed {run.seed}"
+            errors.append(f"error: two results for {cell}: {older.path} and {run.path}; the newer, {run.path}, is used")
+        kept[run.cell] = run
+    return sorted(kept.values(), key=lambda run: str(run.path)), errors
+
+
+def sections(runs: Sequence[Run]) -> list[Section]:
+    groups: dict[tuple[str, Options], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.dataset, run.setting), []).append(run)
+    return [
+        Section(dataset, dict(setting), sorted(members, key=lambda run: (run.labeled, run.split, run.seed)))
+        for (dataset, setting), members in sorted(groups.items(), key=lambda item: (item[0][0], str(item[0][1])))
+    ]
+
+
+def heeds(method: str, option: str) -> bool:
+    methods = STUDIED.get(option)
+    return methods is None or method in methods
+
+
+def by(runs: Iterable[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
+    """The runs by a key, in the order of the keys."""
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return dict(sorted(groups.items()))
+
+
+def ordered(methods: Iterable[str]) -> list[str]:
+    """In the order of the paper's tables; unknown ones last."""
+    return sorted(methods, key=lambda method: (METHODS.index(method) if method in METHODS else len(METHODS), method))
+
+
+def decimals(value: float, digits: int = 3) -> str:
+    """.793, as the paper writes it; a threshold of .8 without a zero behind."""
+    text = f"{value:.{digits}f}"
+    if digits == 2:
+        text = text.rstrip("0")
+    return text.removeprefix("0") if text.startswith("0.") else text.replace("-0.", "-.", 1)
+
+
+def from_here(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,251 @@
+"""The tables of a section, as Markdown, with the paper's numbers beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from examples.reporting import paper
+from examples.reporting.results import STUDIED, Mean, Row, Run, Section, by, decimals
+
+MISSING = "–"  # noqa: RUF001
+LEGEND = (
+    "In the tables: mean ± standard deviation over splits and seeds, in brackets the number of runs; **best**, "
+    f"<ins>second</ins>; \\* trained twice as long; {MISSING} not run."
+)
+
+
+def methods_table(section: Section) -> str:
+    """Tables 1 and 5: methods by number of labelled images."""
+    rows, labeled = section.rows(), section.labeled
+    number = 5 if any(run.pooled for run in section.runs) or section.dataset == "retouch" else 1
+    published = paper.MIOU.get(section.dataset)
+    figures = {(row, n): Mean.of(run.score for run in section.main if (run.row, run.labeled) == (row, n))
+               for row in rows for n in labeled}  # fmt: skip
+    header, columns = ["method"], [[label(row) for row in rows]]
+    for n in labeled:
+        header.append(f"N_l = {n}")
+        columns.append(ranked([(figures[row, n], "*" if row.double else "") for row in rows]))
+        if published and n in paper.LABELED:
+            header.append("paper")
+            place = paper.LABELED.index(n)
+            columns.append(
+                [beside(row, rows, published.get((row.method, row.threshold), [""] * 4)[place]) for row in rows]
+            )
+    score = "IoU pooled over images" if number == 5 else "IoU per image"
+    caption = f"**Table {number}.** {score}, mean over classes.{paper_caption(section)}"
+    if published:
+        caption += f" Full access in the paper: {paper.FULL_ACCESS[section.dataset]}."
+    return f"{caption}\n\n{markdown(header, list(zip(*columns, strict=True)))}"
+
+
+def pool_size_table(section: Section) -> str:
+    """Table 2: nearest neighbours by the number of images in the pool."""
+    found = {n: section.varying("nearest_neighbor", ("pool_size",), n) for n in section.labeled}
+    found = {n: runs for n, runs in found.items() if runs and runs[0].config}
+    if not found:
+        return "Table 2: no runs"
+    compared = section.dataset == "jsrt" and 3 in found
+    sizes = {run.option("pool_size") for runs in found.values() for run in runs}
+    if len(sizes) == 1:
+        return f"Table 2: no study, `nearest_neighbor` was run with pool size {sizes.pop()} alone"
+    columns = sorted(sizes | set(paper.POOL_SIZE)) if compared else sorted(sizes)
+    rows = []
+    for n, runs in found.items():
+        if len({run.option("pool_size") for run in runs}) == 1:
+            continue  # in Table 1
+        grouped = by(runs, lambda run: run.option("pool_size"))
+        rows.append([f"N_l = {n}", *ranked([(mean_score(grouped.get(size)), "") for size in columns])])
+        if compared and n == 3:
+            rows.append(["N_l = 3, paper", *(paper.POOL_SIZE.get(size, "") for size in columns)])
+    caption = f"**Table 2.** `nearest_neighbor` by pool size p.{paper_caption(section) if compared else ''}"
+    return f"{caption}\n\n{markdown(['', *(f'p = {size}' for size in columns)], rows)}"
+
+
+def neighbors_table(section: Section) -> str:
+    """Table 3: rpg by share of neighbours and pool size."""
+    labeled, runs = section.study("rpg", ("k", "pool_size"))
+    runs = [run for run in runs if run.config]
+    if not runs:
+        return "Table 3: no runs"
+    grouped = by(runs, lambda run: (run.option("pool_size"), run.option("k")))
+    if len(grouped) == 1:
+        (pool_size, k) = next(iter(grouped))
+        return f"Table 3: no study, `rpg` was run with pool size {pool_size} and k = {percent(k)} alone"
+    compared = section.dataset == "jsrt" and labeled == 3
+    shares = sorted({k for _, k in grouped} | (set(paper.NEIGHBOR_SHARES) if compared else set()))
+    sizes = sorted({size for size, _ in grouped} | (set(paper.NEIGHBORS_BY_POOL) if compared else set()))
+    cells = iter(ranked([(mean_score(grouped.get((size, k))), "") for size in sizes for k in shares]))
+    rows = []
+    for size in sizes:
+        row = [f"p = {size}"]
+        published = dict(zip(paper.NEIGHBOR_SHARES, paper.NEIGHBORS_BY_POOL.get(size, ()), strict=False))
+        for k in shares:
+            row.append(next(cells))
+            if compared and k in paper.NEIGHBOR_SHARES:
+                row.append(published.get(k, ""))
+        rows.append(row)
+    header = [""]
+    for k in shares:
+        header += [f"k = {percent(k)}"] + (["paper"] if compared and k in paper.NEIGHBOR_SHARES else [])
+    caption = (
+        f"**Table 3.** `rpg` by pool size p and share k of the references, N_l = {labeled}."
+        f"{paper_caption(section) + ' OOM: more than their card held.' if compared else ''}"
+    )
+    return f"{caption}\n\n{markdown(header, rows)}"
+
+
+def classes_table(section: Section) -> str:
+    """Table 4: IoU of every class, at the smallest number of labelled images."""
+    labeled = section.labeled[0]
+    runs = [run for run in section.main if run.labeled == labeled]
+    classes = list(dict.fromkeys(name for run in runs for name in run.iou_per_class))
+    if not classes:
+        return "Table 4: no runs"
+    compared = section.dataset == "jsrt" and labeled == 3 and set(classes) == set(paper.CLASSES)
+    rows = [row for row in section.rows() if any(run.row == row for run in runs)]
+    columns = [
+        ranked(
+            [(Mean.of(run.iou_per_class.get(name) for run in runs if run.row == row), "*" * row.double) for row in rows]
+        )
+        for name in classes
+    ]
+    lines = []
+    for row, values in zip(rows, zip(*columns, strict=True), strict=True):
+        lines.append([label(row), *values])
+        published = paper.IOU_PER_CLASS.get((row.method, row.threshold)) if compared else None
+        if published:
+            by_class = dict(zip(paper.CLASSES, published, strict=True))
+            values = [beside(row, rows, by_class[name]) for name in classes]
+            if any(values):
+                lines.append(["paper", *values])
+    caption = f"**Table 4.** IoU by class, N_l = {labeled}.{paper_caption(section) if compared else ''}"
+    return f"{caption}\n\n{markdown(['method', *(name.replace('_', ' ') for name in classes)], lines)}"
+
+
+def studies_table(section: Section) -> str:
+    """What happens when exactly one option of a method is not its usual one."""
+    lines = []
+    for method in section.methods:
+        usual = dict(section.usual[method])
+        for option in (name for name in STUDIED if name in usual):
+            for labeled in section.labeled:
+                varying = section.varying(method, (option,), labeled)
+                variants = by(varying, lambda run, name=option: shown(name, run.option(name)))
+                before = variants.pop(shown(option, usual[option]), [])
+                for value, runs in variants.items():
+                    change = Mean.of(after.score - first.score for first, after in paired(before, runs))
+                    lines.append(
+                        [
+                            f"`{method}`",
+                            f"{option} {shown(option, usual[option])} → {value}",
+                            str(labeled),
+                            cell(mean_score(before)),
+                            cell(mean_score(runs)),
+                            cell(change, sign=True),
+                        ]
+                    )
+    if not lines:
+        return "Single options: no runs that differ from the others of their method in one option"
+    caption = (
+        "**Single options.** Runs that differ in one option from the usual ones of their method; the difference is "
+        "over the splits and seeds that both have."
+    )
+    return f"{caption}\n\n{markdown(['method', 'option', 'N_l', 'usual', 'changed', 'difference'], lines)}"
+
+
+def usual_options(section: Section) -> str:
+    """Says which options the tables of methods stand for."""
+    lines = [
+        f"`{method}` " + ", ".join(f"{name} {shown(name, value)}" for name, value in options)
+        for method, options in section.usual.items()
+        if options
+    ]
+    return "Usual options: " + "; ".join(lines) + "." if lines else "Options of the methods: not recorded."
+
+
+def runs_table(runs: Sequence[Run]) -> str:
+    """Every run, with what it ran on."""
+    rows = [
+        [
+            run.dataset, label(run.row), str(run.labeled), str(run.split),
+            str(run.seed), decimals(run.score), f"{run.seconds:.0f}" if run.seconds else "?",
+            short_commit(run.commit), run.device or "?", run.data or "?", f"`{run.path}`",
+        ]
+        for run in runs
+    ]  # fmt: skip
+    header = ["data set", "method", "N_l", "split", "seed", "mIoU", "seconds", "commit", "device", "data", "file"]
+    return markdown(header, rows)
+
+
+def paper_caption(section: Section) -> str:
+    """How far the paper's setting is from ours."""
+    if section.dataset not in paper.MIOU:
+        return ""
+    size, channels = section.setting["image_size"], section.setting.get("base_channels")
+    if size == paper.SIZE and channels == paper.CHANNELS:
+        return " The paper's numbers are at the same image size and with the same network."
+    ours = f"{size} px" + (f" and {channels} base channels" if channels else "")
+    return (
+        f" The paper's numbers are at {paper.SIZE} px with its full network ({paper.CHANNELS} base channels), ours at "
+        f"{ours}: compare the order, not the figures."
+    )
+
+
+def beside(row: Row, rows: Sequence[Row], published: str) -> str:
+    """The paper's number where it belongs: that of a run of double length in such a row, if there is one."""
+    starred = published.endswith("*") and Row(row.method, row.threshold, double=True) in rows
+    return published.replace("*", "\\*") if starred == row.double else ""
+
+
+def paired(before: Sequence[Run], after: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Runs on the same split with the same seed (and threshold)."""
+    first = {(run.split, run.seed, run.row): run for run in before}
+    return [(first[key], run) for run in after if (key := (run.split, run.seed, run.row)) in first]
+
+
+def label(row: Row) -> str:
+    return f"`{row.method}`" + row.name.removeprefix(row.method).replace("*", "\\*")
+
+
+def mean_score(runs: Sequence[Run] | None) -> Mean | None:
+    return Mean.of(run.score for run in runs or ())
+
+
+def ranked(figures: Sequence[tuple[Mean | None, str]]) -> list[str]:
+    """Cells with a suffix; what is best and second as printed is marked, where there is something to compare."""
+    printed = sorted({round(figure.mean, 3) for figure, _ in figures if figure}, reverse=True)
+    marks: Mapping[float, str] = {}
+    if len(printed) > 1:
+        marks = {printed[0]: "**", printed[1]: "u"}
+    return [cell(figure, suffix, mark=marks.get(round(figure.mean, 3), "") if figure else "")
+            for figure, suffix in figures]  # fmt: skip
+
+
+def cell(figure: Mean | None, suffix: str = "", mark: str = "", sign: bool = False) -> str:
+    if figure is None:
+        return MISSING
+    value = ("+" if sign and figure.mean >= 0 else "") + decimals(figure.mean) + suffix.replace("*", "\\*")
+    value = {"**": f"**{value}**", "u": f"<ins>{value}</ins>", "": value}[mark]
+    spread = f" ± {decimals(figure.sd)}" if figure.sd is not None else ""
+    return f"{value}{spread} <small>({figure.runs})</small>"
+
+
+def shown(option: str, value: Any) -> str:
+    return percent(value) if option == "k" else str(value)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def short_commit(commit: str | None) -> str:
+    if not commit:
+        return "?"
+    name, dirty, _ = commit.partition("-dirty")
+    return name[:7] + dirty
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)

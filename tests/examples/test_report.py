@@ -1,0 +1,267 @@
+import json
+import os
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from examples import report
+from examples.config import Config
+from examples.report import write_report
+from examples.reporting.figures import spread
+from examples.reporting.results import Mean, decimals, read_results, sections
+
+CLASSES = ("right_lung", "left_lung", "heart", "right_clavicle", "left_clavicle")
+PICTURES = ("a", "b")
+
+
+def write(folder: Path, miou: float = 0.5, *, pictures: bool = False, old: bool = False, **options) -> Path:
+    """A result.json as examples.train writes it; old: as it did before it held the configuration."""
+    fields = {"image_size": 128, "base_channels": 16, "map_size": 32, "k": 0.5, "iterations": 100, **options}
+    extra = {name: fields.pop(name) for name in ("commit", "data", "score") if name in fields}
+    config = Config(**{"dataset": "jsrt", "method": "rpg", **fields})
+    labels = None if config.method == "supervised" else dict.fromkeys([*CLASSES, "background"], 0.25)
+    result = {
+        "dataset": config.dataset, "method": config.method, "labeled": config.labeled, "split": config.split,
+        "seed": config.seed, "iterations": config.iterations * (2 if config.double_length else 1),
+        "image_size": config.image_size, "commit": "0" * 40, "miou": miou, "miou_pooled": miou + 0.1,
+        "iou_per_class": dict.fromkeys(CLASSES, miou), "iou_per_class_pooled": dict.fromkeys(CLASSES, miou + 0.1),
+        "validation": miou, "pseudo_label_precision": labels, "pseudo_label_weight": labels, "seconds": 12.0,
+        "data": "247 images", "device": "cpu", "threads": 1, "torch": "2.13",
+    }  # fmt: skip
+    if not old:
+        history = [
+            {"step": 50, "miou": None, "pseudo_label_precision": labels, "pseudo_label_weight": labels},
+            {"step": 60, "miou": miou, "pseudo_label_precision": None, "pseudo_label_weight": None},
+            {"step": 100, "miou": miou, "pseudo_label_precision": labels, "pseudo_label_weight": labels},
+        ]
+        kinds = ("image", "truth", "prediction")
+        files = {name: {kind: f"pictures/{name}-{kind}.png" for kind in kinds} for name in PICTURES}
+        result |= {"score": "miou", "config": config.plain(), "history": history, "pictures": files}
+    folder.mkdir(parents=True)
+    if pictures:
+        (folder / "pictures").mkdir()
+        for name in PICTURES:
+            for kind in ("image", "truth", "prediction"):
+                plt.imsave(folder / f"pictures/{name}-{kind}.png", np.zeros((8, 8, 3)))
+    path = folder / "result.json"
+    path.write_text(json.dumps(result | extra))
+    return path
+
+
+def read(tmp_path: Path) -> str:
+    write_report([tmp_path / "runs"], tmp_path / "report")
+    return (tmp_path / "report" / "report.md").read_text()
+
+
+def row(text: str, name: str) -> list[str]:
+    """The cells of the first table row of that name, without the number of runs."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+    return [re.sub(r" <small>.*", "", cell.strip()) for cell in line.strip("|").split("|")][1:]
+
+
+def test_means_marks_and_missing_cells(tmp_path):
+    runs = tmp_path / "runs"
+    write(runs / "a", 0.6, method="rpg", split=0)
+    write(runs / "b", 0.7, method="rpg", split=1)
+    write(runs / "c", 0.8, method="rpg_plus")
+    write(runs / "d", 0.5, method="supervised")
+    write(runs / "e", 0.55, method="supervised", labeled=6)
+    text = read(tmp_path)
+    assert "| method | N_l = 3 | paper | N_l = 6 | paper |" in text
+    assert row(text, "`rpg`") == ["<ins>.650</ins> ± .071", ".71", "–", ".79"]  # noqa: RUF001
+    assert row(text, "`rpg_plus`")[0] == "**.800**"
+    assert row(text, "`supervised`") == [".500", ".59", ".550", ".73"]  # nothing to compare it with at N_l = 6
+    assert row(text, "`mlds`") == ["–", "", "–", ""]  # noqa: RUF001
+    assert row(text, "`fixmatch` .8")[1] == ".71"
+    assert row(text, "`fixmatch` .95")[1] == ".67"
+    assert "<ins>.650</ins> ± .071 <small>(2)</small>" in text
+    assert "512 px with its full network (64 base channels), ours at 128 px and 16 base channels" in text
+    assert "Table 5: no runs" in text
+    assert "Table 3: no study, `rpg` was run with pool size 3 and k = 50 % alone" in text
+    assert row(text, "paper")[0] == ".83"  # Table 4, below supervised
+
+
+def test_best_is_best_as_printed():
+    equal = [(Mean(value, None, 1), "") for value in (0.7001, 0.7004, 0.5)]
+    assert [cell.split(" ")[0] for cell in report.tables.ranked(equal)] == ["**.700**", "**.700**", "<ins>.500</ins>"]
+
+
+def test_double_length_is_starred_in_a_row_of_its_own(tmp_path):
+    write(tmp_path / "runs/a", 0.6, method="rpg_plus")
+    write(tmp_path / "runs/b", 0.7, method="rpg_plus", double_length=True)
+    write(tmp_path / "runs/c", 0.65, method="rpg", double_length=True)
+    text = read(tmp_path)
+    assert text.count("\n## jsrt") == 1
+    assert row(text, "`rpg_plus`") == [".600", ""]
+    assert row(text, "`rpg_plus`\\*") == ["**.700\\***", ".77\\*"]
+    assert row(text, "`rpg`\\*")[0] == "<ins>.650\\*</ins>"
+    assert "| `rpg` |" not in text.partition("Table 2")[0]
+
+
+def test_thresholds_have_rows(tmp_path):
+    write(tmp_path / "runs/a", 0.6, method="fixmatch", threshold=0.8)
+    write(tmp_path / "runs/b", 0.7, method="fixmatch", threshold=0.95)
+    text = read(tmp_path)
+    assert row(text, "`fixmatch` .8") == ["<ins>.600</ins>", ".71"]
+    assert row(text, "`fixmatch` .95") == ["**.700**", ".67"]
+
+
+def test_studies_and_the_usual_options(tmp_path):
+    runs = tmp_path / "runs"
+    for split in (0, 1):
+        write(runs / f"usual{split}", 0.6 + 0.1 * split, split=split)
+        write(runs / f"k{split}", 0.5 + 0.1 * split, split=split, k=0.25)
+        write(runs / f"n{split}", 0.4, split=split, labeled=6)
+        for size in (1, 2, 3):
+            write(runs / f"nn{size}{split}", 0.5 + 0.01 * size, split=split, method="nearest_neighbor", pool_size=size)
+    write(runs / "both", 0.3, pool_size=1, k=3 * 256)  # an absolute k, of 1 * 32 * 32
+    write(runs / "plain", 0.1, weighted=False)
+    text = read(tmp_path)
+    assert row(text, "`rpg`")[0] == "**.650** ± .071"
+    table2, table3, single = (text[text.index(f"**{name}") :] for name in ("Table 2", "Table 3", "Single"))
+    assert row(table2, "N_l = 3") == [".510 ± .000", "<ins>.520</ins> ± .000", "**.530** ± .000", "–", "–"]  # noqa: RUF001
+    assert row(table2, "N_l = 3, paper") == [".52", ".58", ".64", ".65", ".66"]
+    assert "| k = 25 % | paper | k = 50 % | paper | k = 75 % | paper | k = 100 % | paper |" in table3
+    assert row(table3, "p = 3")[:4] == ["<ins>.550</ins> ± .071", ".66", "**.650** ± .071", ".70"]
+    assert row(table3, "p = 1")[4] == ".300"
+    assert row(table3, "p = 5")[-1] == "OOM"
+    assert "k 50 % → 25 % | 3 | .650 ± .071 <small>(2)</small> | .550 ± .071 <small>(2)</small> | -.100" in single
+    assert "weighted True → False | 3 |" in single
+    assert "→ 75 %" not in single  # differs in two options
+    assert "pool-size.png" in text
+    assert "k.png" in text
+
+
+def test_pooled_scores_rank_where_the_result_says_so(tmp_path):
+    write(tmp_path / "runs/a", 0.5, dataset="phantom_exclusive", score="miou_pooled")
+    text = read(tmp_path)
+    assert "**Table 5.** IoU pooled over images" in text
+    assert row(text, "`rpg`") == [".600"]
+    assert "paper" not in text.partition("## phantom_exclusive")[2].partition("Test images")[0].replace("papers", "")
+
+
+def test_settings_are_kept_apart(tmp_path):
+    write(tmp_path / "runs/a", 0.5)
+    write(tmp_path / "runs/b", 0.6, image_size=256)
+    write(tmp_path / "runs/c", 0.7, learning_rate=0.1)
+    text = read(tmp_path)
+    assert text.count("\n## jsrt: ") == 3
+    assert "## jsrt: 256 px, 16 base channels, 100 iterations" in text
+    assert "Other options than the defaults: learning_rate 0.1." in text
+
+
+def test_files_without_configuration_are_read(tmp_path):
+    path = write(tmp_path / "old", 0.5, old=True, method="fixmatch")
+    (tmp_path / "runs").mkdir()
+    path.rename(tmp_path / "runs" / "fixmatch.json")
+    (tmp_path / "runs" / "other.json").write_text('{"mode": "sweep"}')
+    text = read(tmp_path)
+    assert "network not recorded" in text
+    assert row(text, "`fixmatch`")[0] == ".500"
+    assert "other.json" not in text
+
+
+def test_broken_files_are_named_and_skipped(tmp_path):
+    write(tmp_path / "runs/good")
+    for name, content in (
+        ("cut", '{"dataset": '),
+        ("empty", "{}"),
+        ("short", '{"dataset": 1, "method": 2, "miou": 3}'),
+    ):
+        (tmp_path / f"runs/{name}").mkdir()
+        (tmp_path / f"runs/{name}/result.json").write_text(content)
+    write(tmp_path / "runs/nan").write_text(json.dumps(json.loads(write(tmp_path / "x").read_text()) | {"miou": None}))
+    text = read(tmp_path)
+    assert "# Results\n\n1 run," in text
+    for name in ("cut", "empty", "short", "nan"):
+        assert re.search(rf"- \*\*warning\*\*: .*runs/{name}/result.json .*skipped", text)
+    assert "no labeled, split" in text
+
+
+def test_two_results_for_one_cell(tmp_path, capsys):
+    old, new = write(tmp_path / "runs/z", 0.5), write(tmp_path / "runs/a", 0.6)
+    os.utime(old, (1, 1))
+    text = read(tmp_path)
+    assert row(text, "`rpg`")[0] == ".600"
+    shown = capsys.readouterr().err
+    for said in (shown, text):
+        assert re.search(rf"two results for jsrt rpg N_l = 3 split 0 seed 0: .*{old} and .*{new}", said)
+
+
+def test_the_same_file_twice_is_one_run(tmp_path):
+    write(tmp_path / "runs/a")
+    runs, warnings = read_results([tmp_path, tmp_path / "runs", tmp_path / "runs/a/result.json"])
+    assert len(runs) == 1
+    assert not warnings
+
+
+def test_dirty_commits_and_other_data_are_pointed_out(tmp_path):
+    write(tmp_path / "runs/a", commit="1" * 40 + "-dirty")
+    write(tmp_path / "runs/b", split=1, data="206 of 247 images")
+    text = read(tmp_path)
+    assert "1 run is of uncommitted code (commit ends in -dirty)" in text
+    assert "not of the same data: 206 of 247 images; 247 images" in text
+    assert "1111111-dirty" in text
+
+
+def test_pictures_of_methods_side_by_side(tmp_path):
+    write(tmp_path / "runs/a", method="rpg", pictures=True)
+    write(tmp_path / "runs/b", method="supervised", pictures=True)
+    write(tmp_path / "runs/c", method="mlds")  # without the files
+    files = write_report([tmp_path / "runs"], tmp_path / "report")
+    assert [path.name for path in files] == [
+        "report.md", "1-jsrt-validation.png", "1-jsrt-pseudo-labels.png", "1-jsrt-pictures.png"
+    ]  # fmt: skip
+    assert all(path.is_file() for path in files)
+    (tmp_path / "runs/a/pictures/a-truth.png").unlink()
+    (tmp_path / "runs/b/pictures/b-truth.png").unlink()
+    assert "no pictures that all methods have" in read(tmp_path)
+    assert not (tmp_path / "report/1-jsrt-pictures.png").exists()
+
+
+def test_no_result_is_an_error(tmp_path, monkeypatch):
+    for folder, message in ((tmp_path, "no results below"), (tmp_path / "x", "does not exist")):
+        monkeypatch.setattr(sys, "argv", ["report", str(folder), "--out", str(tmp_path / "report")])
+        with pytest.raises(SystemExit, match=message):
+            report.main()
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "runs/a")
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
+    report.main()
+    assert str(tmp_path / "report" / "report.md") in capsys.readouterr().out
+
+
+def test_options_that_a_method_does_not_heed_do_not_tell_its_runs_apart(tmp_path):
+    write(tmp_path / "a", method="supervised", k=0.5)
+    write(tmp_path / "b", method="supervised", k=0.25, split=1, threshold=0.8)
+    runs, _ = read_results([tmp_path])
+    (section,) = sections(runs)
+    assert len(section.main) == 2
+
+
+def test_settings_ignore_where_a_run_was_made(tmp_path):
+    first = Config("jsrt", image_size=128, base_channels=16)
+    other = replace(first, root=Path("x"), device="cuda", split=1)
+    write(tmp_path / "a")
+    content = json.loads((tmp_path / "a/result.json").read_text())
+    kept = {}
+    for name, config in (("a", first), ("b", other)):
+        kept[name] = report.Run(tmp_path / name, content | {"config": config.plain()}).setting
+    assert kept["a"] == kept["b"]
+
+
+@pytest.mark.parametrize(("places", "expected"), [([0.1, 0.1], [0.1, 0.3]), ([0.9, 1.0], [0.8, 1.0]), ([], [])])
+def test_labels_are_moved_apart(places, expected):
+    assert spread(places, 0.2) == pytest.approx(expected)
+
+
+def test_numbers_are_written_as_in_the_paper():
+    assert [decimals(value) for value in (0.7932, 1.0, -0.05, 0.0)] == [".793", "1.000", "-.050", ".000"]
+    assert [decimals(value, 2) for value in (0.8, 0.95)] == [".8", ".95"]
