@@ -19,9 +19,9 @@ class Config:
     """Train a UNet with few labelled and many unlabelled images; the defaults are the paper's."""
 
     dataset: tyro.conf.Positional[DatasetName]
-    """phantom: chest-like images drawn on the fly, overlapping labels; phantom_exclusive: the same as classes that
-    exclude each other; phantom_fine: the same with --fine-labels labels. jsrt: chest radiographs, read from --root.
-    folder: your own, images/ and masks/ below --root."""
+    """jsrt: chest radiographs, read from --root. folder: your own images/ and masks/ below --root. phantom: chest-like
+    images drawn on the fly, with overlapping labels; phantom_exclusive: with classes that exclude each other;
+    phantom_fine: with --fine-labels overlapping labels."""
 
     method: MethodName = "rpg_plus"
     """What the unlabelled images are used for; one file each in examples/methods/."""
