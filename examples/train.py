@@ -5,7 +5,7 @@ No GPU, a few minutes, no download (python -m examples.demo compares this with s
     python -m examples.train phantom --method rpg_plus --image-size 64 --base-channels 12 --map-size 16 --k 0.5 \\
         --learning-rate 2e-3 --iterations 900
 
-JSRT with three labelled images, small enough for one CPU core in about twenty minutes:
+JSRT with three labelled images, small enough for one CPU core in ten minutes or so:
 
     python -m examples.train jsrt --root PATH/TO/JSRT --method rpg_plus --labeled 3 --split 0 \\
         --image-size 128 --base-channels 16 --map-size 32 --k 0.5 --iterations 1500

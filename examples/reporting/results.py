@@ -27,6 +27,7 @@ STUDIED: dict[str, tuple[str, ...] | None] = {
     "threshold": ("pseudolabel", "fixmatch", "rpg_plus"),
     "cutout": ("fixmatch", "rpg_plus"),
     "batch_norm": None,
+    "lambda_u": tuple(method for method in METHODS if method != "supervised"),
 }
 # What makes no other setting: the row and the cell of a table, the length (which ``iterations`` holds), the place.
 CELL = {"dataset", "method", "labeled", "split", "seed", "epochs", "iterations", "double_length"}
