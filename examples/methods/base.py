@@ -64,10 +64,20 @@ class Method(nn.Module, ABC):
         """What the method would teach about these images, for pictures; None where it uses no pseudo-labels."""
         return None
 
-    def forward_views(self, net: UNet, *views: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Logits and features of every batch: each with its own batch statistics, or (--batch-norm shared) together."""
+    def forward_views(self, net: UNet, *views: Tensor, target: int | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Logits and features of every batch: each with its own batch statistics, or (--batch-norm shared) together.
+
+        Args:
+            net: The network.
+            views: Batches of images.
+            target: Number of the view that only gives targets; where it is forwarded by itself, without gradients.
+        """
         if self.config.batch_norm == "separate":
-            return [net(images) for images in views]
+            outputs = []
+            for number, images in enumerate(views):
+                with torch.set_grad_enabled(torch.is_grad_enabled() and number != target):
+                    outputs.append(net(images))
+            return outputs
         sizes = [len(images) for images in views]
         logits, features = net(torch.cat(views))
         return list(zip(logits.split(sizes), features.split(sizes), strict=True))

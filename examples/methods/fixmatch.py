@@ -20,7 +20,7 @@ class FixMatch(Method):
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         strong = self.strong(unlabeled.images)
         (logits_ref, _), (logits_u, _), (logits_strong, _) = self.forward_views(
-            net, pool.images, unlabeled.images, strong.images
+            net, pool.images, unlabeled.images, strong.images, target=1
         )
         supervised = segmentation_cross_entropy(logits_ref, pool.labels)
         fixmatch = self.criterion(

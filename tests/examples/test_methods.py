@@ -129,7 +129,7 @@ def test_pseudolabel_is_lees_loss(data):
                 total -= math.log(max(row))
                 count += 1
     result = method(net, pool, unlabeled, 1).terms["pseudolabel"]
-    assert float(result) == pytest.approx(total / max(count, 1), rel=1e-4)
+    assert result.item() == pytest.approx(total / max(count, 1), rel=1e-4)
 
 
 def test_shared_batch_norm_is_one_forward():
@@ -273,7 +273,7 @@ def test_nothing_valid_gives_no_information():
     p = torch.randn(1, 3, 4, 4, requires_grad=True)
     information = dense_mutual_information(p.softmax(1), p.softmax(1), torch.zeros(1, 4, 4, dtype=torch.bool), 1)
     information.backward()
-    assert float(information) == pytest.approx(0, abs=1e-6)
+    assert information.item() == pytest.approx(0, abs=1e-6)
     assert p.grad.isfinite().all()
 
 
