@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from rpg_loss.label_sets import encode_label_sets
 from rpg_loss.matching import TIE, match
-from rpg_loss.matching.chunked import match_chunked
+from rpg_loss.matching.chunked import _block_size, match_chunked
 from rpg_loss.matching.definition import match_reference
 from rpg_loss.matching.fused import Tiles, match_triton
 from rpg_loss.matching.precision import full_float32_matmul
@@ -399,3 +399,9 @@ def test_the_fused_kernels_say_why_they_cannot_run(monkeypatch):
     with pytest.raises(ValueError, match=r"it needs an NVIDIA GPU, and the features are on cpu, or use impl=\"auto\""):
         match(*args, "triton")
     assert match(*args, "auto").nearest_sets.tolist() == [0]
+
+
+def test_blocks_are_smaller_where_the_counts_then_need_no_second_product():
+    assert [_block_size("cpu", n, 2**22) for n in (0, 2**14, 2**14 + 1, 2**15, 2**16, 2**16 + 1)] == [
+        256, 256, 128, 128, 64, 256
+    ]  # fmt: skip

@@ -70,11 +70,11 @@ def match_chunked(
     """
     device = queries.device
     shards = shards or Alone(references, set_ids, num_sets)
-    block = min(block or _QUERIES[device.type], len(queries))
     kept = _KEPT[device.type] if kept is None else kept
+    # The same on all shards, as it decides which counts are exchanged.
+    block = min(block or _block_size(device.type, shards.largest if k < shards.total else 0, kept), len(queries))
     ours = _References(references, set_ids, num_sets, shards.first_index, block)
     height = max((tile or _TILE[device.type]) // block // ours.group, 1) * ours.group
-    # The same on all shards: it decides which counts are exchanged.
     keep = k < shards.total and shards.largest * block <= kept
     workspace = _Workspace(ours, block, height, keep)
 
@@ -91,6 +91,12 @@ def match_chunked(
                 _drop_sets_beyond_k(few, best, k, shards)
             proximities[chunk] = best.T
     return Matches(nearest_sets, proximities)
+
+
+def _block_size(device: str, references: int, kept: int) -> int:
+    """Queries at a time: fewer than usual where their similarities can be kept for the counts only then."""
+    usual = _QUERIES[device]
+    return next((block for block in (usual, usual // 2, usual // 4) if block * references <= kept), usual)
 
 
 class _References:
