@@ -27,19 +27,17 @@ from typing import Any
 
 import torch
 import tyro
-from torch import Generator, nn
+from torch import Generator
 
 from examples.batches import pool_batches, unlabeled_batches
 from examples.config import Config
-from examples.data import Dataset, ImageSet, load
-from examples.data.fusing import fuse_masks
+from examples.data import load
+from examples.evaluation import by_class, evaluate
 from examples.methods import METHODS, Step
-from examples.metrics import IoU, class_masks, known_pixels, predicted_masks
 from examples.pictures import save_overlays, save_pictures
 from examples.runlog import RunLog, claim_folder, git_commit, save_checkpoint, write_json
 from examples.unet import UNet, settle_batch_norm
 
-EVAL_BATCH = 4
 SETTLING_POOLS = 20  # labelled pools that batch-norm statistics for evaluation are taken from
 
 
@@ -131,24 +129,6 @@ def stop_if_not_finite(step: int, result: Step) -> None:
     if not result.loss.isfinite():
         bad = ", ".join(f"{name} = {value.item()}" for name, value in result.terms.items() if not value.isfinite())
         raise FloatingPointError(f"step {step}: loss term {bad}; try a smaller --learning-rate")
-
-
-@torch.no_grad()
-def evaluate(net: nn.Module, images: ImageSet, data: Dataset) -> IoU:
-    """Collects the IoU of the network's predictions, without augmentation; ignored pixels count nowhere."""
-    net.eval()
-    iou = IoU()
-    for start in range(0, len(images), EVAL_BATCH):
-        batch = images[range(start, min(start + EVAL_BATCH, len(images)))]
-        prediction = predicted_masks(net(batch.images)[0], multilabel=data.multilabel)
-        truth = class_masks(batch.labels, prediction.shape[1])
-        known = known_pixels(batch.labels)[:, None]
-        iou.update(fuse_masks(prediction, data.fused) & known, fuse_masks(truth, data.fused) & known)
-    return iou
-
-
-def by_class(names: tuple[str, ...], values: torch.Tensor) -> dict[str, float]:
-    return dict(zip(names, values.tolist(), strict=True))
 
 
 def main() -> None:

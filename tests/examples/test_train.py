@@ -14,9 +14,10 @@ import examples.pictures
 from examples.augment import IGNORE_INDEX
 from examples.config import Config, DatasetName, MethodName
 from examples.data import DATASETS, Dataset, ImageSet, phantom
+from examples.evaluation import evaluate
 from examples.methods import METHODS, Step
 from examples.runlog import git_commit
-from examples.train import evaluate, main, stop_if_not_finite, train
+from examples.train import main, stop_if_not_finite, train
 from examples.unet import UNet, UpBlock, settle_batch_norm
 
 KEYS = {
