@@ -143,9 +143,9 @@ class Volume:
         # How bright: fluids between the darkest and the brightest of the tissues that they resemble.
         self.reflectivity = {name: value * rng.lognormal(0, 0.12) for name, (_, value) in LAYERS.items()}
         self.vitreous = rng.uniform(0.02, 0.10)
-        self.reflectivity["srf"] = rng.uniform(0.04, 0.12)
-        self.reflectivity["ped"] = rng.uniform(0.15, 0.35)
-        self.irf = rng.uniform(0.03, 0.11)
+        self.reflectivity["srf"] = rng.uniform(0.03, 0.18)
+        self.reflectivity["ped"] = rng.uniform(0.05, 0.38)
+        self.irf = rng.uniform(0.03, 0.13)
         self.fading = rng.uniform(0.05, 0.10)
         self.choroid_vessels = Waves(rng, 14, 5, 14, count=8)
         self.vessels = [
