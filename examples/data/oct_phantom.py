@@ -4,9 +4,9 @@ A volume lives in the unit cube: x along a B-scan, y from B-scan to B-scan (6 mm
 that it can be cut into any number of B-scans of any size. Layers are surfaces over (x, y). Fluids are bodies in the
 volume and therefore persist from one B-scan to the next:
 
-* IRF, intraretinal: clusters of rounded cysts between the inner and the outer nuclear layer, septa between them;
-* SRF, subretinal: domes between the photoreceptors and the retinal pigment epithelium (RPE);
-* PED, pigment epithelial detachment: domes between the RPE, which they lift, and Bruch's membrane.
+* IRF, intraretinal: a cluster of rounded cysts in the inner and outer nuclear layers, with septa between them;
+* SRF, subretinal: a dome between the photoreceptors and the retinal pigment epithelium (RPE);
+* PED, pigment epithelial detachment: a dome between the RPE, which it lifts, and Bruch's membrane.
 
 Fluids are as dark as the vitreous, the outer nuclear layer or the shadow of a vessel, and PEDs as bright as the
 choroid: what they are is a matter of where they lie. Speckle is that of an image of 512 x 496 pixels; in a smaller one,
@@ -140,19 +140,18 @@ class Volume:
         self.ped = [self.draw_dome(rng, (0.18, 0.14), (0.34, 0.24), 0.03, 0.08)] if "ped" in carried else []
         self.cysts = [self.draw_cysts(rng)] if "irf" in carried else []
 
-        # How bright: fluids between the darkest and the brightest of the tissues that they resemble.
         self.reflectivity = {name: value * rng.lognormal(0, 0.12) for name, (_, value) in LAYERS.items()}
         self.vitreous = rng.uniform(0.02, 0.10)
         self.reflectivity["srf"] = rng.uniform(0.03, 0.18)
         self.reflectivity["ped"] = rng.uniform(0.05, 0.38)
         self.irf = rng.uniform(0.03, 0.13)
-        self.fading = rng.uniform(0.05, 0.10)
+        self.fading = rng.uniform(0.05, 0.10)  # depth below Bruch's membrane after which 1/e is left
         self.choroid_vessels = Waves(rng, 14, 5, 14, count=8)
         self.vessels = [
             (rng.uniform(0, 1), rng.normal(0, 0.3), rng.uniform(0.004, 0.013), rng.uniform(0.3, 0.85))
             for _ in range(rng.integers(4, 11))
         ]  # x in the middle, slope, half width, darkness of the shadow
-        self.looks, self.floor = rng.uniform(1.0, 4.0), rng.uniform(0.015, 0.05)
+        self.looks, self.floor = rng.uniform(1.0, 4.0), rng.uniform(0.015, 0.05)  # of speckle; of brightness
         self.exposure, self.gamma = rng.uniform(0.8, 1.2), rng.uniform(0.7, 1.2)
 
     def draw_dome(self, rng: Generator, narrow: Pair, wide: Pair, low: float, high: float) -> Dome:
@@ -207,6 +206,7 @@ class Volume:
         return self.fluids(x, y, z, self.surfaces(x, y))
 
     def fluids(self, x: Array, y: float, z: Array, tops: dict[str, Array]) -> Labels:
+        """The class map (H, W) between surfaces ``tops``."""
         labels = np.zeros((len(z), len(x)), np.uint8)
         labels[(z >= tops["srf"]) & (z < tops["rpe"])] = SRF
         labels[(z >= tops["ped"]) & (z < tops["choroid"])] = PED
@@ -215,11 +215,11 @@ class Volume:
         return labels
 
     def draw(self, b_scan: int, b_scans: int, width: int, height: int) -> tuple[Array, Labels]:
-        """B-scan ``b_scan`` of ``b_scans``: its image (H, W) in [0, 1] and its class map (H, W)."""
+        """B-scan ``b_scan`` of ``b_scans``: its image (H, W) float32 in [0, 1] and its class map (H, W) uint8."""
         x, y, z = self.axes(b_scan, b_scans, width, height)
         tops = self.surfaces(x, y)
         labels = self.fluids(x, y, z, tops)
-        rng = np.random.default_rng([SEED, self.index, b_scans, b_scan, width, height])
+        rng = np.random.default_rng([SEED, self.index, b_scans, b_scan, 1])
 
         def below(surface: Array, softness: float = 0.0) -> Array:
             """How much of each pixel (H, W) lies below a surface (W,)."""
@@ -234,8 +234,8 @@ class Volume:
         depth = np.maximum(0, z - tops["choroid"])
         tissue *= np.exp(-depth / self.fading) * (1 + 0.3 * np.minimum(1, depth * 40) * self.choroid_vessels(x, y, z))
         shadow = np.zeros_like(x)
-        for middle, slope, width_, darkness in self.vessels:
-            shadow = np.maximum(shadow, darkness * np.exp(-(((x - middle - slope * (y - 0.5)) / width_) ** 2)))
+        for middle, slope, half, darkness in self.vessels:
+            shadow = np.maximum(shadow, darkness * np.exp(-(((x - middle - slope * (y - 0.5)) / half) ** 2)))
         tissue += 0.4 * shadow * (below(tops["nfl"]) - below(tops["gcl_ipl"], 0.01))
         tissue *= 1 - shadow * below(tops["gcl_ipl"], 0.02)
 

@@ -92,6 +92,7 @@ def test_volumes_are_the_same_every_time_and_at_every_size():
         shrunk = (blocks == fluid).mean((1, 3)) > 0.5
         assert (shrunk & (label == fluid)).sum() > 0.85 * (shrunk | (label == fluid)).sum()
     averaged = large.reshape(SIDE, 4, SIDE, 6).mean((1, 3))
+    assert averaged.mean() == pytest.approx(image.mean(), rel=0.05)
     assert np.corrcoef(averaged.ravel(), image.ravel())[0, 1] > 0.9
     assert (Volume(8).draw(8, B_SCANS, SIDE, SIDE)[0] != image).mean() > 0.9
 
@@ -104,6 +105,22 @@ def test_speckle_is_finer_than_the_pixels_of_a_small_image():
         rows = vitreous.mean(1, keepdims=True)
         relative.append((vitreous / rows).std())
     assert relative[0] < 0.6 * relative[1] < 0.36 * relative[2]
+
+
+@pytest.mark.parametrize("index", range(len(CARRIED)))
+def test_images_show_what_the_labels_say(index):
+    """Fluids are darker than the RPE below or above them, and the clear ones than the retina as a whole."""
+    volume = Volume(index)
+    image, label = volume.draw(8, B_SCANS, 128, 128)
+    x, y, z = volume.axes(8, B_SCANS, 128, 128)
+    tops = volume.surfaces(x, y)
+    rpe = (z > tops["rpe"]) & (z < tops["ped"])
+    retina = (z > tops["nfl"]) & (z < tops["srf"]) & (label == 0)
+    assert image[rpe].mean() > 1.5 * image[retina].mean() > 1.5 * image[z[:, 0] < 0.2].mean()
+    for fluid in set(np.unique(label)) - {0}:
+        assert image[label == fluid].mean() < 0.6 * image[rpe].mean()
+    clear = (label == IRF) | (label == SRF)
+    assert image[clear].mean() < 0.6 * image[retina].mean()
 
 
 @pytest.mark.parametrize("index", range(len(CARRIED)))
