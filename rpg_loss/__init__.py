@@ -13,11 +13,13 @@ from .fixmatch import FixMatchSegLoss, fixmatch_targets
 from .loss import RPGLoss, segmentation_cross_entropy
 from .pool import ReferencePool
 from .pseudo_labels import PseudoLabels, rpg_pseudo_labels
+from .tap import FeatureTap
 from .weights import entropy_weights
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FeatureTap",
     "FixMatchSegLoss",
     "PseudoLabels",
     "RPGLoss",

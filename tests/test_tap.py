@@ -1,0 +1,578 @@
+"""FeatureTap: which layer it finds, what it refuses to guess, and that the network stays what it was."""
+
+import copy
+import dataclasses
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
+
+from rpg_loss import FeatureTap, RPGLoss
+
+IMAGES = torch.randn(2, 1, 8, 8)
+
+
+class Net(nn.Module):
+    """A network that ends as ``end(net, features)`` says; ``layers`` are what its end needs."""
+
+    def __init__(self, end=lambda net, features: net.head(features), **layers):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Conv2d(4, 3, 1)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.end = end
+
+    def forward(self, images):
+        return self.end(self, self.body(images))
+
+
+def plain(net, features):
+    return net.head(features)
+
+
+def resized(net, features):
+    return F.interpolate(net.head(features), scale_factor=2, mode="bilinear")
+
+
+def cropped_padded_cast(net, features):
+    return F.pad(net.head(features)[..., 1:, :], (0, 0, 1, 0)).double().contiguous()
+
+
+def beside_an_auxiliary_head(net, features):
+    return {"out": resized(net, features), "aux": F.interpolate(net.last(features), scale_factor=2)}
+
+
+def deep_supervision(net, features):
+    return [net.head(features), net.last(F.avg_pool2d(features, 2))]
+
+
+def deep_supervision_coarse_first(net, features):
+    return deep_supervision(net, features)[::-1]
+
+
+def linear(net, features):
+    return net.last(features.movedim(1, -1)).movedim(-1, 1)
+
+
+def tokens(net, features):
+    size = [side // 2 for side in features.shape[2:]]
+    logits = net.last(F.avg_pool2d(features, 2).flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, size)
+    return F.interpolate(logits, features.shape[2:], mode="bicubic")
+
+
+def hooks_of(net):
+    return [
+        (*m._forward_hooks, *m._forward_pre_hooks) for m in net.modules() if m._forward_hooks or m._forward_pre_hooks
+    ]
+
+
+FOUND = {
+    "plain": (plain, nn.Identity(), "head"),
+    "a larger kernel": (lambda net, x: net.last(x), nn.Conv2d(4, 3, 3, padding=1), "last"),
+    "transposed": (lambda net, x: net.last(x), nn.ConvTranspose2d(4, 3, 2, stride=2), "last"),
+    "resized": (resized, nn.Identity(), "head"),
+    "cropped, padded, cast": (cropped_padded_cast, nn.Identity(), "head"),
+    "beside an auxiliary head that runs last": (beside_an_auxiliary_head, nn.Conv2d(4, 3, 1), "head"),
+    "deep supervision": (deep_supervision, nn.Conv2d(4, 3, 1), "head"),
+    "deep supervision, coarse first": (deep_supervision_coarse_first, nn.Conv2d(4, 3, 1), "head"),
+    "an unused head": (plain, nn.Conv2d(4, 3, 1), "head"),
+}
+
+
+@pytest.mark.parametrize(("end", "last", "name"), FOUND.values(), ids=FOUND)
+def test_finds_the_layer_whose_output_the_logits_are(end, last, name):
+    net = Net(end, last=last).eval()
+    tap = FeatureTap(net)
+    for call in range(2):  # the call that finds, and one that knows
+        logits, features = tap(IMAGES)
+        assert tap.layer == name, call
+        assert torch.equal(features, net.body(IMAGES))
+        assert logits.shape[:2] == (2, 3)
+    assert not hooks_of(net)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_the_layer_makes_the_logits_of_the_features(dim):
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dim - 1]
+    net = nn.Sequential(conv(1, 4, 3, padding=1), nn.ReLU(), conv(4, 3, 1))
+    logits, features = FeatureTap(net)(torch.randn(2, 1, *[4] * dim))
+    assert features.shape == (2, 4, *[4] * dim)
+    assert torch.equal(net[2](features), logits)
+
+
+@pytest.mark.parametrize("end", [plain, cropped_padded_cast])
+def test_without_gradients(end):
+    """What is a layer's very output is found without a graph as well; what was copied on the way is not guessed."""
+    net = Net(end)
+    with torch.no_grad():
+        if end is plain:
+            tap = FeatureTap(net)
+            tap(IMAGES)
+            assert tap.layer == "head"
+        else:
+            with pytest.raises(
+                ValueError, match=r"(?s)layer: .*without gradients, .* cannot be traced.*'head': Conv2d"
+            ):
+                FeatureTap(net)(IMAGES)
+
+
+def test_inference_mode_with_a_layer_that_is_known():
+    tap = FeatureTap(Net(), "head").eval()
+    with torch.inference_mode():
+        logits, features = tap(IMAGES)
+        assert torch.equal(tap.net.head(features), logits)
+        with pytest.raises(ValueError, match="layer: the logits"):  # torch does not tell what is changed in place
+            FeatureTap(Net())(IMAGES)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_sum_in_place_is_not_the_output_of_a_layer(grad):
+    def fused(net, features):
+        logits = net.head(features)
+        logits += net.last(features)
+        return logits
+
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=r"(?s)'head': Conv2d.*'last': Conv2d"):
+        FeatureTap(Net(fused, last=nn.Conv2d(4, 3, 1)))(IMAGES)
+
+
+def test_candidates_are_those_with_as_many_outputs():
+    net = Net(lambda net, x: net.head(x).softmax(1), last=nn.Conv2d(4, 4, 1))
+    with pytest.raises(ValueError, match=r"layer: the logits \(2, 3, 8, 8\) float32 that Net returned") as caught:
+        FeatureTap(net)(IMAGES)
+    message = str(caught.value)
+    assert "'head': Conv2d(4, 3, kernel_size=(1, 1), stride=(1, 1)), (2, 4, 8, 8) float32 entered it" in message
+    assert "body" not in message
+    with pytest.raises(ValueError, match=r"Candidates:\s+'body.0'"):
+        FeatureTap(Net(lambda net, x: x[:, :2].relu()))(IMAGES)
+    with pytest.raises(ValueError, match="Candidates: none, no such layer ran"):
+        FeatureTap(nn.ReLU())(IMAGES)
+    assert not hooks_of(net)
+
+
+# --- what the network returns ---
+
+
+@dataclasses.dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+SELECTED = {
+    "tuple of one": (lambda net, x: (net.head(x),), None),
+    "dict of one": (lambda net, x: {"seg": net.head(x)}, None),
+    "dict": (lambda net, x: {"hidden": x, "logits": net.head(x)}, None),
+    "dataclass": (lambda net, x: Output(net.head(x), x), None),
+    "index": (lambda net, x: (x, net.head(x)), 1),
+    "negative index": (lambda net, x: (x, net.head(x)), -1),
+    "key": (lambda net, x: {"seg": net.head(x), "other": x}, "seg"),
+    "attribute": (lambda net, x: Output(x, net.head(x)), "hidden"),
+    "function": (lambda net, x: {"seg": [x, net.head(x)]}, lambda output: output["seg"][1]),
+}
+
+
+@pytest.mark.parametrize(("end", "selector"), SELECTED.values(), ids=SELECTED)
+def test_logits_are_a_part_of_the_output(end, selector):
+    net = Net(end).eval()
+    logits, features = FeatureTap(net, logits=selector)(IMAGES)
+    assert torch.equal(logits, net.head(net.body(IMAGES)))
+    assert torch.equal(features, net.body(IMAGES))
+
+
+AMBIGUOUS = {
+    "two of one size": (
+        lambda net, x: [net.head(x), net.head(x)],
+        None,
+        r"cannot tell .* a list of \[0\]: \(2, 3, 8, 8\)",
+    ),
+    "different channels": (lambda net, x: (net.head(x), x), None, r"cannot tell .* a tuple of .*\[1\]: \(2, 4, 8, 8\)"),
+    "dict of two": (lambda net, x: {"a": net.head(x), "b": x[..., :2]}, None, r"cannot tell .* a dict of 'a': \(2, 3"),
+    "nothing": (lambda net, x: None, None, "cannot tell .* a NoneType"),
+    "more than tensors": (lambda net, x: (net.head(x), "loss"), None, r"cannot tell .*\[1\]: str"),
+    "empty": (lambda net, x: [], None, "cannot tell .* a list of"),
+    "no such index": (lambda net, x: (net.head(x), x), 2, "logits: got 2, but the network returned a tuple of"),
+    "no such key": (lambda net, x: {"a": net.head(x)}, "b", "logits: got 'b', but the network returned a dict of 'a'"),
+    "no such attribute": (plain, "seg", "logits: got 'seg', but the network returned a Tensor"),
+    "no container": (lambda net, x: None, 0, "logits: got 0, but the network returned a NoneType"),
+}
+
+
+@pytest.mark.parametrize(("end", "selector", "message"), AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_ambiguous_outputs_are_refused(end, selector, message):
+    with pytest.raises(ValueError, match=message):
+        FeatureTap(Net(end), "head", logits=selector)(IMAGES)
+
+
+def test_a_selector_that_gives_no_tensor():
+    with pytest.raises(TypeError, match=r"logits: got str, expected a torch.Tensor"):
+        FeatureTap(Net(), logits=lambda output: "logits")(IMAGES)
+
+
+def test_the_whole_output_on_request():
+    net = Net(deep_supervision, last=nn.Conv2d(4, 3, 1))
+    logits, _, output = FeatureTap(net, with_output=True)(IMAGES)
+    assert output[0] is logits
+    assert output[1].shape == (2, 3, 4, 4)
+
+
+# --- the layout of features ---
+
+
+def test_linear_layers_take_features_last():
+    net = Net(linear, last=nn.Linear(4, 3)).eval()
+    with pytest.raises(ValueError, match=r"layout: got None, but layer 'last' is a Linear.* \(2, 8, 8, 4\) float32"):
+        FeatureTap(net)(IMAGES)
+    _, features = FeatureTap(net, layout="channels_last")(IMAGES)
+    assert torch.equal(features, net.body(IMAGES))
+    _, features = FeatureTap(net, layout=lambda x: x.permute(0, 3, 1, 2))(IMAGES)
+    assert torch.equal(features, net.body(IMAGES))
+    with pytest.raises(TypeError, match=r"layout: got NoneType, expected a torch.Tensor"):
+        FeatureTap(net, layout=lambda x: None)(IMAGES)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 12)])
+def test_tokens_become_a_grid(size):
+    """One token for 2 x 2 pixels, in row-major order."""
+    images = torch.randn(2, 1, *size)
+    net = Net(tokens, last=nn.Linear(4, 3)).eval()
+    _, features = FeatureTap(net, layout="tokens")(images)
+    torch.testing.assert_close(features, F.avg_pool2d(net.body(images), 2))
+
+
+def test_tokens_that_fit_no_grid():
+    def with_class_token(net, x):
+        x = x.flatten(2).transpose(1, 2)
+        return net.last(torch.cat([x[:, :1], x], 1))[:, 1:].transpose(1, 2).unflatten(2, (8, 8))
+
+    net = Net(with_class_token, last=nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"layout: got 'tokens', .*\(2, 65, 4\) .* class token"):
+        FeatureTap(net, layout="tokens")(IMAGES)
+    _, features = FeatureTap(net, layout=lambda x: x[:, 1:].transpose(1, 2).unflatten(2, (8, 8)))(IMAGES)
+    assert features.shape == (2, 4, 8, 8)
+    with pytest.raises(
+        ValueError, match=r"layer: .* entered 'last', features \(2, 4, 65\) with layout='channels_last'"
+    ):
+        FeatureTap(net, layout="channels_last")(IMAGES)
+    with pytest.raises(ValueError, match=r"layout: got 'tokens', .*\(2, 4, 8, 8\)"):
+        FeatureTap(Net(), layout="tokens")(IMAGES)
+
+
+# --- layers by name ---
+
+
+def test_any_layer_can_be_named():
+    net = Net(lambda net, x: net.head(net.mixer(x) + x), mixer=nn.Sequential(nn.Conv2d(4, 4, 1), nn.Sigmoid())).eval()
+    _, features = FeatureTap(net, "mixer")(IMAGES)
+    assert torch.equal(features, net.body(IMAGES))
+
+
+def test_arguments_and_keywords_are_passed_on():
+    class Scaled(nn.Conv2d):
+        def forward(self, input, factor):
+            return super().forward(input) * factor
+
+    class WithKeywords(Net):
+        def forward(self, images, *, factor):
+            return self.last(input=self.body(images), factor=factor)
+
+    net = WithKeywords(last=Scaled(4, 3, 1)).eval()
+    logits, features = FeatureTap(net, "last")(IMAGES, factor=2)
+    assert torch.equal(features, net.body(IMAGES))
+    assert torch.equal(logits, net(IMAGES, factor=2))
+
+
+NAMED = {
+    "unknown": ("haed", plain, ValueError, "layer: got 'haed', which is not in Net; did you mean 'head'"),
+    "nothing like it": ("xyz", plain, ValueError, "layer: got 'xyz', .*; see net.named_modules"),
+    "the network": ("", plain, ValueError, "layer: got '', which is not in Net"),
+    "no name": (nn.ReLU(), plain, TypeError, "layer: got ReLU, expected the name of a layer"),
+    "did not run": ("last", plain, ValueError, "layer: 'last' ran 0 times in one forward, expected once"),
+    "ran twice": (
+        "head",
+        lambda net, x: net.head(net.head(x).repeat(1, 2, 1, 1)[:, :4]),
+        ValueError,
+        "'head' ran 2 times",
+    ),
+    "no tensor": (
+        "last",
+        lambda net, x: net.last(None) or net.head(x),
+        TypeError,
+        "layer: what entered 'last': got NoneTy",
+    ),
+    "no argument": (
+        "none",
+        lambda net, x: net.none() or net.head(x),
+        TypeError,
+        "layer: what entered 'none': got NoneTy",
+    ),
+    "flat": (
+        "last",
+        lambda net, x: net.head(x + net.last(x.mean((2, 3)))[..., None, None]),
+        ValueError,
+        r"layer: .* \(2, 4\)",
+    ),
+    "other batch": (
+        "last",
+        lambda net, x: net.head(x + net.last(x[:1])),
+        ValueError,
+        r"expected \(2, D, \*S\) with 2 spatial",
+    ),
+}
+
+
+class NoArgument(nn.Module):
+    def forward(self):
+        return None
+
+
+@pytest.mark.parametrize(("name", "end", "error", "message"), NAMED.values(), ids=NAMED)
+def test_layers_that_do_not_do(name, end, error, message):
+    net = Net(end, last=nn.Identity(), none=NoArgument())
+    with pytest.raises(error, match=message):
+        FeatureTap(net, name)(IMAGES)
+    assert not hooks_of(net)
+
+
+def test_a_shared_layer_that_gives_the_logits_of_its_second_call_is_not_kept():
+    net = Net(lambda net, x: net.head(x + net.head(x).sum(1, keepdim=True)))
+    tap = FeatureTap(net)
+    with pytest.raises(ValueError, match="'head' ran 2 times"):
+        tap(IMAGES)
+    assert tap.layer is None
+
+
+def test_features_changed_in_place_are_refused():
+    net = Net(lambda net, x: net.head(net.last(x)), last=nn.Sequential(nn.LeakyReLU(inplace=True), nn.Conv2d(4, 4, 1)))
+    with pytest.raises(ValueError, match="layer: what entered 'last' was changed in place"):
+        FeatureTap(net, "last")(IMAGES)
+    with torch.no_grad(), pytest.raises(ValueError, match="layer: what entered 'last' was changed in place"):
+        FeatureTap(net, "last")(IMAGES)
+    FeatureTap(net, "last.1")(IMAGES)
+
+
+def test_arguments():
+    with pytest.raises(TypeError, match=r"net: got function, expected a torch\.nn\.Module"):
+        FeatureTap(plain)
+    with pytest.raises(ValueError, match="layout: got 'last', expected 'channels_first'"):
+        FeatureTap(Net(), layout="last")
+    assert "layer='head'" in repr(FeatureTap(Net(), "head"))
+
+
+# --- the network stays what it is ---
+
+
+def test_nothing_is_left_when_the_network_raises():
+    net = Net(lambda net, x: net.head(x) if x.shape[-1] == 8 else net.head(x).no_such_thing)
+    tap = FeatureTap(net)
+    for _ in range(2):
+        with pytest.raises(AttributeError, match="no_such_thing"):
+            tap(IMAGES[..., :4])
+        assert not hooks_of(net)
+        tap(IMAGES)
+
+
+def test_every_call_returns_its_own_features():
+    tap = FeatureTap(Net()).eval()
+    kept = [tap(factor * IMAGES) for factor in (1, 2, 3)]
+    for factor, (logits, features) in enumerate(kept, start=1):
+        assert torch.equal(features, tap.net.body(factor * IMAGES))
+        assert torch.equal(logits, tap.net.head(features))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda tap: pickle.loads(pickle.dumps(tap)), AveragedModel])
+@pytest.mark.parametrize("named", [True, False])
+def test_copies_tap_the_copy(copied, named):
+    tap = FeatureTap(Net(plain), "head" if named else None)
+    if not named:
+        tap(IMAGES)
+    copy_ = copied(tap)
+    with torch.no_grad():
+        for parameter in copy_.parameters():
+            parameter.zero_()
+    logits, features = copy_.eval()(IMAGES)
+    assert not logits.any()
+    assert not features.any()
+    assert tap.eval()(IMAGES)[1].any()
+
+
+def test_parameters_state_modes_and_dtypes_are_the_networks():
+    net = Net().eval()
+    tap = FeatureTap(net)
+    assert not tap.training
+    assert list(tap.state_dict()) == [f"net.{name}" for name in net.state_dict()]
+    assert [id(p) for p in tap.parameters()] == [id(p) for p in net.parameters()]
+    other = Net()
+    FeatureTap(other).load_state_dict(tap.state_dict())
+    assert torch.equal(other.head.weight, net.head.weight)
+    tap.train()
+    assert net.body[1].training
+    logits, features = tap.double()(IMAGES.double())
+    assert logits.dtype == features.dtype == torch.float64
+
+
+def test_gradients_pass_as_without_the_tap():
+    torch.manual_seed(0)
+    net = Net()
+    expected = torch.autograd.grad(net(IMAGES).square().sum(), list(net.parameters()))
+    logits, features = FeatureTap(net)(IMAGES)
+    got = torch.autograd.grad(logits.square().sum(), list(net.parameters()), retain_graph=True)
+    torch.testing.assert_close(got, expected)
+    assert torch.autograd.grad(features.sum(), net.body[0].weight)[0].isfinite().all()
+
+
+def test_under_autocast():
+    tap = FeatureTap(Net())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(2):
+            logits, features = tap(IMAGES)
+            assert logits.dtype == torch.bfloat16
+            assert tap.layer == "head"
+        loss = RPGLoss()(logits, features, features, torch.randint(3, (2, 8, 8)), logits)
+    loss.backward()
+    assert tap.net.head.weight.grad.isfinite().all()
+
+
+class Checkpointed(nn.Module):
+    """Recomputes ``part`` in the backward."""
+
+    def __init__(self, net, whole, reentrant):
+        super().__init__()
+        self.net, self.whole, self.reentrant = net, whole, reentrant
+
+    def forward(self, images):
+        images = images.requires_grad_()
+        if self.whole:
+            return checkpoint(self.net, images, use_reentrant=self.reentrant)
+        return self.net.head(checkpoint(self.net.body, images, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("whole", [True, False])
+def test_activation_checkpointing(whole, reentrant):
+    net = Net()
+    net.body[1] = nn.GroupNorm(2, 4)
+    tap = FeatureTap(Checkpointed(net, whole, reentrant))
+    for _ in range(2):
+        logits, features = tap(IMAGES.clone())
+        assert tap.layer == "net.head"
+        torch.testing.assert_close(features, net.body(IMAGES))
+        got = torch.autograd.grad(logits.square().sum(), list(net.parameters())) if not reentrant else None
+        if reentrant:
+            net.zero_grad()
+            logits.square().sum().backward()
+            got = tuple(parameter.grad for parameter in net.parameters())
+        torch.testing.assert_close(got, torch.autograd.grad(net(IMAGES).square().sum(), list(net.parameters())))
+        assert not hooks_of(net)
+
+
+# --- compilers and processes ---
+
+
+@pytest.fixture
+def compiler():
+    torch.compiler.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield "aot_eager"
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("end", [plain, resized, beside_an_auxiliary_head])
+def test_compiled_in_one_graph(compiler, end):
+    net = Net(end, last=nn.Conv2d(4, 3, 1)).eval()
+    tap = FeatureTap(net)
+    tap(IMAGES)
+    compiled = torch.compile(tap, fullgraph=True, backend=compiler)
+    for factor in (1, 2, 3):
+        got, expected = compiled(factor * IMAGES), tap(factor * IMAGES)
+        torch.testing.assert_close(got, expected)
+        gradients = [torch.autograd.grad(logits.square().sum(), net.head.weight) for logits, _ in (got, expected)]
+        torch.testing.assert_close(*gradients)
+        assert list(dict(net.named_modules())) == list(dict(Net(end, last=nn.Identity()).named_modules()))
+        assert type(net.head) is nn.Conv2d
+
+
+def test_what_compilers_trace_equals_what_runs_without_them(monkeypatch):
+    net = Net(plain).eval()
+    tap = FeatureTap(net, "head")
+    expected = tap(IMAGES)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(tap(IMAGES), expected)
+    assert type(net.head) is nn.Conv2d
+    with pytest.raises(RuntimeError, match="channels"):
+        tap(IMAGES.repeat(1, 2, 1, 1))
+    assert type(net.head) is nn.Conv2d
+
+
+def test_compiled_before_the_first_call(compiler):
+    net = Net(resized).eval()
+    compiled = torch.compile(FeatureTap(net), backend=compiler)
+    for factor in (1, 2, 3):
+        torch.testing.assert_close(compiled(factor * IMAGES), FeatureTap(net, "head")(factor * IMAGES))
+
+
+def test_compiled_with_a_layer_of_two_names_and_a_broken_graph(compiler):
+    def broken(net, features):
+        torch._dynamo.graph_break()
+        return net.blocks[0](features)
+
+    net = Net(broken).eval()
+    net.blocks = nn.ModuleList([net.head])
+    tap = FeatureTap(net, "head")
+    compiled = torch.compile(tap, backend=compiler)
+    for factor in (1, 2, 3):
+        torch.testing.assert_close(compiled(factor * IMAGES), tap(factor * IMAGES))
+    assert net.blocks[0] is net.head
+    assert not hooks_of(net)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_network_compiled_inside_the_tap_is_refused(compiler, named):
+    net = torch.compile(Net(), backend=compiler)
+    with pytest.raises(ValueError, match=r"net: .* is compiled .* torch\.compile\(FeatureTap\(net\)\)"):
+        FeatureTap(net, "_orig_mod.head" if named else None)(IMAGES)
+    net = Net()
+    net.body.compile(backend=compiler)  # not on the way to the head
+    FeatureTap(net, "head" if named else None)(IMAGES)
+    net.compile(backend=compiler)
+    with pytest.raises(ValueError, match=r"net: .* is compiled"):
+        FeatureTap(net, "head")(IMAGES)
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    if not dist.is_gloo_available():
+        pytest.skip("this torch has no gloo")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}, {"static_graph": True}], ids=str)
+@pytest.mark.parametrize("inside", [False, True])
+def test_distributed_data_parallel(one_process, inside, options):
+    net = Net(resized).eval()
+    expected = FeatureTap(copy.deepcopy(net))(IMAGES)
+    ddp = nn.parallel.DistributedDataParallel
+    # With options, DDP returns copies made by a function of its own, from which no layer is found.
+    name = "module.head" if options else None
+    module = FeatureTap(ddp(net, **options), name) if inside else ddp(FeatureTap(net), **options)
+    for _ in range(2):
+        logits, features = module(IMAGES)
+        torch.testing.assert_close((logits, features), expected)
+        logits.sum().backward()
+    assert net.head.weight.grad is not None
+
+
+def test_compiled_and_distributed(one_process, compiler):
+    net = Net(resized).eval()
+    tap = nn.parallel.DistributedDataParallel(FeatureTap(net, "head"))
+    torch.testing.assert_close(torch.compile(tap, backend=compiler)(IMAGES), tap(IMAGES))
