@@ -89,6 +89,9 @@ class Config:
     resolution: Literal["map", "full"] = "map"
     """rpg, rpg_plus: take the loss on the map of --map-size, or on every pixel with labels enlarged to it."""
 
+    normalize_by: Literal["entries", "weights"] = "entries"
+    """rpg, rpg_plus: divide the weighted loss by the number of pixels (paper) or by the sum of their weights."""
+
     threshold: float = 0.95
     """Confidence above which pseudolabel, fixmatch and rpg_plus keep a prediction, tau (paper: 0.8 and 0.95)."""
 

@@ -174,6 +174,7 @@ def test_rpg_loss_types():
         ({"map_size": 64.0}, TypeError, r"map_size: got 64.0, expected an int, a tuple of ints or None"),
         ({"map_size": True}, TypeError, r"map_size: got True"),
         ({"resolution": "half"}, ValueError, r"resolution: got 'half', expected one of 'map', 'full'"),
+        ({"normalize_by": "sum"}, ValueError, r"normalize_by: got 'sum', expected one of 'entries', 'weights'"),
         ({"impl": "cuda"}, ValueError, r"impl: got 'cuda', expected one of 'auto', 'reference', 'chunked'"),
     ],
 )
@@ -194,6 +195,8 @@ def test_segmentation_cross_entropy():
         segmentation_cross_entropy(LU, torch.zeros(2, 5, 6).long(), torch.ones(2, 5))
     with pytest.raises(TypeError, match="logits: got list"):
         segmentation_cross_entropy([], Y)
+    with pytest.raises(ValueError, match="normalize_by: got None, expected one of 'entries', 'weights'"):
+        segmentation_cross_entropy(LR, Y, normalize_by=None)
 
 
 @pytest.mark.parametrize("shape", [(), (4, 0)])

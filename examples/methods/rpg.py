@@ -18,6 +18,7 @@ class RPG(Method):
             map_size=config.map_size,
             weighted=config.weighted,
             resolution=config.resolution,
+            normalize_by=config.normalize_by,
             check_values=False,
         )
 

@@ -24,6 +24,7 @@ STUDIED: dict[str, tuple[str, ...] | None] = {
     "map_size": MATCHING,
     "weighted": ("rpg", "rpg_plus"),
     "resolution": MATCHING,
+    "normalize_by": ("rpg", "rpg_plus"),
     "threshold": ("pseudolabel", "fixmatch", "rpg_plus"),
     "cutout": ("fixmatch", "rpg_plus"),
     "batch_norm": None,

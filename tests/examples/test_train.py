@@ -126,7 +126,14 @@ def test_double_length(config):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"weighted": False}, {"resolution": "full"}, {"cutout": "ignore"}, {"batch_norm": "shared"}, {"map_size": None}],
+    [
+        {"weighted": False},
+        {"normalize_by": "weights"},
+        {"resolution": "full"},
+        {"cutout": "ignore"},
+        {"batch_norm": "shared"},
+        {"map_size": None},
+    ],
 )
 def test_ablations_change_what_is_trained(config, changes, tmp_path):
     config = replace(config, iterations=2, threshold=0.5)
