@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import (
+    check_bool,
     check_choice,
     check_floating,
     check_labels,
@@ -114,6 +115,8 @@ class RPGLoss(nn.Module):
     Args:
         k: number of nearest references that count for the weight: an int (the paper: 7000), or a float in (0, 1], a
             share of the reference set (the paper's best: 0.5, Table 3).
+        balanced_k: give rare and frequent label sets the same say in where the k nearest end, see
+            :func:`rpg_pseudo_labels`; ``k`` should then be below one over the number of label sets.  Not in the paper.
         map_size: side of the map, one int or one per spatial axis; None: no sub-sampling.  An axis that is already
             shorter is left as it is.  The paper: 64.
         weighted: False sets every weight to 1 (the paper's nearest-neighbour baseline).
@@ -128,7 +131,7 @@ class RPGLoss(nn.Module):
         check_values: look for NaN, infinities and labels out of range; on a GPU each look waits for the device.
 
     Raises:
-        TypeError: ``k`` is not a number, ``map_size`` is not made of ints.
+        TypeError: ``k`` is not a number, ``balanced_k`` not a bool, ``map_size`` is not made of ints.
         ValueError: an argument out of range.
 
     Example:
@@ -142,6 +145,7 @@ class RPGLoss(nn.Module):
         self,
         k: int | float = 0.5,
         *,
+        balanced_k: bool = False,
         map_size: MapSize = 64,
         weighted: bool = True,
         resolution: Literal["map", "full"] = "map",
@@ -153,6 +157,7 @@ class RPGLoss(nn.Module):
     ) -> None:
         super().__init__()
         resolve_k(k)
+        check_bool("balanced_k", balanced_k)
         check_choice("resolution", resolution, ("map", "full"))
         check_choice("normalize_by", normalize_by, _NORMALIZE_BY)
         check_choice("impl", impl, ("auto", *IMPLEMENTATIONS))
@@ -162,6 +167,7 @@ class RPGLoss(nn.Module):
         if any(side < 1 for side in sides):
             raise ValueError(f"map_size: got {map_size!r}, expected sides of 1 or more (None for no sub-sampling)")
         self.k = k
+        self.balanced_k = balanced_k
         self.map_size = map_size
         self.weighted = weighted
         self.resolution = resolution
@@ -173,9 +179,9 @@ class RPGLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"k={self.k}, map_size={self.map_size}, weighted={self.weighted}, resolution={self.resolution!r}, "
-            f"normalize_by={self.normalize_by!r}, ignore_index={self.ignore_index}, impl={self.impl!r}, "
-            f"check_values={self.check_values}"
+            f"k={self.k}, balanced_k={self.balanced_k}, map_size={self.map_size}, weighted={self.weighted}, "
+            f"resolution={self.resolution!r}, normalize_by={self.normalize_by!r}, ignore_index={self.ignore_index}, "
+            f"impl={self.impl!r}, check_values={self.check_values}"
         )
 
     @torch.no_grad()
@@ -233,6 +239,7 @@ class RPGLoss(nn.Module):
             _subsample(feat_ref, grid_ref),
             _subsample(y_ref, grid_ref),
             self.k,
+            balanced_k=self.balanced_k,
             valid_u=None if valid_u is None else _subsample(valid_u, grid_u),
             ignore_index=self.ignore_index,
             impl=self.impl,

@@ -57,6 +57,7 @@ PSEUDO_LABELS = {
     "k > 1": ((U, R, Y, 1.5), {}, ValueError, r"k: got the float 1.5, .*a number of references must be an int"),
     "k NaN": ((U, R, Y, float("nan")), {}, ValueError, r"k: got the float nan"),
     "k string": ((U, R, Y, "all"), {}, TypeError, r"k: got 'all' of type str"),
+    "balanced_k": ((U, R, Y, 5), {"balanced_k": 0.5}, TypeError, r"balanced_k: got 0.5, expected True or False"),
     "k bool": ((U, R, Y, True), {}, TypeError, r"k: got True of type bool"),
     "negative class": (
         (U, R, with_value(Y, -1), 5),
@@ -169,6 +170,7 @@ def test_rpg_loss_types():
     [
         ({"k": 0}, ValueError, r"k: got 0"),
         ({"k": 50.0}, ValueError, r"k: got the float 50.0"),
+        ({"balanced_k": None}, TypeError, r"balanced_k: got None, expected True or False"),
         ({"map_size": 0}, ValueError, r"map_size: got 0, expected sides of 1 or more"),
         ({"map_size": (8, -1)}, ValueError, r"map_size: got \(8, -1\)"),
         ({"map_size": 64.0}, TypeError, r"map_size: got 64.0, expected an int, a tuple of ints or None"),

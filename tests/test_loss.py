@@ -179,6 +179,15 @@ def test_module_equals_functions(problem, seed):
     torch.testing.assert_close(loss, segmentation_cross_entropy(logits_u, *expected))
 
 
+def test_the_module_balances_k():
+    _, feat_u, feat_ref, y_ref, _ = step()
+    y_ref[y_ref == 3] = 0  # classes of other sizes
+    pseudo = RPGLoss(0.1, balanced_k=True).pseudo_labels(feat_u, feat_ref, y_ref)
+    expected = rpg_pseudo_labels(feat_u, feat_ref, y_ref, 0.1, balanced_k=True)
+    assert torch.equal(pseudo.weights, expected.weights)
+    assert not torch.equal(pseudo.weights, RPGLoss(0.1).pseudo_labels(feat_u, feat_ref, y_ref).weights)
+
+
 @given(seed=st.integers(0, 2**32), multilabel=st.booleans())
 def test_reduction_identities(seed, multilabel):
     """Weights of one change nothing, weights scale the loss, ignored entries are as good as absent."""
@@ -311,6 +320,9 @@ def test_a_class_that_wraps_round_to_the_ignore_index_is_not_ignored():
 
 
 def test_the_module_has_no_state_and_says_what_it_is():
-    criterion = RPGLoss(7000, map_size=(32, 16), resolution="full", normalize_by="weights")
+    criterion = RPGLoss(7000, map_size=(32, 16), resolution="full", normalize_by="weights", balanced_k=True)
     assert not criterion.state_dict()
-    assert "k=7000, map_size=(32, 16), weighted=True, resolution='full', normalize_by='weights'" in repr(criterion)
+    assert (
+        "k=7000, balanced_k=True, map_size=(32, 16), weighted=True, resolution='full', normalize_by='weights'"
+        in repr(criterion)
+    )

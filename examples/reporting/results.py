@@ -20,6 +20,7 @@ REQUIRED = ("dataset", "method", "labeled", "split", "seed", "iterations", "imag
 MATCHING = ("nearest_neighbor", "rpg", "rpg_plus")
 STUDIED: dict[str, tuple[str, ...] | None] = {
     "k": ("rpg", "rpg_plus"),
+    "balanced_k": ("rpg", "rpg_plus"),
     "pool_size": None,
     "map_size": MATCHING,
     "weighted": ("rpg", "rpg_plus"),
