@@ -11,7 +11,7 @@ import tyro
 MethodName = Literal[
     "supervised", "pseudolabel", "nearest_neighbor", "fixmatch", "iic", "mean_teacher", "mlds", "rpg", "rpg_plus"
 ]
-DatasetName = Literal["phantom", "phantom_exclusive", "phantom_fine", "jsrt", "folder"]
+DatasetName = Literal["phantom", "phantom_exclusive", "phantom_fine", "oct_phantom", "jsrt", "folder"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Config:
     dataset: tyro.conf.Positional[DatasetName]
     """jsrt: chest radiographs, read from --root. folder: your own images/ and masks/ below --root. phantom: chest-like
     images drawn on the fly, with overlapping labels; phantom_exclusive: with classes that exclude each other;
-    phantom_fine: with --fine-labels overlapping labels."""
+    phantom_fine: with --fine-labels overlapping labels; oct_phantom: drawn B-scans of retinal OCT with fluid, of which
+    half are healthy and a volume is never divided."""
 
     method: MethodName = "rpg_plus"
     """What the unlabelled images are used for; one file each in examples/methods/."""
@@ -36,7 +37,7 @@ class Config:
     """Seed of everything random: weights, draws, augmentation."""
 
     root: Path | None = None
-    """Folder the data set is read from; phantom needs none."""
+    """Folder the data set is read from; the drawn ones need none."""
 
     group_pattern: str | None = None
     """folder: regular expression; images whose names agree in its first group (a patient) are never divided."""

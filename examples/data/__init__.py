@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from examples.config import Config
-from examples.data import folder, jsrt, phantom, phantom_fine
+from examples.data import folder, jsrt, oct_phantom, phantom, phantom_fine
 from examples.data.dataset import Dataset, ImageSet
 from examples.data.fusing import read_fusing
 
@@ -12,6 +12,7 @@ DATASETS: dict[str, Callable[[Config], Dataset]] = {
     "phantom": phantom.load,
     "phantom_exclusive": phantom.load_exclusive,
     "phantom_fine": phantom_fine.load_fine,
+    "oct_phantom": oct_phantom.load,
     "jsrt": jsrt.load,
     "folder": folder.load,
 }

@@ -1,0 +1,131 @@
+"""Written volumes are in RETOUCH's form, hold what was drawn, and are whole or not there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from examples.data import write_phantom
+from examples.data.oct_phantom import Volume
+from examples.data.write_phantom import VENDORS, WritePhantom, main, write
+
+SIZE, SLICES = (24, 16), 5
+
+
+def options(out: Path, **changes: object) -> WritePhantom:
+    return WritePhantom(**{"format": "retouch", "out": out, "volumes": 2, "size": SIZE, "slices": SLICES, **changes})
+
+
+def header(path: Path) -> dict[str, str]:
+    return dict(line.split(" = ", 1) for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    ("vendor", "ids", "element", "highest"),
+    [
+        ("spectralis", (25, 26), "MET_USHORT", 65535),
+        ("cirrus", (1, 2), "MET_UCHAR", 255),
+        ("topcon", (49, 50), "MET_UCHAR", 255),
+    ],
+)
+def test_what_is_read_back_is_what_was_drawn(tmp_path, vendor, ids, element, highest, compressed):
+    write(options(tmp_path, vendor=vendor, compressed=compressed))
+    folder = tmp_path / f"RETOUCH-TrainingSet-{vendor.capitalize()}"
+    assert sorted(path.name for path in folder.iterdir()) == [f"TRAIN{number:03d}" for number in ids]
+    suffix = "zraw" if compressed else "raw"
+    for number in ids:
+        volume = folder / f"TRAIN{number:03d}"
+        files = {path.name for path in volume.iterdir()}
+        assert files == {"oct.mhd", f"oct.{suffix}", "reference.mhd", f"reference.{suffix}"}
+        drawn = [Volume(number).draw(b_scan, SLICES, *SIZE) for b_scan in range(SLICES)]
+        oct_values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(volume / "oct.mhd"))
+        reference = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(volume / "reference.mhd"))
+        assert np.array_equal(reference, np.stack([label for _, label in drawn]))
+        np.testing.assert_allclose(oct_values / highest, np.stack([image for image, _ in drawn]), atol=0.51 / highest)
+        for name, of_type in (("oct", element), ("reference", "MET_UCHAR")):
+            fields = header(volume / f"{name}.mhd")
+            assert fields["DimSize"] == "24 16 5"  # x y z
+            assert fields["ElementType"] == of_type
+            assert fields["BinaryDataByteOrderMSB"] == "False"
+            assert fields["CompressedData"] == str(compressed)
+            assert fields["ElementDataFile"] == f"{name}.{suffix}"
+            spacing = [float(side) for side in fields["ElementSpacing"].split()]
+            assert np.multiply(spacing, (24, 16, 5)) == pytest.approx((6, VENDORS[vendor].depth, 6))
+
+
+def test_raw_files_are_plain_little_endian_values(tmp_path):
+    (volume,) = write(options(tmp_path, volumes=1, size=(256, 248)))
+    image, label = Volume(25).draw(2, SLICES, 256, 248)
+    values = np.fromfile(volume / "oct.raw", "<u2").reshape(SLICES, 248, 256)
+    assert np.array_equal(values[2], np.round(image * 65535))
+    assert values.max() == 65535
+    classes = np.fromfile(volume / "reference.raw", "u1").reshape(SLICES, 248, 256)
+    assert np.array_equal(classes[2], label)
+    assert label.any()
+
+
+@pytest.mark.parametrize(("vendor", "size"), [("spectralis", (512, 496, 49)), ("cirrus", (512, 1024, 128))])
+def test_sizes_are_the_vendors_by_default(tmp_path, vendor, size, monkeypatch):
+    def blank(self, b_scan, b_scans, width, height):
+        return np.zeros((height, width), np.float32), np.zeros((height, width), np.uint8)
+
+    monkeypatch.setattr(Volume, "draw", blank)
+    (volume,) = write(options(tmp_path, volumes=1, vendor=vendor, size=None, slices=None, compressed=True))
+    assert SimpleITK.ReadImage(volume / "oct.mhd").GetSize() == size
+
+
+def test_one_folder_takes_all_vendors_and_none_twice(tmp_path):
+    for vendor in VENDORS:
+        write(options(tmp_path, vendor=vendor, volumes=1))
+    assert len(list(tmp_path.rglob("oct.mhd"))) == 3
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    with pytest.raises(FileExistsError, match=r"out: .*Spectralis already holds TRAIN025; pass another --out"):
+        write(options(tmp_path))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+
+
+@pytest.mark.parametrize("when", ["drawing", "writing"])
+def test_an_interrupted_run_leaves_no_half_volume(tmp_path, monkeypatch, when):
+    module, name = (Volume, "draw") if when == "drawing" else (write_phantom, "save")
+    original, calls = getattr(module, name), []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == (SLICES + 2 if when == "drawing" else 4):  # in the second volume
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(module, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(options(tmp_path, volumes=3))
+    (folder,) = tmp_path.iterdir()
+    assert [path.name for path in folder.iterdir()] == ["TRAIN025"]
+    assert len(list((folder / "TRAIN025").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"volumes": 25}, "volumes: got 25, expected 1 to 24, as many as are of spectralis"),
+        ({"volumes": 0}, "volumes: got 0"),
+        ({"volumes": 23, "vendor": "topcon"}, "expected 1 to 22"),
+        ({"size": (0, 16)}, r"size: got \(0, 16\), expected 1 or more"),
+        ({"slices": 0}, "slices: got 0, expected 1 or more"),
+    ],
+)
+def test_bad_values_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        options(tmp_path, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    words = ["--as", "retouch", "--out", str(tmp_path), "--volumes", "1", "--size", "32", "24", "--slices", "2"]
+    monkeypatch.setattr("sys.argv", ["write_phantom", *words])
+    main()
+    assert "wrote TRAIN025 to TRAIN025 below" in capsys.readouterr().out
+    assert SimpleITK.ReadImage(next(tmp_path.rglob("oct.mhd"))).GetSize() == (32, 24, 2)
+    with pytest.raises(SystemExit, match=r"error: out: .* already holds TRAIN025"):
+        main()
