@@ -85,8 +85,8 @@ class Config:
     """Nearest references that count: a number, or a share of all in (0, 1] (paper: 7000 of 3 * 64 * 64)."""
 
     balanced_k: bool = False
-    """rpg, rpg_plus: count the references of rare label sets for more, so that all sets have the same say in where the k
-    nearest end; --k should then be below one over the number of sets (classes and background)."""
+    """rpg, rpg_plus: give rare and frequent label sets the same say in where the k nearest end; --k should then be a
+    share below one over their number (classes and background)."""
 
     weighted: bool = True
     """rpg, rpg_plus: weigh pseudo-labels by the entropy of their proximities; if not, all alike (W = 1)."""

@@ -65,7 +65,7 @@ class PseudoLabelMeter:
 
     ``background`` stands for pixels given no label. A pixel's weight for it is its smallest over the labels where
     weights are per label, as fixmatch's are: it is background only once every label has been ruled out. Pixels of
-    weight 0 teach nothing: they count in the mean weight alone.
+    weight 0 teach nothing and do not count for precision and recall.
 
     Args:
         class_names: The classes without background.
@@ -100,7 +100,7 @@ class PseudoLabelMeter:
         * ``pseudo_label_precision``: share of right ones among the pixels taught the class;
         * ``pseudo_label_recall``: share of them among the pixels that are of the class;
         * ``pseudo_label_weight``: mean weight of the pixels given the class (for fixmatch: the share kept);
-        * ``pseudo_label_share``: share of all pixels that are taught the class;
+        * ``pseudo_label_share``: share of all pixels that are given the class, with whatever weight;
         * ``pseudo_label_true_share``: share of all pixels that are of the class;
         * ``pseudo_label_weight_share``: the class's part in the weight of all pseudo-labels together.
         """
@@ -109,7 +109,7 @@ class PseudoLabelMeter:
             "precision": (right, used),
             "recall": (right, true),
             "weight": (weight, given),
-            "share": (used, known),
+            "share": (given, known),
             "true_share": (true, known),
             "weight_share": (weight, weight.sum().expand_as(weight)),
         }

@@ -78,7 +78,7 @@ def test_pseudo_label_meter_of_class_maps():
     found = measured(meter)
     assert found["precision"] == {"a": 0.5, "b": None, "background": None}  # of weight 0: taught nothing
     assert found["recall"] == {"a": 1.0, "b": 0.0, "background": None}
-    assert found["share"] == pytest.approx({"a": 2 / 3, "b": 0, "background": 0})
+    assert found["share"] == pytest.approx({"a": 2 / 3, "b": 0, "background": 1 / 3})
     assert found["true_share"] == pytest.approx({"a": 1 / 3, "b": 2 / 3, "background": 0})
     assert found["weight_share"] == {"a": 1.0, "b": 0.0, "background": 0.0}
 
@@ -93,7 +93,7 @@ def test_pseudo_label_meter_counts_kept_predictions():
     found = measured(meter)
     assert found["precision"] == {"a": 1.0, "b": None, "background": 1.0}
     assert found["weight"] == {"a": 0.5, "b": None, "background": 0.5}
-    assert found["share"] == {"a": 0.25, "b": 0.0, "background": 0.25}
+    assert found["share"] == {"a": 0.5, "b": 0.0, "background": 0.5}
     assert found["recall"] == {"a": 1.0, "b": 0.0, "background": 0.5}
     assert found["weight_share"] == {"a": 0.5, "b": 0.0, "background": 0.5}
 

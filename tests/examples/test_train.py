@@ -128,6 +128,7 @@ def test_double_length(config):
     "changes",
     [
         {"weighted": False},
+        {"balanced_k": True},
         {"normalize_by": "weights"},
         {"resolution": "full"},
         {"cutout": "ignore"},
