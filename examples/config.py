@@ -75,6 +75,9 @@ class Config:
     pool_size: int = 3
     """Labelled images in each step: the reference pool, p (paper: 3)."""
 
+    balanced_crops: float = 0.0
+    """Share of the pool's images that are cropped closely around a pixel of a class, each class alike (paper: 0)."""
+
     unlabeled_batch: int = 2
     """Unlabelled images in each step (paper: 5 in all on JSRT, so 2)."""
 
@@ -127,6 +130,7 @@ class Config:
         require(self.iterations is None or self.iterations >= 1, "iterations", self.iterations, "1 or more")
         require(self.image_size % 16 == 0, "image_size", self.image_size, "a multiple of 16, for the UNet")
         require(self.side <= self.image_size, "map_size", self.side, f"at most --image-size {self.image_size}")
+        require(0 <= self.balanced_crops <= 1, "balanced_crops", self.balanced_crops, "a share in [0, 1]")
         require(0.5 <= self.threshold < 1, "threshold", self.threshold, "in [0.5, 1)")
         require(self.lambda_u >= 0, "lambda_u", self.lambda_u, "0 or more")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")

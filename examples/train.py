@@ -54,7 +54,7 @@ def train(config: Config) -> dict[str, Any]:
     method = METHODS[config.method](config, data, net, iterations).to(config.device)
     trained = [weights for weights in (*net.parameters(), *method.parameters()) if weights.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    pools = pool_batches(data, config.pool_size, Generator().manual_seed(config.seed))
+    pools = pool_batches(data, config.pool_size, Generator().manual_seed(config.seed), config.balanced_crops)
     unlabeled_views = unlabeled_batches(data, config.unlabeled_batch, Generator().manual_seed(config.seed))
 
     calibration = [view.images for view in islice(pools, SETTLING_POOLS)]

@@ -22,6 +22,7 @@ STUDIED: dict[str, tuple[str, ...] | None] = {
     "k": ("rpg", "rpg_plus"),
     "balanced_k": ("rpg", "rpg_plus"),
     "pool_size": None,
+    "balanced_crops": None,
     "map_size": MATCHING,
     "weighted": ("rpg", "rpg_plus"),
     "resolution": MATCHING,

@@ -129,6 +129,7 @@ def test_double_length(config):
     [
         {"weighted": False},
         {"balanced_k": True},
+        {"balanced_crops": 1.0},
         {"normalize_by": "weights"},
         {"resolution": "full"},
         {"cutout": "ignore"},
@@ -192,6 +193,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         ({"k": 1.5}, "k: got 1.5, expected a share"),
         ({"labeled": 0}, "labeled: got 0, expected 1 or more"),
         ({"threshold": 0.3}, "threshold: got 0.3"),
+        ({"balanced_crops": 1.5}, "balanced_crops: got 1.5, expected a share"),
         ({"iterations": 0}, "iterations: got 0, expected 1 or more"),
     ],
 )
