@@ -97,7 +97,7 @@ def segmentation_cross_entropy(
     if weights is not None:
         factor = factor * _per_entry("weights", weights, entries, multilabel=multilabel).to(entries.dtype)
     if normalize_by == "weights":
-        total = factor.expand_as(entries).sum()
+        total = factor.sum()
         return (entries * factor).sum() / total.masked_fill(total == 0, 1)
     return (entries * factor).sum() / used.sum().clamp(min=1)
 
