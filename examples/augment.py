@@ -20,6 +20,7 @@ MID_GREY = 0.0  # of images in [-1, 1]; also what uncovered pixels show
 
 # Weak augmentation: the paper names the operations, the ranges are ours.
 CROP = (0.8, 1.0)  # side of the random crop in shares of the image's
+FOCUSED_CROP = (0.4, 0.8)  # the same of a crop around a given pixel
 ROTATION = 10.0  # degrees, either way
 CONTRAST = 0.2
 BRIGHTNESS = 0.2  # on images in [-1, 1]
@@ -105,17 +106,29 @@ class WeakAugmentation:
         self.generator = generator
         self.background = int(not multilabel)
 
-    def __call__(self, images: Tensor, labels: Tensor, shown: Tensor | None = None) -> View:
+    def __call__(
+        self, images: Tensor, labels: Tensor, shown: Tensor | None = None, focus: Tensor | None = None
+    ) -> View:
         """Augments images (B, 1, H, W) and labels (B, C, H, W) or (B, H, W) together.
 
         Pixels where ``shown`` (B, H, W) is False (padding) are as little valid as those that the warp uncovers.
+        ``focus`` (B, 2), x and y from the centre in shares of the side, is what to zoom in on: it comes to lie in the
+        middle half of the crop, or as near to it as the border allows; NaN: a crop anywhere.
         """
         count, g = len(images), self.generator
         side = uniform(*CROP, count, g)
         room = (1 - side) / 2
         flip = torch.rand(count, generator=g) < 0.5
+        x, y = room * uniform(-1, 1, count, g), room * uniform(-1, 1, count, g)
+        if focus is not None:
+            focused = ~focus.isnan().any(1)
+            side = torch.where(focused, uniform(*FOCUSED_CROP, count, g), side)
+            room = (1 - side) / 2
+            near_x, near_y = (place + side / 4 * uniform(-1, 1, count, g) for place in focus.T)
+            x = torch.where(focused, near_x.clamp(-room, room), x)
+            y = torch.where(focused, near_y.clamp(-room, room), y)
         transform = (
-            translation(room * uniform(-1, 1, count, g), room * uniform(-1, 1, count, g))
+            translation(x, y)
             @ rotation(uniform(-ROTATION, ROTATION, count, g))
             @ matrix(torch.where(flip, -side, side), 0, 0, 0, side, 0)
         ).to(images.device)

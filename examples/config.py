@@ -75,6 +75,9 @@ class Config:
     pool_size: int = 3
     """Labelled images in each step: the reference pool, p (paper: 3)."""
 
+    balanced_crops: float = 0.0
+    """Share of the pool's images that are cropped closely around a pixel of a class, each class alike (paper: 0)."""
+
     unlabeled_batch: int = 2
     """Unlabelled images in each step (paper: 5 in all on JSRT, so 2)."""
 
@@ -84,11 +87,18 @@ class Config:
     k: int | float = 7000 / (3 * 64 * 64)
     """Nearest references that count: a number, or a share of all in (0, 1] (paper: 7000 of 3 * 64 * 64)."""
 
+    balanced_k: bool = False
+    """rpg, rpg_plus: give rare and frequent label sets the same say in where the k nearest end; --k should then be a
+    share below one over their number (classes and background)."""
+
     weighted: bool = True
     """rpg, rpg_plus: weigh pseudo-labels by the entropy of their proximities; if not, all alike (W = 1)."""
 
     resolution: Literal["map", "full"] = "map"
     """rpg, rpg_plus: take the loss on the map of --map-size, or on every pixel with labels enlarged to it."""
+
+    normalize_by: Literal["entries", "weights"] = "entries"
+    """rpg, rpg_plus: divide the weighted loss by the number of pixels (paper) or by the sum of their weights."""
 
     threshold: float = 0.95
     """Confidence above which pseudolabel, fixmatch and rpg_plus keep a prediction, tau (paper: 0.8 and 0.95)."""
@@ -120,6 +130,7 @@ class Config:
         require(self.iterations is None or self.iterations >= 1, "iterations", self.iterations, "1 or more")
         require(self.image_size % 16 == 0, "image_size", self.image_size, "a multiple of 16, for the UNet")
         require(self.side <= self.image_size, "map_size", self.side, f"at most --image-size {self.image_size}")
+        require(0 <= self.balanced_crops <= 1, "balanced_crops", self.balanced_crops, "a share in [0, 1]")
         require(0.5 <= self.threshold < 1, "threshold", self.threshold, "in [0.5, 1)")
         require(self.lambda_u >= 0, "lambda_u", self.lambda_u, "0 or more")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")

@@ -61,11 +61,11 @@ class IoU:
 
 
 class PseudoLabelMeter:
-    """Precision and mean weight of pseudo-labels by class, against labels the method has not seen.
+    """How pseudo-labels are shared out over the classes, and how good they are, against labels the method has not seen.
 
     ``background`` stands for pixels given no label. A pixel's weight for it is its smallest over the labels where
     weights are per label, as fixmatch's are: it is background only once every label has been ruled out. Pixels of
-    weight 0 teach nothing and do not count for precision.
+    weight 0 teach nothing and do not count for precision and recall.
 
     Args:
         class_names: The classes without background.
@@ -75,37 +75,50 @@ class PseudoLabelMeter:
     def __init__(self, class_names: Sequence[str], map_size: int):
         self.names = (*class_names, "background")
         self.map_size = map_size
-        self.sums = torch.zeros(4, len(self.names), dtype=torch.float64)  # right, used, weight, all
+        self.sums = torch.zeros(6, len(self.names), dtype=torch.float64)  # right, used, weight, given, true, known
 
     def update(self, pseudo_labels: PseudoLabels, view: View) -> None:
         """Adds the pseudo-labels of a view, whose own labels are the held-back truth."""
         classes = len(self.names) - 1
-        known = known_pixels(view.labels) & view.valid
-        given = with_background(self._on_map(class_masks(pseudo_labels.labels, classes)) > 0.5)
-        true = with_background(self._on_map(class_masks(view.labels, classes)) > 0.5)
-        counted = given & (self._on_map(known[:, None]) > 0.5)
+        known = self._on_map((known_pixels(view.labels) & view.valid)[:, None]) > 0.5
+        given = known & with_background(self._on_map(class_masks(pseudo_labels.labels, classes)) > 0.5)
+        true = known & with_background(self._on_map(class_masks(view.labels, classes)) > 0.5)
         weights = pseudo_labels.weights
         if weights.ndim == 3:
             weights = weights[:, None].expand(-1, classes, -1, -1)
-        weights = self._on_map(torch.cat([weights, weights.amin(1, keepdim=True)], dim=1))
-        used = counted & (weights > 0)
-        sums = [used & true, used, counted * weights, counted]
+        weights = given * self._on_map(torch.cat([weights, weights.amin(1, keepdim=True)], dim=1))
+        used = weights > 0
+        sums = [used & true, used, weights, given, true, known.expand_as(true)]
         self.sums += torch.stack([part.sum((0, 2, 3)).double() for part in sums]).cpu()
 
     def _on_map(self, maps: Tensor) -> Tensor:
         return F.interpolate(maps.float(), (self.map_size, self.map_size))
 
-    def precision(self) -> dict[str, float | None]:
-        """Share of right ones among the pseudo-labels used, None where there was none."""
-        return self._ratio(0, 1)
+    def measures(self) -> dict[str, dict[str, float | None]]:
+        """What a run logs of every class; None where a measure divides by nothing.
 
-    def weight(self) -> dict[str, float | None]:
-        """Mean weight of the pseudo-labels (for fixmatch: the share kept), None where there was none."""
-        return self._ratio(2, 3)
-
-    def _ratio(self, over: int, under: int) -> dict[str, float | None]:
-        pairs = zip(self.names, self.sums[over].tolist(), self.sums[under].tolist(), strict=True)
-        return {name: a / b if b else None for name, a, b in pairs}
+        * ``pseudo_label_precision``: share of right ones among the pixels taught the class;
+        * ``pseudo_label_recall``: share of them among the pixels that are of the class;
+        * ``pseudo_label_weight``: mean weight of the pixels given the class (for fixmatch: the share kept);
+        * ``pseudo_label_share``: share of all pixels that are given the class, with whatever weight;
+        * ``pseudo_label_true_share``: share of all pixels that are of the class;
+        * ``pseudo_label_weight_share``: the class's part in the weight of all pseudo-labels together.
+        """
+        right, used, weight, given, true, known = self.sums
+        ratios = {
+            "precision": (right, used),
+            "recall": (right, true),
+            "weight": (weight, given),
+            "share": (given, known),
+            "true_share": (true, known),
+            "weight_share": (weight, weight.sum().expand_as(weight)),
+        }
+        return {
+            f"pseudo_label_{kind}": {
+                name: a / b if b else None for name, a, b in zip(self.names, over.tolist(), under.tolist(), strict=True)
+            }
+            for kind, (over, under) in ratios.items()
+        }
 
 
 def with_background(masks: Tensor) -> Tensor:

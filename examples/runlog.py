@@ -115,7 +115,7 @@ class RunLog:
         self.lines.close()
 
     def step(self, step: int, result: Step, unlabeled: View) -> None:
-        """Counts a step; every LOG_EVERY steps writes mean losses, precision and weight of the pseudo-labels."""
+        """Counts a step; every LOG_EVERY steps writes mean losses and the measures of the pseudo-labels."""
         self.losses.append({name: value.detach() for name, value in result.terms.items()})
         if result.pseudo_labels:
             self.recent.update(result.pseudo_labels, unlabeled)
@@ -131,22 +131,16 @@ class RunLog:
             if step % self.print_every == 0 and not self.console.is_terminal:
                 self.console.print(f"step {step}/{self.iterations}  {shown}", soft_wrap=True)
             self.write(step, "loss", losses)
-            self.write(step, "pseudo_label_precision", self.recent.precision())
-            self.write(step, "pseudo_label_weight", self.recent.weight())
+            for kind, by_class in self.recent.measures().items():
+                self.write(step, kind, by_class)
             self.losses, self.recent = [], self.new_meter()
         if step % self.point_every == 0:
             self.point(step, None, learned=result.pseudo_labels is not None)
 
     def point(self, step: int, miou: float | None, *, learned: bool) -> None:
         """Adds to the history: a validation's score, or how good pseudo-labels were since the last point."""
-        self.history.append(
-            {
-                "step": step,
-                "miou": miou,
-                "pseudo_label_precision": self.since_history.precision() if learned else None,
-                "pseudo_label_weight": self.since_history.weight() if learned else None,
-            }
-        )
+        measures = self.since_history.measures()
+        self.history.append({"step": step, "miou": miou, **(measures if learned else dict.fromkeys(measures))})
         if learned:
             self.since_history = self.new_meter()
 

@@ -54,7 +54,7 @@ def train(config: Config) -> dict[str, Any]:
     method = METHODS[config.method](config, data, net, iterations).to(config.device)
     trained = [weights for weights in (*net.parameters(), *method.parameters()) if weights.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    pools = pool_batches(data, config.pool_size, Generator().manual_seed(config.seed))
+    pools = pool_batches(data, config.pool_size, Generator().manual_seed(config.seed), config.balanced_crops)
     unlabeled_views = unlabeled_batches(data, config.unlabeled_batch, Generator().manual_seed(config.seed))
 
     calibration = [view.images for view in islice(pools, SETTLING_POOLS)]
@@ -93,7 +93,7 @@ def train(config: Config) -> dict[str, Any]:
 
     net.load_state_dict(torch.load(out / "best.pt", map_location=config.device, weights_only=True)["model"])
     iou = evaluate(net, data.test, data)
-    learned = result.pseudo_labels is not None
+    measures = log.last_tenth.measures()
     summary = {
         "dataset": config.dataset,
         "method": config.method,
@@ -109,8 +109,7 @@ def train(config: Config) -> dict[str, Any]:
         "iou_per_class": by_class(data.evaluated_names, iou.per_class()),
         "iou_per_class_pooled": by_class(data.evaluated_names, iou.pooled()),
         "validation": best,
-        "pseudo_label_precision": log.last_tenth.precision() if learned else None,
-        "pseudo_label_weight": log.last_tenth.weight() if learned else None,
+        **(measures if result.pseudo_labels else dict.fromkeys(measures)),
         "seconds": time.perf_counter() - started,
         "data": data.found,
         "device": torch.cuda.get_device_name(config.device) if net.head.weight.is_cuda else config.device,

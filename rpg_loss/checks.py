@@ -124,6 +124,17 @@ def resolve_k(k: Any, n: int | None = None) -> int:
     return max(1, round(float(k) * n)) if n is not None else 1
 
 
+def share_k(k: int | float, n: int) -> float:
+    """``k``, checked by :func:`resolve_k`, as a share of ``n`` references in (0, 1]."""
+    return resolve_k(k, n) / n if isinstance(k, numbers.Integral) else float(k)
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r}, expected True or False")
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ValueError unless ``value`` is one of the choices."""
     if value not in choices:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from types import EllipsisType
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, get_args, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import (
+    check_bool,
     check_choice,
     check_floating,
     check_labels,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 MapSize = int | tuple[int, ...] | None
+NormalizeBy = Literal["entries", "weights"]
+_NORMALIZE_BY: tuple[NormalizeBy, ...] = get_args(NormalizeBy)
 
 
 def segmentation_cross_entropy(
@@ -37,11 +40,12 @@ def segmentation_cross_entropy(
     *,
     valid: Tensor | None = None,
     ignore_index: int = -100,
+    normalize_by: NormalizeBy = "entries",
 ) -> Tensor:
     """Mean of W * CE over all entries that are not ignored; multi-class or binary per label, as ``target`` is.
 
-    Not divided by the sum of the weights: doubtful pixels weigh less, they do not make others weigh more (the
-    expectation in Eq. 8).  Where everything is ignored the loss is 0, with a graph that gives zero gradients.
+    By default not divided by the sum of the weights: doubtful pixels weigh less, they do not make others weigh more
+    (the expectation in Eq. 8).  Where everything is ignored the loss is 0, with a graph that gives zero gradients.
 
     Args:
         logits: ``(B, C, *S)`` floating point; half precision is computed in float32.
@@ -49,14 +53,26 @@ def segmentation_cross_entropy(
         weights: ``(B, *S)``, or ``(B, C, *S)`` for label vectors; all 1 if None.
         valid: bool of one of these two shapes, False where an entry is to be ignored.
         ignore_index: entries of ``target`` with this value are ignored.
+        normalize_by: ``"entries"`` divides the sum of W * CE by the number of entries, ``"weights"`` by the sum of
+            their weights: a weighted mean, which keeps its scale where most weights are small.  Where all weights are
+            0 it is 0, with a live graph.
 
     Returns:
         A scalar, float32 (float64 for float64 logits).
 
     Raises:
         TypeError: ``logits`` is not floating point, or ``target`` is not a tensor.
-        ValueError: shapes that do not fit.  (The values of ``target`` are not looked at: that would make a GPU wait.)
+        ValueError: shapes that do not fit, or an unknown ``normalize_by``.  (The values of ``target`` are not looked
+            at: that would make a GPU wait.)
+
+    Example:
+        >>> logits, target, weights = torch.zeros(1, 2, 2), torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.0]])
+        >>> segmentation_cross_entropy(logits, target, weights)  # 0.5 log 2 / 2
+        tensor(0.1733)
+        >>> segmentation_cross_entropy(logits, target, weights, normalize_by="weights")  # 0.5 log 2 / 0.5
+        tensor(0.6931)
     """
+    check_choice("normalize_by", normalize_by, _NORMALIZE_BY)
     check_floating("logits", logits)
     check_tensor("target", target)
     class_map = (logits.shape[0], *logits.shape[2:])
@@ -80,6 +96,9 @@ def segmentation_cross_entropy(
     factor = used.to(entries.dtype)
     if weights is not None:
         factor = factor * _per_entry("weights", weights, entries, multilabel=multilabel).to(entries.dtype)
+    if normalize_by == "weights":
+        total = factor.sum()
+        return (entries * factor).sum() / total.masked_fill(total == 0, 1)
     return (entries * factor).sum() / used.sum().clamp(min=1)
 
 
@@ -96,18 +115,23 @@ class RPGLoss(nn.Module):
     Args:
         k: number of nearest references that count for the weight: an int (the paper: 7000), or a float in (0, 1], a
             share of the reference set (the paper's best: 0.5, Table 3).
+        balanced_k: give rare and frequent label sets the same say in where the k nearest end, see
+            :func:`rpg_pseudo_labels`; ``k`` should then be below one over the number of label sets.  Not in the paper.
         map_size: side of the map, one int or one per spatial axis; None: no sub-sampling.  An axis that is already
             shorter is left as it is.  The paper: 64.
         weighted: False sets every weight to 1 (the paper's nearest-neighbour baseline).
         resolution: ``"map"`` takes the loss on the map (the paper), ``"full"`` up-samples labels and weights to
             the logits' size.
+        normalize_by: ``"entries"`` takes the mean of W * CE over all pixels (Eq. 8), ``"weights"`` divides by the sum
+            of W instead (see :func:`segmentation_cross_entropy`): not in the paper, for data where W is small almost
+            everywhere.  Every call divides by its own sum, with ``group`` every process.
         ignore_index: value of ``y_ref`` at pixels that are neither references nor supervised.
         impl: see :func:`rpg_pseudo_labels`.
         group: processes whose pools together are the reference set, see :func:`rpg_pseudo_labels`.
         check_values: look for NaN, infinities and labels out of range; on a GPU each look waits for the device.
 
     Raises:
-        TypeError: ``k`` is not a number, ``map_size`` is not made of ints.
+        TypeError: ``k`` is not a number, ``balanced_k`` not a bool, ``map_size`` is not made of ints.
         ValueError: an argument out of range.
 
     Example:
@@ -121,9 +145,11 @@ class RPGLoss(nn.Module):
         self,
         k: int | float = 0.5,
         *,
+        balanced_k: bool = False,
         map_size: MapSize = 64,
         weighted: bool = True,
         resolution: Literal["map", "full"] = "map",
+        normalize_by: NormalizeBy = "entries",
         ignore_index: int = -100,
         impl: Impl = "auto",
         group: ProcessGroup | None = None,
@@ -131,7 +157,9 @@ class RPGLoss(nn.Module):
     ) -> None:
         super().__init__()
         resolve_k(k)
+        check_bool("balanced_k", balanced_k)
         check_choice("resolution", resolution, ("map", "full"))
+        check_choice("normalize_by", normalize_by, _NORMALIZE_BY)
         check_choice("impl", impl, ("auto", *IMPLEMENTATIONS))
         sides = map_size if isinstance(map_size, tuple) else (map_size,) if map_size is not None else ()
         if any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
@@ -139,9 +167,11 @@ class RPGLoss(nn.Module):
         if any(side < 1 for side in sides):
             raise ValueError(f"map_size: got {map_size!r}, expected sides of 1 or more (None for no sub-sampling)")
         self.k = k
+        self.balanced_k = balanced_k
         self.map_size = map_size
         self.weighted = weighted
         self.resolution = resolution
+        self.normalize_by: NormalizeBy = normalize_by
         self.ignore_index = ignore_index
         self.impl: Impl = impl
         self.group = group
@@ -149,8 +179,9 @@ class RPGLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"k={self.k}, map_size={self.map_size}, weighted={self.weighted}, resolution={self.resolution!r}, "
-            f"ignore_index={self.ignore_index}, impl={self.impl!r}, check_values={self.check_values}"
+            f"k={self.k}, balanced_k={self.balanced_k}, map_size={self.map_size}, weighted={self.weighted}, "
+            f"resolution={self.resolution!r}, normalize_by={self.normalize_by!r}, ignore_index={self.ignore_index}, "
+            f"impl={self.impl!r}, check_values={self.check_values}"
         )
 
     @torch.no_grad()
@@ -208,6 +239,7 @@ class RPGLoss(nn.Module):
             _subsample(feat_ref, grid_ref),
             _subsample(y_ref, grid_ref),
             self.k,
+            balanced_k=self.balanced_k,
             valid_u=None if valid_u is None else _subsample(valid_u, grid_u),
             ignore_index=self.ignore_index,
             impl=self.impl,
@@ -294,6 +326,7 @@ class RPGLoss(nn.Module):
             pseudo.weights,
             valid=None if valid_u is None else _subsample(valid_u, grid_u),
             ignore_index=self.ignore_index,
+            normalize_by=self.normalize_by,
         )
         if logits_ref is not None:
             loss = loss + segmentation_cross_entropy(logits_ref, y_ref, ignore_index=self.ignore_index)

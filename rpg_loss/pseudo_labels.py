@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import (
+    check_bool,
     check_finite,
     check_floating,
     check_labels,
@@ -20,6 +21,7 @@ from .checks import (
     describe,
     is_ignored,
     resolve_k,
+    share_k,
     widen,
 )
 from .label_sets import encode_label_sets
@@ -51,6 +53,7 @@ def rpg_pseudo_labels(
     y_ref: Tensor,
     k: int | float,
     *,
+    balanced_k: bool = False,
     valid_u: Tensor | None = None,
     ignore_index: int = -100,
     impl: Impl = "auto",
@@ -75,6 +78,11 @@ def rpg_pseudo_labels(
             label vectors ``(P, C, *R)`` of any real dtype; flat: ``(N,)`` or ``(N, C)``.
         k: number of nearest references that count: an int >= 1 (more than there are means all), or a float in
             (0, 1], a share of the references that are not ignored.
+        balanced_k: give all label sets the same say in where the k nearest end: each of the n_S references of a set S
+            counts N / (|S| n_S) instead of 1.  By default (the paper) the k nearest of a query in a set of fewer than
+            k references always reach into other sets, and its weight is small however clear the choice.  A whole set
+            counts N / |S|, so ``k`` should be below that: at a share q / |S|, weight 1 takes the share q of the
+            references of the query's set to be nearer than those of any other set, in rare and frequent sets alike.
         valid_u: ``(B, *S)`` or ``(M,)`` bool, False where a query is to be ignored: its weight is 0 and its label
             ``ignore_index`` (0 in every label of a label vector).
         ignore_index: a reference with this value as its class, or in any entry of its label vector, is left out.
@@ -92,7 +100,7 @@ def rpg_pseudo_labels(
 
     Raises:
         TypeError: an argument is not a tensor, features are not real floating point, a class map is not of an
-            integer dtype, ``k`` is not a number.
+            integer dtype, ``k`` is not a number, ``balanced_k`` not a bool.
         ValueError: shapes that do not fit, empty input, ``k`` out of range, labels out of range, NaN or infinite
             features, different devices, an ``impl`` that is unknown or cannot run on the device, every
             reference ignored, or another process of ``group`` with any of these.
@@ -103,13 +111,24 @@ def rpg_pseudo_labels(
         PseudoLabels(labels=tensor([0]), weights=tensor([1.0000]))
     """
     if group is not None:
-        return _outside_of_graphs()(feat_u, feat_ref, y_ref, k, valid_u, ignore_index, impl, group, check_values)
-    _check(feat_u, feat_ref, y_ref, k, valid_u)
+        return _outside_of_graphs()(
+            feat_u, feat_ref, y_ref, k, balanced_k, valid_u, ignore_index, impl, group, check_values
+        )
+    _check(feat_u, feat_ref, y_ref, k, balanced_k, valid_u)
     if torch.compiler.is_compiling():
         share = not isinstance(k, numbers.Integral)
         return PseudoLabels(
             *_operator(
-                feat_u.detach(), feat_ref.detach(), y_ref, valid_u, float(k), share, ignore_index, impl, check_values
+                feat_u.detach(),
+                feat_ref.detach(),
+                y_ref,
+                valid_u,
+                float(k),
+                share,
+                balanced_k,
+                ignore_index,
+                impl,
+                check_values,
             )
         )
     references, labels = _used_references(feat_u, feat_ref, y_ref, ignore_index, check_values)
@@ -119,8 +138,9 @@ def rpg_pseudo_labels(
             "one labelled reference; draw another reference pool"
         )
     set_ids, set_labels = encode_label_sets(labels)
+    k = share_k(k, len(labels)) if balanced_k else resolve_k(k, len(labels))
     with torch.autocast(device_type=feat_u.device.type, enabled=False):
-        matches = match(_flatten(feat_u), references, set_ids, len(set_labels), resolve_k(k, len(labels)), impl)
+        matches = match(_flatten(feat_u), references, set_ids, len(set_labels), k, impl, balanced=balanced_k)
         weights = entropy_weights(matches.proximities)
     return _shaped(set_labels[matches.nearest_sets], weights, feat_u, y_ref, valid_u, ignore_index)
 
@@ -137,6 +157,7 @@ def _pseudo_labels_of_group(
     feat_ref: Tensor,
     y_ref: Tensor,
     k: int | float,
+    balanced_k: bool,
     valid_u: Tensor | None,
     ignore_index: int,
     impl: Impl,
@@ -144,14 +165,15 @@ def _pseudo_labels_of_group(
     check_values: bool,
 ) -> PseudoLabels:
     with refusals_told(group):
-        _check(feat_u, feat_ref, y_ref, k, valid_u)
+        _check(feat_u, feat_ref, y_ref, k, balanced_k, valid_u)
         impl = resolve(impl, feat_u.device)
         references, labels = _used_references(feat_u, feat_ref, y_ref, ignore_index, check_values)
-    settings = {"k": k, "impl": impl, "kind of device": feat_u.device.type}
+    settings = {"k": k, "balanced_k": balanced_k, "impl": impl, "kind of device": feat_u.device.type}
     union = unite(group, _flatten(feat_u), references, labels, settings)
-    k = resolve_k(k, union.shards.total)
+    total, num_sets = union.shards.total, len(union.set_labels)
+    k = share_k(k, total) if balanced_k else resolve_k(k, total)
     with torch.autocast(device_type=feat_u.device.type, enabled=False):
-        matches = match(union.queries, references, union.set_ids, len(union.set_labels), k, impl, union.shards)
+        matches = match(union.queries, references, union.set_ids, num_sets, k, impl, union.shards, balanced=balanced_k)
         weights = entropy_weights(matches.proximities[union.mine])
     labels_u = union.set_labels[matches.nearest_sets[union.mine]]
     return _shaped(labels_u, weights, feat_u, y_ref, valid_u, ignore_index)
@@ -161,8 +183,8 @@ def _pseudo_labels_of_group(
     "rpg_loss::pseudo_labels",
     mutates_args=(),
     schema=(
-        "(Tensor feat_u, Tensor feat_ref, Tensor y_ref, Tensor? valid_u, float k, bool share, int ignore_index, "
-        "str impl, bool check_values) -> (Tensor, Tensor)"
+        "(Tensor feat_u, Tensor feat_ref, Tensor y_ref, Tensor? valid_u, float k, bool share, bool balanced_k, "
+        "int ignore_index, str impl, bool check_values) -> (Tensor, Tensor)"
     ),
 )
 def _operator(
@@ -172,6 +194,7 @@ def _operator(
     valid_u: Tensor | None,
     k: float,
     share: bool,
+    balanced_k: bool,
     ignore_index: int,
     impl: Impl,
     check_values: bool,
@@ -182,6 +205,7 @@ def _operator(
         feat_ref,
         y_ref,
         k if share else int(k),
+        balanced_k=balanced_k,
         valid_u=valid_u,
         ignore_index=ignore_index,
         impl=impl,
@@ -197,6 +221,7 @@ def _(
     valid_u: Tensor | None,
     k: float,
     share: bool,
+    balanced_k: bool,
     ignore_index: int,
     impl: Impl,
     check_values: bool,
@@ -248,7 +273,9 @@ def _flatten(tensor: Tensor) -> Tensor:
     return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
 
 
-def _check(feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, k: int | float, valid_u: Tensor | None) -> None:
+def _check(
+    feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, k: int | float, balanced_k: bool, valid_u: Tensor | None
+) -> None:
     """Check everything that costs no look at values."""
     check_floating("feat_u", feat_u)
     check_floating("feat_ref", feat_ref)
@@ -287,3 +314,4 @@ def _check(feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, k: int | float, vali
     check_mask("valid_u", valid_u, (feat_u.shape[0], *feat_u.shape[2:]), "feat_u")
     check_same_device(feat_u=feat_u, feat_ref=feat_ref, y_ref=y_ref, valid_u=valid_u)
     resolve_k(k)
+    check_bool("balanced_k", balanced_k)

@@ -57,6 +57,7 @@ PSEUDO_LABELS = {
     "k > 1": ((U, R, Y, 1.5), {}, ValueError, r"k: got the float 1.5, .*a number of references must be an int"),
     "k NaN": ((U, R, Y, float("nan")), {}, ValueError, r"k: got the float nan"),
     "k string": ((U, R, Y, "all"), {}, TypeError, r"k: got 'all' of type str"),
+    "balanced_k": ((U, R, Y, 5), {"balanced_k": 0.5}, TypeError, r"balanced_k: got 0.5, expected True or False"),
     "k bool": ((U, R, Y, True), {}, TypeError, r"k: got True of type bool"),
     "negative class": (
         (U, R, with_value(Y, -1), 5),
@@ -169,11 +170,13 @@ def test_rpg_loss_types():
     [
         ({"k": 0}, ValueError, r"k: got 0"),
         ({"k": 50.0}, ValueError, r"k: got the float 50.0"),
+        ({"balanced_k": None}, TypeError, r"balanced_k: got None, expected True or False"),
         ({"map_size": 0}, ValueError, r"map_size: got 0, expected sides of 1 or more"),
         ({"map_size": (8, -1)}, ValueError, r"map_size: got \(8, -1\)"),
         ({"map_size": 64.0}, TypeError, r"map_size: got 64.0, expected an int, a tuple of ints or None"),
         ({"map_size": True}, TypeError, r"map_size: got True"),
         ({"resolution": "half"}, ValueError, r"resolution: got 'half', expected one of 'map', 'full'"),
+        ({"normalize_by": "sum"}, ValueError, r"normalize_by: got 'sum', expected one of 'entries', 'weights'"),
         ({"impl": "cuda"}, ValueError, r"impl: got 'cuda', expected one of 'auto', 'reference', 'chunked'"),
     ],
 )
@@ -194,6 +197,8 @@ def test_segmentation_cross_entropy():
         segmentation_cross_entropy(LU, torch.zeros(2, 5, 6).long(), torch.ones(2, 5))
     with pytest.raises(TypeError, match="logits: got list"):
         segmentation_cross_entropy([], Y)
+    with pytest.raises(ValueError, match="normalize_by: got None, expected one of 'entries', 'weights'"):
+        segmentation_cross_entropy(LR, Y, normalize_by=None)
 
 
 @pytest.mark.parametrize("shape", [(), (4, 0)])

@@ -179,6 +179,15 @@ def test_module_equals_functions(problem, seed):
     torch.testing.assert_close(loss, segmentation_cross_entropy(logits_u, *expected))
 
 
+def test_the_module_balances_k():
+    _, feat_u, feat_ref, y_ref, _ = step()
+    y_ref[y_ref == 3] = 0  # classes of other sizes
+    pseudo = RPGLoss(0.1, balanced_k=True).pseudo_labels(feat_u, feat_ref, y_ref)
+    expected = rpg_pseudo_labels(feat_u, feat_ref, y_ref, 0.1, balanced_k=True)
+    assert torch.equal(pseudo.weights, expected.weights)
+    assert not torch.equal(pseudo.weights, RPGLoss(0.1).pseudo_labels(feat_u, feat_ref, y_ref).weights)
+
+
 @given(seed=st.integers(0, 2**32), multilabel=st.booleans())
 def test_reduction_identities(seed, multilabel):
     """Weights of one change nothing, weights scale the loss, ignored entries are as good as absent."""
@@ -203,6 +212,64 @@ def test_reduction_identities(seed, multilabel):
         segmentation_cross_entropy(logits, ignored, weights),
         segmentation_cross_entropy(logits[1:], target[1:], weights[1:]),
     )
+
+
+@given(seed=st.integers(0, 2**32), multilabel=st.booleans(), per_entry=st.booleans())
+def test_normalized_by_weights(seed, multilabel, per_entry):
+    """A weighted mean: within the range of what it averages, the same for weights of another scale."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 4, 5, generator=generator)
+    target = torch.randint(2 if multilabel else 4, (3, 4, 5) if multilabel else (3, 5), generator=generator)
+    weights = torch.rand(3, 4, 5, generator=generator) if multilabel and per_entry else torch.rand(3, 5)
+    valid = torch.rand(3, 5, generator=generator) < 0.5
+    valid[0, 0] = True
+
+    def loss(weights, **options):
+        return segmentation_cross_entropy(logits, target, weights, normalize_by="weights", **options)
+
+    if multilabel:
+        entries = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
+        each = (weights if weights.ndim == 3 else weights.unsqueeze(1)).expand(3, 4, 5)
+        inside = valid.unsqueeze(1).expand(3, 4, 5)
+    else:
+        entries, each, inside = F.cross_entropy(logits, target, reduction="none"), weights, valid
+    torch.testing.assert_close(loss(weights), (each * entries).sum() / each.sum())
+    torch.testing.assert_close(loss(weights, valid=valid), (each * entries)[inside].sum() / each[inside].sum())
+    torch.testing.assert_close(loss(1e-6 * weights), loss(weights))
+    torch.testing.assert_close(loss(torch.ones(3, 5)), segmentation_cross_entropy(logits, target))
+    torch.testing.assert_close(loss(None, valid=valid), segmentation_cross_entropy(logits, target, valid=valid))
+    only = torch.zeros_like(weights)
+    only.view(-1)[0] = 1e-3
+    first = entries[0, :, 0].mean() if multilabel and weights.ndim == 2 else entries.view(-1)[0]
+    torch.testing.assert_close(loss(only), first)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_normalized_by_weights_of_which_none_is_left(multilabel):
+    """Zero with a live graph: all weights 0, all pixels ignored, nothing that could be told apart."""
+    logits_u, feat_u, feat_ref, y_ref, logits_ref = step(multilabel=multilabel)
+    criterion = RPGLoss(normalize_by="weights")
+    losses = [
+        segmentation_cross_entropy(logits_ref, y_ref, torch.zeros(3, 9, 7), normalize_by="weights"),
+        segmentation_cross_entropy(logits_ref, torch.full_like(y_ref, -100), normalize_by="weights"),
+        criterion(logits_u, feat_u, feat_ref, y_ref, valid_u=torch.zeros(2, 9, 7, dtype=torch.bool)),
+    ]
+    sum(losses).backward()
+    assert losses == [0, 0, 0]
+    assert torch.equal(logits_u.grad, torch.zeros_like(logits_u))
+    assert torch.equal(logits_ref.grad, torch.zeros_like(logits_ref))
+
+
+@pytest.mark.parametrize("resolution", ["map", "full"])
+def test_the_module_normalizes_the_unlabelled_term_by_weights(resolution):
+    logits_u, feat_u, feat_ref, y_ref, logits_ref = step()
+    criterion = RPGLoss(map_size=4, resolution=resolution, normalize_by="weights")
+    loss, pseudo = criterion(logits_u, feat_u, feat_ref, y_ref, return_pseudo_labels=True)
+    rows, columns = (torch.arange(n) * n // n if resolution == "full" else torch.arange(4) * n // 4 for n in (9, 7))
+    entries = F.cross_entropy(logits_u[:, :, rows[:, None], columns], pseudo.labels, reduction="none")
+    torch.testing.assert_close(loss, (pseudo.weights * entries).sum() / pseudo.weights.sum())
+    both = criterion(logits_u, feat_u, feat_ref, y_ref, logits_ref)
+    torch.testing.assert_close(both, loss + F.cross_entropy(logits_ref, y_ref))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -253,6 +320,9 @@ def test_a_class_that_wraps_round_to_the_ignore_index_is_not_ignored():
 
 
 def test_the_module_has_no_state_and_says_what_it_is():
-    criterion = RPGLoss(7000, map_size=(32, 16), resolution="full")
+    criterion = RPGLoss(7000, map_size=(32, 16), resolution="full", normalize_by="weights", balanced_k=True)
     assert not criterion.state_dict()
-    assert "k=7000, map_size=(32, 16), weighted=True, resolution='full'" in repr(criterion)
+    assert (
+        "k=7000, balanced_k=True, map_size=(32, 16), weighted=True, resolution='full', normalize_by='weights'"
+        in repr(criterion)
+    )

@@ -2,6 +2,9 @@
 
 import importlib.util
 import math
+from collections import Counter
+from fractions import Fraction
+from itertools import accumulate
 
 import pytest
 import torch
@@ -20,8 +23,11 @@ from rpg_loss.matching.precision import full_float32_matmul
 from .problems import FAST_IMPLS, IMPLS, device_of, flat_problems, label_vectors, needs_triton, problems, pseudo_labels
 
 
-def oracle(problem):
-    """Eq. 3-7 with Python floats and loops: sort the references, take the k first and all ties with the k-th."""
+def oracle(problem, *, balanced=False):
+    """Eq. 3-7 with Python floats and loops: sort the references, take the k first and all ties with the k-th.
+
+    Balanced: go on until those passed, each counting N / (|S| n) with n the size of its set, count k.
+    """
     results = []
     references = [
         (i, r.tolist(), label)
@@ -29,6 +35,8 @@ def oracle(problem):
         if label is not None
     ]
     sets = {label for *_, label in references}
+    sizes = Counter(label for *_, label in references)
+    counted = {s: Fraction(len(references), len(sets) * sizes[s]) if balanced else 1 for s in sets}
     for u in problem.feat_u.tolist():
         found = []
         for i, r, label in references:
@@ -39,7 +47,8 @@ def oracle(problem):
         found.sort(reverse=True)
         best = found[0][0]
         label = max((minus_i, label) for p, minus_i, label in found if p >= best - TIE)[1]
-        kth = found[min(problem.k, len(found)) - 1][0]
+        passed = list(accumulate(counted[of] for *_, of in found))
+        kth = found[next(i for i, count in enumerate(passed) if count >= min(problem.k, len(found)))][0]
         proximity = dict.fromkeys(sets, 0.0)
         for p, _, of in found:
             if p >= kth - TIE:
@@ -60,11 +69,19 @@ def test_oracle(impl, problem):
     torch.testing.assert_close(weights, torch.tensor([w for _, w in expected]), atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+@given(problem=flat_problems())
+def test_oracle_of_balanced_k(impl, problem):
+    _, weights = pseudo_labels(*problem.args, impl=impl, balanced_k=True)
+    torch.testing.assert_close(weights, torch.tensor([w for _, w in oracle(problem, balanced=True)]), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("impl", FAST_IMPLS)
 @given(problem=problems())
-def test_implementations_agree(impl, problem):
-    one = pseudo_labels(*problem.args, impl="reference")
-    other = pseudo_labels(*problem.args, impl=impl)
+def test_implementations_agree(impl, balanced, problem):
+    one = pseudo_labels(*problem.args, impl="reference", balanced_k=balanced)
+    other = pseudo_labels(*problem.args, impl=impl, balanced_k=balanced)
     assert torch.equal(one.labels, other.labels)
     torch.testing.assert_close(one.weights, other.weights, atol=1e-5, rtol=0)
 
@@ -84,6 +101,8 @@ def test_cutting_up_the_work_changes_nothing(cut, problem):
     set_ids, set_labels = encode_label_sets(problem.y_ref)
     args = (problem.feat_u, problem.feat_ref, set_ids, len(set_labels), min(problem.k, len(set_ids)))
     assert_matches(match_chunked(*args, **cut), match_reference(*args))
+    args = (*args[:4], args[4] / len(set_ids))
+    assert_matches(match_chunked(*args, **cut, balanced=True), match_reference(*args, balanced=True))
 
 
 @needs_triton
@@ -160,6 +179,15 @@ def test_agreement_with_the_definition_on_hard_problems(cut, name, share):
     assert_matches(match_chunked(*args, **cut), match_reference(*args))
 
 
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.11, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_agreement_of_balanced_k_with_the_definition_on_hard_problems(cut, name, share):
+    u, r, ids = hard_problem(name)
+    args = (u, r, ids, int(ids.max()) + 1, share)
+    assert_matches(match_chunked(*args, **cut, balanced=True), match_reference(*args, balanced=True))
+
+
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", HARD)
@@ -174,6 +202,9 @@ def test_agreement_of_the_fused_kernels_on_hard_problems(name, dtype):
         assert_matches(
             match_triton(*(a.to(device) if isinstance(a, torch.Tensor) else a for a in args)), match_reference(*args)
         )
+    args = (*args[:4], 0.05)
+    got = match_triton(*(a.to(device) if isinstance(a, torch.Tensor) else a for a in args), balanced=True)
+    assert_matches(got, match_reference(*args, balanced=True))
 
 
 @needs_triton

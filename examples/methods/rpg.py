@@ -15,9 +15,11 @@ class RPG(Method):
         super().__init__(config, data, net, iterations)
         self.criterion = RPGLoss(
             config.k,
+            balanced_k=config.balanced_k,
             map_size=config.map_size,
             weighted=config.weighted,
             resolution=config.resolution,
+            normalize_by=config.normalize_by,
             check_values=False,
         )
 

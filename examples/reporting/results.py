@@ -20,10 +20,13 @@ REQUIRED = ("dataset", "method", "labeled", "split", "seed", "iterations", "imag
 MATCHING = ("nearest_neighbor", "rpg", "rpg_plus")
 STUDIED: dict[str, tuple[str, ...] | None] = {
     "k": ("rpg", "rpg_plus"),
+    "balanced_k": ("rpg", "rpg_plus"),
     "pool_size": None,
+    "balanced_crops": None,
     "map_size": MATCHING,
     "weighted": ("rpg", "rpg_plus"),
     "resolution": MATCHING,
+    "normalize_by": ("rpg", "rpg_plus"),
     "threshold": ("pseudolabel", "fixmatch", "rpg_plus"),
     "cutout": ("fixmatch", "rpg_plus"),
     "batch_norm": None,

@@ -40,8 +40,10 @@ class Implementation(Protocol):
         references: Tensor,
         set_ids: Tensor,
         num_sets: int,
-        k: int,
+        k: float,
         shards: Alone | None = None,
+        *,
+        balanced: bool = False,
     ) -> Matches: ...
 
 
@@ -62,9 +64,11 @@ def match(
     references: Tensor,
     set_ids: Tensor,
     num_sets: int,
-    k: int,
+    k: float,
     impl: Impl = "auto",
     shards: Shards | None = None,
+    *,
+    balanced: bool = False,
 ) -> Matches:
     """Class proximities and nearest label set of every query; see :class:`Matches`.
 
@@ -73,16 +77,18 @@ def match(
         references: features of the N references, ``(N, D)``, N >= 1.
         set_ids: label set of every reference, ``(N,)`` int64 in ``[0, num_sets)``, each occurring.
         num_sets: number of label sets, |S|.
-        k: how many nearest references count, 1 <= k <= N.
+        k: how many nearest references count, an int, 1 <= k <= N; with ``balanced`` a share, 0 < k <= 1.
         impl: one of the names above.
         shards: where the references are shared out over processes, that call this together with the same
             queries; N is the number of all references then, and some processes may have none.
+        balanced: a label set is among the k nearest if the shares of every set's references that are nearer than its
+            best one have a mean below k: every reference counts N / (|S| n) instead of 1, n the size of its set.
 
     Raises:
         ValueError: ``impl`` is not one of the names above, or cannot run on the device of ``queries``.
     """
     impl = resolve(impl, queries.device)
-    return IMPLEMENTATIONS[impl](queries, references, set_ids, num_sets, k, shards)
+    return IMPLEMENTATIONS[impl](queries, references, set_ids, num_sets, k, shards, balanced=balanced)
 
 
 def resolve(impl: Impl, device: torch.device) -> Impl:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .bounds import size_bounds
+from .bounds import balanced_limit, size_bounds
 from .contract import EPS, EPS_MATTERS, TIE, Matches
 from .precision import full_float32_matmul
 from .shards import Alone
@@ -56,9 +56,10 @@ def match_chunked(
     references: Tensor,
     set_ids: Tensor,
     num_sets: int,
-    k: int,
+    k: float,
     shards: Alone | None = None,
     *,
+    balanced: bool = False,
     block: int | None = None,
     tile: int | None = None,
     kept: int | None = None,
@@ -71,12 +72,13 @@ def match_chunked(
     device = queries.device
     shards = shards or Alone(references, set_ids, num_sets)
     kept = _KEPT[device.type] if kept is None else kept
+    all_inside = k >= (1 if balanced else shards.total)
+    keeping = not (all_inside or balanced)
     # The same on all shards, as it decides which counts are exchanged.
-    block = min(block or _block_size(device.type, shards.largest if k < shards.total else 0, kept), len(queries))
+    block = min(block or _block_size(device.type, shards.largest if keeping else 0, kept), len(queries))
     ours = _References(references, set_ids, num_sets, shards.first_index, block)
     height = max((tile or _TILE[device.type]) // block // ours.group, 1) * ours.group
-    keep = k < shards.total and shards.largest * block <= kept
-    workspace = _Workspace(ours, block, height, keep)
+    workspace = _Workspace(ours, block, height, keeping and shards.largest * block <= kept)
 
     nearest_sets = torch.empty(len(queries), dtype=torch.int64, device=device)
     proximities = torch.empty(len(queries), num_sets, dtype=torch.float32, device=device)
@@ -87,8 +89,10 @@ def match_chunked(
             best = shards.maximum(few.set_maxima()).clamp_(max=1)
             best.masked_fill_(best <= TIE, 0)
             nearest_sets[chunk] = _nearest_sets(few, best, shards)
-            if k < shards.total:
-                _drop_sets_beyond_k(few, best, k, shards)
+            if balanced and not all_inside:
+                _drop_sets_beyond_balanced_k(few, best, k, shards)
+            elif not all_inside:
+                _drop_sets_beyond_k(few, best, int(k), shards)
             proximities[chunk] = best.T
     return Matches(nearest_sets, proximities)
 
@@ -203,6 +207,16 @@ class _Block:
             counts += self._count(torch.gt, similarities, threshold)
         return counts
 
+    def count_above_by_set(self, columns: Tensor, threshold: Tensor) -> Tensor:
+        """``(|S|, c)`` int64: references of every set above a positive threshold, for each of these queries."""
+        group, group_sets = self.references.group, self.references.group_sets
+        counts = columns.new_zeros(self.references.num_sets, len(columns))
+        for similarities, rows in self._tiles(columns):
+            flags = self.workspace.flags[: similarities.numel()].view(similarities.shape)
+            above = torch.gt(similarities, threshold, out=flags).view(-1, group, len(columns)).sum(1)
+            counts.index_add_(0, group_sets[rows.start // group : rows.stop // group], above.long())
+        return counts
+
     def groups_above(self, threshold: Tensor) -> Tensor:
         """``(c,)`` int64: groups that hold a reference above a positive threshold."""
         return self._count(torch.gt, self.group_maxima, threshold)
@@ -266,6 +280,21 @@ def _drop_sets_beyond_k(few: _Block, best: Tensor, k: int, shards: Alone) -> Non
     best[:, queries] = torch.empty_like(ranked).scatter_(0, by_rank, ranked)
 
 
+def _drop_sets_beyond_balanced_k(few: _Block, best: Tensor, k: float, shards: Alone) -> None:
+    """The same where every reference counts one over the size of its set, and so a whole set 1."""
+
+    def nearer(columns: Tensor, threshold: Tensor) -> Tensor:
+        counts = shards.sum(few.count_above_by_set(columns, threshold))
+        return (counts / shards.sizes[:, None].double()).sum(0)
+
+    limit = balanced_limit(k, len(best))
+    ranked, by_rank = _rank(best)
+    inside, outside = size_bounds(ranked, by_rank, torch.ones_like(shards.sizes), limit)
+    inside = _bisect(inside, outside, torch.cat([ranked, ranked[-1:]]) + TIE, nearer, limit)
+    ranked.masked_fill_(torch.arange(len(best), device=best.device)[:, None] >= inside, 0)
+    best.scatter_(0, by_rank, ranked)
+
+
 def _rank(best: Tensor) -> tuple[Tensor, Tensor]:
     """The non-negative maxima ``(|S|, c)`` of every query in falling order, and their sets, ties by number."""
     if best.device.type != "cpu":  # pragma: no cover  # needs a GPU
@@ -309,11 +338,21 @@ def _sets_inside(few: _Block, ranked: Tensor, by_rank: Tensor, k: int, shards: A
         counts = shards.sum(few.count_above_at_least(thresholds.gather(0, inside[None])[0]))
         outside = torch.where(counts < k, outside, inside)
 
+    def nearer(columns: Tensor, threshold: Tensor) -> Tensor:
+        return shards.sum(few.count_above(columns, threshold))
+
+    return _bisect(inside, outside, thresholds, nearer, k)
+
+
+def _bisect(
+    inside: Tensor, outside: Tensor, thresholds: Tensor, nearer: Callable[[Tensor, Tensor], Tensor], limit: float
+) -> Tensor:
+    """The first rank between the two whose threshold has no less than ``limit`` references nearer, for every query."""
     while True:
         undecided = (inside < outside).nonzero().squeeze(1)
         if len(undecided) == 0:
             return inside
         middle = (inside[undecided] + outside[undecided]) // 2
-        counts = shards.sum(few.count_above(undecided, thresholds[middle, undecided]))
-        inside[undecided] = torch.where(counts < k, middle + 1, inside[undecided])
-        outside[undecided] = torch.where(counts < k, outside[undecided], middle)
+        within = nearer(undecided, thresholds[middle, undecided]) < limit
+        inside[undecided] = torch.where(within, middle + 1, inside[undecided])
+        outside[undecided] = torch.where(within, outside[undecided], middle)

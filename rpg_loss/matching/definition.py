@@ -5,12 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .bounds import balanced_limit
 from .contract import EPS, TIE, Matches
 from .shards import Alone, Shards
 
 
 def match_reference(
-    queries: Tensor, references: Tensor, set_ids: Tensor, num_sets: int, k: int, shards: Alone | None = None
+    queries: Tensor,
+    references: Tensor,
+    set_ids: Tensor,
+    num_sets: int,
+    k: float,
+    shards: Alone | None = None,
+    *,
+    balanced: bool = False,
 ) -> Matches:
     """Match by the definition, in float64, with the M x N matrix in memory (see :func:`match`)."""
     if isinstance(shards, Shards):
@@ -25,8 +33,16 @@ def match_reference(
     # Eq. 4: the nearest reference, the lowest index among equals (argmax returns the first maximum).
     nearest = (proximity >= proximity.amax(1, keepdim=True) - TIE).int().argmax(1)
 
+    if balanced:
+        # The same in terms of ranks, where a reference counts one over the size of its set instead of 1.
+        best = [proximity[:, set_ids == s].amax(1, keepdim=True) for s in range(num_sets)]
+        counted = 1 / torch.bincount(set_ids)[set_ids].double()
+        nearer = [torch.where(proximity > of_set + TIE, counted, 0.0).sum(1, keepdim=True) for of_set in best]
+        inside = torch.cat(nearer, dim=1) < balanced_limit(k, num_sets)
+        return Matches(set_ids[nearest], torch.where(inside, torch.cat(best, dim=1), 0.0).float())
+
     # The k nearest references, and all that are as near as the k-th.
-    kth = proximity.topk(k, dim=1).values[:, -1:]
+    kth = proximity.topk(int(k), dim=1).values[:, -1:]
     among_k = torch.where(proximity >= kth - TIE, proximity, 0.0)
 
     # Eq. 5: 1 - delta of every label set.

@@ -8,9 +8,11 @@ leave undecided.  Eight thresholds cut what is undecided into nine: one sweep se
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bounds import size_bounds
+from .bounds import balanced_limit, size_bounds
 from .contract import EPS, EPS_MATTERS, TIE, Matches
 from .shards import Alone
 from .units import rescaled, unit_length
@@ -87,9 +89,10 @@ def match_triton(
     references: Tensor,
     set_ids: Tensor,
     num_sets: int,
-    k: int,
+    k: float,
     shards: Alone | None = None,
     *,
+    balanced: bool = False,
     tiles: Tiles | None = None,
     slab: int = _QUERIES,
 ) -> Matches:
@@ -109,6 +112,9 @@ def match_triton(
     keys = (shards.first_index + order) * num_sets + sets
     r = _Features(references, half, order)
     sets = sets.int()
+    if balanced:
+        ends = torch.bincount(set_ids, minlength=num_sets).cumsum(0).tolist()
+        parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
     tiles = tiles or _choose_tiles(device, r.values)
 
     nearest_sets = torch.empty(m, dtype=torch.int64, device=device)
@@ -119,8 +125,12 @@ def match_triton(
         best = shards.maximum(sweep.set_maxima()).clamp_(max=1)
         best.masked_fill_(best <= TIE, 0)
         nearest_sets[some] = _nearest_sets(sweep, best, shards)
-        if k < shards.total:
-            _drop_sets_beyond_k(sweep, best, k, shards)
+        if balanced and k < 1:
+            nearer = functools.partial(_nearer_in_sets, sweep, parts, shards)
+            _drop_sets_beyond(best, nearer, balanced_limit(k, num_sets), torch.ones_like(shards.sizes))
+        elif not balanced and k < shards.total:
+            nearer = functools.partial(_nearer, sweep, shards)
+            _drop_sets_beyond(best, nearer, k, shards.sizes)
         proximities[some] = best
     return Matches(nearest_sets, proximities)
 
@@ -220,6 +230,14 @@ class _Sweep:
         self._launch(_kernels().count_above, len(rows), self.sets, self.best, rows, thresholds, counts, sets=True)
         return counts
 
+    def over(self, part: slice) -> _Sweep:
+        """The same, over some of the references alone."""
+        some = copy.copy(self)
+        u, r, u_scale, r_scale, u_eps, r_eps = self.features
+        some.features = u, r[part], u_scale, r_scale[part], u_eps, r_eps[part]
+        some.sets, some.keys, some.n = self.sets[part], self.keys[part], part.stop - part.start
+        return some
+
     def lowest_key(self, rows: Tensor, threshold: Tensor) -> Tensor:
         """Key of the first reference whose similarity is not below the threshold, for these queries."""
         lowest = torch.full(rows.shape, torch.iinfo(torch.int64).max, device=self.device)
@@ -238,12 +256,25 @@ def _nearest_sets(sweep: _Sweep, best: Tensor, shards: Alone) -> Tensor:
     return nearest
 
 
-def _drop_sets_beyond_k(sweep: _Sweep, best: Tensor, k: int, shards: Alone) -> None:
-    """Set to 0 what is not among the k nearest: sets whose best has k or more references above it."""
+def _nearer(sweep: _Sweep, shards: Alone, rows: Tensor, thresholds: Tensor) -> Tensor:
+    """References above each of the thresholds."""
+    return shards.sum(sweep.count_above(rows, thresholds))
+
+
+def _nearer_in_sets(sweep: _Sweep, parts: list[slice], shards: Alone, rows: Tensor, thresholds: Tensor) -> Tensor:
+    """The same, each counting one over the size of its set."""
+    shares = torch.zeros(thresholds.shape, dtype=torch.float64, device=thresholds.device)
+    for part, size in zip(parts, shards.sizes, strict=True):
+        shares += shards.sum(sweep.over(part).count_above(rows, thresholds)).double() / size
+    return shares
+
+
+def _drop_sets_beyond(best: Tensor, nearer: Callable[[Tensor, Tensor], Tensor], limit: float, sizes: Tensor) -> None:
+    """Set to 0 what is not among the k nearest: sets whose best has ``limit`` or more references above it."""
     asked = _kernels().THRESHOLDS
     ranked, by_rank = best.sort(dim=1, descending=True, stable=True)
     # Ranks below `inside` are inside, ranks from `outside` on are not, or their maximum is 0.
-    inside, outside = size_bounds(ranked.T, by_rank.T, shards.sizes, k)
+    inside, outside = size_bounds(ranked.T, by_rank.T, sizes, limit)
     while True:
         rows = (inside < outside).nonzero().squeeze(1)
         if len(rows) == 0:
@@ -253,8 +284,8 @@ def _drop_sets_beyond_k(sweep: _Sweep, best: Tensor, k: int, shards: Alone) -> N
         probes = low[:, None] + step[:, None] * torch.arange(1, asked + 1, device=best.device) - 1
         beyond_high = probes >= high[:, None]
         probes = torch.minimum(probes, high[:, None] - 1)
-        counts = shards.sum(sweep.count_above(rows, ranked[rows].gather(1, probes) + TIE))
-        within = ((counts < k) & ~beyond_high).sum(1)
+        counts = nearer(rows, ranked[rows].gather(1, probes) + TIE)
+        within = ((counts < limit) & ~beyond_high).sum(1)
         inside[rows] = low + within * step
         outside[rows] = torch.minimum(high, low + (within + 1) * step - 1)
     ranked.masked_fill_(torch.arange(best.shape[1], device=best.device) >= inside[:, None], 0)

@@ -69,6 +69,30 @@ def test_weak_ignores_exactly_what_it_uncovers(seed):
     assert ((view.labels[:, 0] == 1) | (view.labels[:, 1] == 1))[view.valid].all()
 
 
+@given(seeds, st.floats(-0.45, 0.45), st.floats(-0.45, 0.45))
+def test_a_focus_is_shown_enlarged_in_its_image_alone(seed, x, y):
+    images, labels = blobs(seed)
+    augmentation = weak(seed)
+    augmentation.flip_pairs = ()  # x and y below are no classes
+    view = augmentation(images, labels, None, torch.tensor([[x, y], [torch.nan, torch.nan]]))
+    # Where in the image every pixel of the view lies, in shares of the side from the centre.
+    places = torch.stack(torch.meshgrid(*[(torch.arange(32) + 0.5) / 32 - 0.5] * 2, indexing="xy"))
+    focused, other = view.carry(places.expand(2, -1, -1, -1))
+    distance = (focused - torch.tensor([x, y]).view(2, 1, 1)).norm(dim=0).masked_fill(~view.valid[0], torch.inf)
+    assert distance.min() < 0.03
+    if max(abs(x), abs(y)) < 0.1:  # no border near: in the middle half, or where the rotation takes it
+        row, column = divmod(int(distance.argmin()), 32)
+        assert 5 <= row < 27
+        assert 5 <= column < 27
+    side, usual_side = ((seen[:, 16, 20] - seen[:, 16, 12]).norm() * 32 / 8 for seen in (focused, other))
+    assert view.valid[0].float().mean() > 0.75  # the crop stays in the image, but for its corners
+    assert 0.38 < side < 0.82
+    assert 0.78 < usual_side < 1.02
+    disc = view.labels[:, 2] == 1
+    sure = inside(disc) & inside(view.valid) & view.valid
+    assert ((view.images[:, 0] > 0) == disc)[sure].all()
+
+
 @given(seeds)
 def test_flip_swaps_left_and_right(seed):
     """The right side of the patient stays at the image's left, mirrored or not."""

@@ -22,9 +22,10 @@ from examples.unet import UNet, UpBlock, settle_batch_norm
 
 KEYS = {
     "dataset", "method", "labeled", "split", "seed", "iterations", "image_size", "commit", "miou", "miou_pooled",
-    "iou_per_class", "iou_per_class_pooled", "validation", "pseudo_label_precision", "pseudo_label_weight", "seconds",
-    "data", "device", "threads", "torch", "score", "config", "history", "pictures",
+    "iou_per_class", "iou_per_class_pooled", "validation", "seconds", "data", "device", "threads", "torch", "score",
+    "config", "history", "pictures",
 }  # fmt: skip
+MEASURES = {f"pseudo_label_{name}" for name in ("precision", "recall", "weight", "share", "true_share", "weight_share")}
 
 
 @pytest.fixture
@@ -43,14 +44,14 @@ def test_a_run_leaves_everything(config, method):
     summary = train(config)
     out = config.out_dir
     result = json.loads((out / "result.json").read_text())
-    assert result.keys() == summary.keys() == KEYS
+    assert result.keys() == summary.keys() == KEYS | MEASURES
     assert result["iou_per_class"].keys() == set(phantom.CLASSES)
     assert 0 <= result["miou"] <= 1
     if method in ("supervised", "iic"):
-        assert result["pseudo_label_precision"] is None
-        assert result["pseudo_label_weight"] is None
+        assert {result[measure] for measure in MEASURES} == {None}
     else:
-        assert list(result["pseudo_label_weight"]) == [*phantom.CLASSES, "background"]
+        assert all(list(result[measure]) == [*phantom.CLASSES, "background"] for measure in MEASURES)
+        assert sum(result["pseudo_label_weight_share"].values()) == pytest.approx(1)
         weights = [weight for weight in result["pseudo_label_weight"].values() if weight is not None]
         assert weights
         assert all(0 <= weight <= 1 for weight in weights)
@@ -63,8 +64,10 @@ def test_a_run_leaves_everything(config, method):
     assert list(out.glob("events.out.tfevents.*"))
     assert result["config"]["method"] == method
     assert result["history"][-1] == {
-        "step": 4, "miou": result["validation"], "pseudo_label_precision": None, "pseudo_label_weight": None
-    }  # fmt: skip
+        "step": 4,
+        "miou": result["validation"],
+        **dict.fromkeys(MEASURES),
+    }
     for files in result["pictures"].values():
         for file in files.values():
             with Image.open(out / file) as picture:
@@ -123,7 +126,16 @@ def test_double_length(config):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"weighted": False}, {"resolution": "full"}, {"cutout": "ignore"}, {"batch_norm": "shared"}, {"map_size": None}],
+    [
+        {"weighted": False},
+        {"balanced_k": True},
+        {"balanced_crops": 1.0},
+        {"normalize_by": "weights"},
+        {"resolution": "full"},
+        {"cutout": "ignore"},
+        {"batch_norm": "shared"},
+        {"map_size": None},
+    ],
 )
 def test_ablations_change_what_is_trained(config, changes, tmp_path):
     config = replace(config, iterations=2, threshold=0.5)
@@ -181,6 +193,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         ({"k": 1.5}, "k: got 1.5, expected a share"),
         ({"labeled": 0}, "labeled: got 0, expected 1 or more"),
         ({"threshold": 0.3}, "threshold: got 0.3"),
+        ({"balanced_crops": 1.5}, "balanced_crops: got 1.5, expected a share"),
         ({"iterations": 0}, "iterations: got 0, expected 1 or more"),
     ],
 )
