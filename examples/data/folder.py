@@ -248,10 +248,13 @@ def check_ids(first_with: Mapping[int, Path], names: tuple[str, ...] | None, roo
 
 def read_image(path: Path, size: int) -> Tensor:
     """One image, grey, in the middle of (size, size); what is left is filled with its darkest value."""
-    image = open_image(path)
-    grey = image if image.mode in GREY_MODES else image.convert("L")
-    shown = resize(grey.convert("F"), size, Image.Resampling.BOX)
+    shown = resize(open_grey(path), size, Image.Resampling.BOX)
     return torch.from_numpy(pad(shown, size, shown.min()))
+
+
+def open_grey(path: Path) -> Image.Image:
+    image = open_image(path)
+    return (image if image.mode in GREY_MODES else image.convert("L")).convert("F")
 
 
 def shown_pixels(path: Path, size: int) -> Tensor:
