@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.polynomial.polynomial import polyfit, polyval
+from numpy.polynomial.polynomial import polyfit, polyval, polyvander
 from numpy.typing import NDArray
 
 PERCENTILES = (0.5, 99.5)  # of a B-scan's intensities, between which they are scaled to [-1, 1]
@@ -13,7 +13,8 @@ PERCENTILES = (0.5, 99.5)  # of a B-scan's intensities, between which they are s
 # Of find_retina; lengths in shares of the height.
 WINDOW = (0.02, 1 / 32)  # height (of the image's) and width (of its) over which intensities are averaged
 BRIGHT = 0.6  # of the brightest place of a column: what may be its lowest bright layer
-DEGREE, ROUNDS = 3, 20  # of the curve, and to fit it
+DEGREE = 3  # of the curve
+DRAWS, CANDIDATES = 300, 64  # of curves that are tried, through some of so many columns
 SPREAD, FITTING = 0.03, 0.6  # a curve fits where the layer is as near as this in this share of the columns
 CONTRAST = 0.2  # least height of the bright layer over the background, of the 2 from dark to bright
 TISSUE = 0.35  # of that height: what is brighter is retina
@@ -65,16 +66,18 @@ def find_retina(image: Image) -> Retina | None:
     """Finds the retina in a scaled B-scan (H, W); None where nothing looks like one.
 
     The pigment epithelium is the lowest layer that is nearly as bright as the brightest of its column. A curve is
-    fitted to it, to which detachments, shadows and a brighter nerve fibre layer are outliers. The retina reaches from
-    there up to the first rows that are clearly brighter than the background.
+    fitted to most of it, so that detachments, shadows and a brighter nerve fibre layer do not bend it. The retina
+    reaches from there up to the first rows that are clearly brighter than the background.
     """
     height, width = image.shape
+    if width <= DEGREE:
+        return None
     columns = np.linspace(-1, 1, width)
     smooth = average(average(image, max(1, round(WINDOW[0] * height)), 0), max(1, round(WINDOW[1] * width)), 1)
     smooth = np.maximum(smooth - np.median(smooth), 0)
     peak = smooth.max(0)
     layer = (height - 1 - (smooth >= BRIGHT * peak)[::-1].argmax(0)).astype(np.float64)
-    curve = fit(layer, columns)
+    curve = fit(layer, columns, SPREAD * height)
     rows = polyval(columns, curve)
     near = abs(layer - rows) < SPREAD * height
     if near.mean() < FITTING or np.median(peak[near]) < CONTRAST:
@@ -89,13 +92,16 @@ def find_retina(image: Image) -> Retina | None:
     )
 
 
-def fit(layer: Rows, columns: Rows) -> Rows:
-    """Coefficients of a polynomial through most of the rows: least squares again and again, outliers ever lighter."""
-    weights = np.ones_like(layer)
-    for _ in range(ROUNDS):
-        curve = polyfit(columns, layer, DEGREE, w=weights)
-        distance = abs(layer - polyval(columns, curve))
-        weights = 1 / (1 + (distance / max(1.0, 1.5 * np.median(distance))) ** 2)
+def fit(layer: Rows, columns: Rows, near: float) -> Rows:
+    """Coefficients of the polynomial near most rows: the best of many through a few of them, then least squares."""
+    powers = polyvander(columns, DEGREE)
+    few = np.linspace(0, len(layer) - 1, min(CANDIDATES, len(layer))).astype(int)
+    drawn = few[np.random.default_rng(0).random((DRAWS, len(few))).argsort(1)[:, : DEGREE + 1]]
+    curves = np.linalg.solve(powers[drawn], layer[drawn][..., None])[..., 0]
+    curve = curves[(abs(curves @ powers[few].T - layer[few]) < near).sum(1).argmax()]
+    for _ in range(3):
+        close = abs(powers @ curve - layer) < near
+        curve = polyfit(columns[close], layer[close], DEGREE)
     return curve
 
 
