@@ -523,6 +523,7 @@ def test_real_retinas_are_found_and_keep_their_fluid(tmp_path):
         for kind, name in (("images", "oct"), ("masks", "reference")):
             scans = [np.array(Image.open(path)) for path in sorted((root / kind).glob(f"{patient}_*.png"))[::3]]
             write_image(tmp_path / "Spectralis" / patient / f"{name}.mhd", np.stack(scans))
+    off = []
     for volume in survey(tmp_path, "spectralis").volumes:
         assert None not in volume.retinas
         assert volume.lost == {"whole": 0, "crop": 0, "flatten": 0}
@@ -530,5 +531,8 @@ def test_real_retinas_are_found_and_keep_their_fluid(tmp_path):
             height = found.flat[1] - found.flat[0]
             assert 60 < height < 220  # of 331 rows
             flat = volume.placement(scan, "flatten", 512).cut(volume.read_scan(scan), 0)
-            bright = flat.astype(float).mean(1).argmax()
-            assert abs(bright - (height - round(0.12 * 331))) < 15
+            off.append(
+                abs(int(flat.mean(1).argmax()) - (height - round(0.12 * 331)))
+            )  # the level layer is the brightest
+    assert len(off) == 12
+    assert sum(rows <= 8 for rows in off) >= 11  # in one, it is the nerve fibre layer
