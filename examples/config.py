@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 MethodName = Literal[
     "supervised", "pseudolabel", "nearest_neighbor", "fixmatch", "iic", "mean_teacher", "mlds", "rpg", "rpg_plus"
 ]
-DatasetName = Literal["phantom", "phantom_exclusive", "phantom_fine", "oct_phantom", "jsrt", "folder"]
+DatasetName = Literal["phantom", "phantom_exclusive", "phantom_fine", "oct_phantom", "jsrt", "retouch", "folder"]
+Vendor = Literal["spectralis", "cirrus", "topcon"]
+RetinaView = Literal["whole", "crop", "flatten"]
+
+# The paper's epochs and unlabelled images a step.
+LENGTH = {"epochs": 100, "unlabeled_batch": 2}
+LENGTHS = {dataset: {"epochs": 50, "unlabeled_batch": 5} for dataset in ("retouch", "oct_phantom")}
 
 
 @dataclass(frozen=True)
@@ -19,10 +25,10 @@ class Config:
     """Train a UNet with few labelled and many unlabelled images; the defaults are the paper's."""
 
     dataset: tyro.conf.Positional[DatasetName]
-    """jsrt: chest radiographs, read from --root. folder: your own images/ and masks/ below --root. phantom: chest-like
-    images drawn on the fly, with overlapping labels; phantom_exclusive: with classes that exclude each other;
-    phantom_fine: with --fine-labels overlapping labels; oct_phantom: drawn B-scans of retinal OCT with fluid, of which
-    half are healthy and a volume is never divided."""
+    """jsrt: chest radiographs, read from --root. retouch: retinal OCT volumes, read from --root. folder: your own
+    images/ and masks/ below --root. phantom: chest-like images drawn on the fly, with overlapping labels;
+    phantom_exclusive: with classes that exclude each other; phantom_fine: with --fine-labels overlapping labels;
+    oct_phantom: drawn B-scans of retinal OCT with fluid, of which half are healthy and a volume is never divided."""
 
     method: MethodName = "rpg_plus"
     """What the unlabelled images are used for; one file each in examples/methods/."""
@@ -31,7 +37,8 @@ class Config:
     """Number of labelled images, N_l (paper: 3, 6, 12, 24)."""
 
     split: int = 0
-    """Which draw of labelled and validation images (jsrt: 0 to 4, committed in examples/data/splits/)."""
+    """Which draw of labelled and validation images (jsrt: 0 to 4; retouch: the fold, 0 to 9; both committed in
+    examples/data/splits/)."""
 
     seed: int = 0
     """Seed of everything random: weights, draws, augmentation."""
@@ -41,6 +48,13 @@ class Config:
 
     group_pattern: str | None = None
     """folder: regular expression; images whose names agree in its first group (a patient) are never divided."""
+
+    vendor: Vendor = "spectralis"
+    """retouch: whose volumes are used (paper: spectralis)."""
+
+    retina: RetinaView = "whole"
+    """retouch: train on whole B-scans; or cropped to the rows around the retina; or with its lowest bright layer
+    level, then cropped."""
 
     fuse: Path | None = None
     """JSON file {"label": ["fine label", ...], ...}: evaluate these unions of the labels that are trained."""
@@ -60,8 +74,8 @@ class Config:
     base_channels: int = 64
     """Width of the UNet's first level; each deeper level doubles it (paper: 64, up to 1024)."""
 
-    epochs: int = 100
-    """Passes over the unlabelled images (paper: 100 on JSRT)."""
+    epochs: int | None = None
+    """Passes over the unlabelled images; None: as in the paper, 50 for retouch and 100 for the others."""
 
     iterations: int | None = None
     """Optimiser steps, instead of --epochs."""
@@ -78,8 +92,8 @@ class Config:
     balanced_crops: float = 0.0
     """Share of the pool's images that are cropped closely around a pixel of a class, each class alike (paper: 0)."""
 
-    unlabeled_batch: int = 2
-    """Unlabelled images in each step (paper: 5 in all on JSRT, so 2)."""
+    unlabeled_batch: int | None = None
+    """Unlabelled images in each step; None: as in the paper, 5 for retouch and 2 for the others."""
 
     map_size: int | None = 64
     """Side s of the sub-sampled maps on which pixels are matched (paper: 64); None: every pixel."""
@@ -122,7 +136,10 @@ class Config:
     """Where to train: cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
-        """Refuse what could only fail later, naming the argument."""
+        """Fill in what depends on the data set, and refuse what could only fail later, naming the argument."""
+        for name, value in paper_length(self.dataset).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # the class is frozen
         for name in ("labeled", "image_size", "base_channels", "epochs", "eval_every", "pool_size",
                      "unlabeled_batch", "side", "fine_labels"):  # fmt: skip
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
@@ -161,6 +178,17 @@ class Config:
         """``out``, or its default."""
         name = f"{self.method}-n{self.labeled}-s{self.split}-seed{self.seed}"
         return self.out or Path("runs", self.dataset, name)
+
+
+def paper_length(dataset: str) -> dict[str, int]:
+    """The paper's ``epochs`` and ``unlabeled_batch`` for a data set."""
+    return LENGTHS.get(dataset, LENGTH)
+
+
+def defaults(dataset: str) -> dict[str, Any]:
+    """The value of every option that is not given, for a data set."""
+    plain = {field.name: None if field.default is MISSING else field.default for field in fields(Config)}
+    return {**plain, **paper_length(dataset)}
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from examples.data import Dataset, ImageSet
+from examples.data import Dataset, Images
 from examples.data.fusing import fuse_masks
 from examples.metrics import IoU, class_masks, known_pixels, predicted_masks
 
@@ -13,17 +13,30 @@ BATCH = 4
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, images: ImageSet, data: Dataset) -> IoU:
-    """Collects the IoU of the network's predictions, without augmentation; ignored pixels count nowhere."""
+def evaluate(net: nn.Module, images: Images, data: Dataset) -> IoU:
+    """Collects the IoU of the network's predictions, without augmentation; ignored pixels count nowhere.
+
+    Where the images' original size is known, predictions are brought back to it.
+    """
     net.eval()
     iou = IoU()
     for start in range(0, len(images), BATCH):
         batch = images[range(start, min(start + BATCH, len(images)))]
-        prediction = predicted_masks(net(batch.images)[0], multilabel=data.multilabel)
-        truth = class_masks(batch.labels, prediction.shape[1])
-        known = known_pixels(batch.labels)[:, None]
-        iou.update(fuse_masks(prediction, data.fused) & known, fuse_masks(truth, data.fused) & known)
+        logits = net(batch.images)[0]
+        if batch.originals is None:
+            add(iou, logits, batch.labels, data)
+        else:
+            for square, original in zip(logits, batch.originals, strict=True):
+                restored = original.placement.restore(square, multilabel=data.multilabel)
+                add(iou, restored[None], original.read_labels()[None].to(restored.device), data)
     return iou
+
+
+def add(iou: IoU, logits: torch.Tensor, labels: torch.Tensor, data: Dataset) -> None:
+    prediction = predicted_masks(logits, multilabel=data.multilabel)
+    truth = class_masks(labels, prediction.shape[1])
+    known = known_pixels(labels)[:, None]
+    iou.update(fuse_masks(prediction, data.fused) & known, fuse_masks(truth, data.fused) & known)
 
 
 def by_class(names: tuple[str, ...], values: torch.Tensor) -> dict[str, float]:

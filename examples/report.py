@@ -11,14 +11,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import matplotlib.pyplot as plt
 import tyro
 
-from examples.config import Config
+from examples.config import defaults
 from examples.reporting import figures, tables
 from examples.reporting.results import Run, Section, read_results, sections
 
@@ -103,10 +103,10 @@ def heading(section: Section) -> str:
 
 def cautions(section: Section) -> list[str]:
     """What a reader has to know before comparing the runs of a section."""
-    defaults = {option.name: option.default for option in fields(Config) if option.default is not MISSING}
+    usual = defaults(section.dataset)
     named = {"image_size", "base_channels", "iterations"}
     others = {name: value for name, value in section.setting.items() if name not in named}
-    unusual = [f"{name} {value}" for name, value in others.items() if value != defaults.get(name)]
+    unusual = [f"{name} {value}" for name, value in others.items() if value != usual.get(name)]
     lines = [f"Other options than the defaults: {', '.join(unusual)}."] if unusual else []
     if not others:
         lines.append("- **warning**: written before results held their options; only what they hold was compared")

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from examples.config import Config
-from examples.data import folder, jsrt, oct_phantom, phantom, phantom_fine
-from examples.data.dataset import Dataset, ImageSet
+from examples.data import folder, jsrt, oct_phantom, phantom, phantom_fine, retouch
+from examples.data.dataset import Dataset, Images, ImageSet, LazyImages
 from examples.data.fusing import read_fusing
 
 DATASETS: dict[str, Callable[[Config], Dataset]] = {
@@ -14,6 +14,7 @@ DATASETS: dict[str, Callable[[Config], Dataset]] = {
     "phantom_fine": phantom_fine.load_fine,
     "oct_phantom": oct_phantom.load,
     "jsrt": jsrt.load,
+    "retouch": retouch.load,
     "folder": folder.load,
 }
 
@@ -26,4 +27,4 @@ def load(config: Config) -> Dataset:
     return data.to(config.device)
 
 
-__all__ = ["DATASETS", "Dataset", "ImageSet", "load"]
+__all__ = ["DATASETS", "Dataset", "ImageSet", "Images", "LazyImages", "load"]

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import lru_cache
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from examples.data.placement import Placement
+
+CACHE_BYTES = 2**30  # of images read from disk that are kept, decoded
+BYTES_PER_PIXEL = 6  # of a float32 image, int8 labels and a bool mask
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Original(NamedTuple):
+    """What one image was before it was brought to the common size."""
+
+    placement: Placement
+    read_labels: Callable[[], Tensor]  # (C, height, width) or (height, width), on the CPU
+
+
+class Images(Protocol):
+    """Images by their indices, in memory or not."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Sequence[int], /) -> ImageSet: ...
+
+    def to(self, device: str, /) -> Images: ...
+
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with their labels, decoded once and kept in memory.
+    """Images with their labels, decoded and in memory.
 
     Attributes:
         images: (N, 1, H, W) float32 in [-1, 1].
@@ -20,12 +48,14 @@ class ImageSet:
         names: One per image.
         shown: (N, H, W) bool, False where an image was padded to the common size; None if none was. Nothing is
             learned or evaluated there.
+        originals: One per image where predictions are evaluated at the image's original size; None: as they are.
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
     shown: Tensor | None = None
+    originals: tuple[Original, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -33,11 +63,55 @@ class ImageSet:
     def __getitem__(self, indices: Sequence[int]) -> ImageSet:
         chosen = torch.as_tensor(indices, device=self.images.device)
         shown = None if self.shown is None else self.shown[chosen]
-        return ImageSet(self.images[chosen], self.labels[chosen], tuple(self.names[i] for i in indices), shown)
+        originals = None if self.originals is None else tuple(self.originals[i] for i in indices)
+        return ImageSet(
+            self.images[chosen], self.labels[chosen], tuple(self.names[i] for i in indices), shown, originals
+        )
 
     def to(self, device: str) -> ImageSet:
         shown = None if self.shown is None else self.shown.to(device)
-        return ImageSet(self.images.to(device), self.labels.to(device), self.names, shown)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), shown=shown)
+
+
+@dataclass(frozen=True)
+class LazyImages(Generic[Key]):
+    """Images that are read when they are asked for (see :func:`remembered`), so that they need not fit into memory.
+
+    Attributes:
+        read: Key -> image (1, H, W) float32, labels (C, H, W) or (H, W) int8, shown (H, W) bool, and its original.
+        keys: One per image.
+        names: ...
+        device: Where a batch goes.
+    """
+
+    read: Callable[[Key], tuple[Tensor, Tensor, Tensor, Original]]
+    keys: tuple[Key, ...]
+    names: tuple[str, ...]
+    device: str = "cpu"
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, indices: Sequence[int]) -> ImageSet:
+        images, labels, shown, originals = zip(*(self.read(self.keys[i]) for i in indices), strict=True)
+        stacked = torch.stack(labels)
+        return ImageSet(
+            images=torch.stack(images),
+            labels=stacked if stacked.ndim == 4 else stacked.long(),
+            names=tuple(self.names[i] for i in indices),
+            shown=torch.stack(shown),
+            originals=originals,
+        ).to(self.device)
+
+    def to(self, device: str) -> LazyImages[Key]:
+        return replace(self, device=device)
+
+
+def remembered(
+    read: Callable[[Key], tuple[Tensor, Tensor, Tensor, Original]], size: int
+) -> Callable[[Key], tuple[Tensor, Tensor, Tensor, Original]]:
+    """Keeps what was read last, of images (1, size, size), in at most ``CACHE_BYTES``."""
+    return lru_cache(maxsize=max(1, CACHE_BYTES // (BYTES_PER_PIXEL * size**2)))(read)
 
 
 @dataclass(frozen=True)
@@ -59,9 +133,9 @@ class Dataset:
     """
 
     labeled: ImageSet
-    unlabeled: ImageSet
-    validation: ImageSet
-    test: ImageSet
+    unlabeled: Images
+    validation: Images
+    test: Images
     class_names: tuple[str, ...]
     flip_pairs: tuple[tuple[int, int], ...]
     multilabel: bool

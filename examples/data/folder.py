@@ -10,9 +10,9 @@ Images without a mask are unlabelled. The README tells the rest: ``classes.txt``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from torch import Tensor
 
 from examples.augment import IGNORE_INDEX
 from examples.config import Config
-from examples.data.dataset import Dataset, ImageSet, to_unit_range
+from examples.data.dataset import Dataset, ImageSet, Original, to_unit_range
 from examples.data.folder_split import draw_split, find_groups, read_split, training_images
 from examples.data.jsrt import open_image
+from examples.data.placement import Placement, pad, resize, shown_sides
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 GREY_MODES = ("L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -43,9 +44,9 @@ def load(config: Config) -> Dataset:
     names = read_names(root / "classes.txt")
 
     if multilabel := any(label_folders(root / "masks")):
-        labels, class_names, labelled = read_label_masks(root, images, names, config.image_size)
+        labels, class_names, labelled, read_original = read_label_masks(root, images, names, config.image_size)
     else:
-        labels, class_names, labelled = read_class_maps(root, images, names, config.image_size)
+        labels, class_names, labelled, read_original = read_class_maps(root, images, names, config.image_size)
     position = {stem: i for i, stem in enumerate(images)}
     shown = {stem: classes_shown(labels[position[stem]], class_names) for stem in labelled}
 
@@ -59,6 +60,10 @@ def load(config: Config) -> Dataset:
         labels=labels,
         names=tuple(images),
         shown=torch.stack([shown_pixels(path, config.image_size) for path in images.values()]),
+        originals=tuple(
+            Original(whole_image(path, config.image_size), partial(read_original, stem))
+            for stem, path in images.items()
+        ),
     )
 
     def part(stems: Iterable[str]) -> ImageSet:
@@ -147,11 +152,12 @@ def find_flip_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
 
 def read_label_masks(
     root: Path, images: Mapping[str, Path], names: tuple[str, ...] | None, size: int
-) -> tuple[Tensor, tuple[str, ...], list[str]]:
+) -> tuple[Tensor, tuple[str, ...], list[str], Callable[[str], Tensor]]:
     """Masks of overlapping labels.
 
     Returns:
-        Labels (N, C, size, size) int8, all ignored for images without a mask; class names; images with a mask.
+        Labels (N, C, size, size) int8, all ignored for images without a mask; class names; images with a mask; a reader
+        of labels at the original size by image.
     """
     folders = {path.name: path for path in label_folders(root / "masks")}
     names = names or tuple(folders)
@@ -172,16 +178,24 @@ def read_label_masks(
             if stem in of_label:
                 mask = Image.fromarray(read_binary(of_label[stem], original, images[stem]).astype(np.float32))
                 channel[:] = pad(resize(mask, size, Image.Resampling.BOX) > 0.5, size, IGNORE_INDEX)
-    return torch.from_numpy(labels), names, sorted(labelled)
+
+    def read_original(stem: str) -> Tensor:
+        size = open_image(images[stem]).size
+        absent = np.full(size[::-1], 0 if stem in labelled else IGNORE_INDEX, np.int8)
+        covered = [read_binary(of[stem], size, images[stem]).astype(np.int8) if stem in of else absent for of in masks]
+        return torch.from_numpy(np.stack(covered))
+
+    return torch.from_numpy(labels), names, sorted(labelled), read_original
 
 
 def read_class_maps(
     root: Path, images: Mapping[str, Path], names: tuple[str, ...] | None, size: int
-) -> tuple[Tensor, tuple[str, ...], list[str]]:
+) -> tuple[Tensor, tuple[str, ...], list[str], Callable[[str], Tensor]]:
     """Masks of classes that exclude each other.
 
     Returns:
-        Labels (N, size, size) int64, all ignored for images without a mask; class names; images with a mask.
+        Labels (N, size, size) int64, all ignored for images without a mask; class names; images with a mask; a reader
+        of labels at the original size by image.
     """
     masks = find_masks(root / "masks", images)
     if not masks:
@@ -194,12 +208,20 @@ def read_class_maps(
             for value in np.unique(ids).tolist():
                 first_with.setdefault(value, masks[stem])
             label[:] = pad(resize(Image.fromarray(ids), size, Image.Resampling.NEAREST), size, IGNORE_INDEX)
-    if set(first_with) <= {0, 255}:
+    one = 255 if set(first_with) <= {0, 255} else 1
+    if one == 255:
         labels[labels == 255] = 1
         first_with = {value // 255: path for value, path in first_with.items()}
     check_ids(first_with, names, root)
     names = names or tuple(f"class{c}" for c in range(1, max(first_with) + 1))
-    return torch.from_numpy(labels), names, list(masks)
+
+    def read_original(stem: str) -> Tensor:
+        size = open_image(images[stem]).size
+        if stem not in masks:
+            return torch.full(size[::-1], IGNORE_INDEX)
+        return torch.from_numpy(read_ids(masks[stem], size, images[stem])).long() // one
+
+    return torch.from_numpy(labels), names, list(masks), read_original
 
 
 def check_ids(first_with: Mapping[int, Path], names: tuple[str, ...] | None, root: Path) -> None:
@@ -226,15 +248,23 @@ def check_ids(first_with: Mapping[int, Path], names: tuple[str, ...] | None, roo
 
 def read_image(path: Path, size: int) -> Tensor:
     """One image, grey, in the middle of (size, size); what is left is filled with its darkest value."""
-    image = open_image(path)
-    grey = image if image.mode in GREY_MODES else image.convert("L")
-    shown = resize(grey.convert("F"), size, Image.Resampling.BOX)
+    shown = resize(open_grey(path), size, Image.Resampling.BOX)
     return torch.from_numpy(pad(shown, size, shown.min()))
+
+
+def open_grey(path: Path) -> Image.Image:
+    image = open_image(path)
+    return (image if image.mode in GREY_MODES else image.convert("L")).convert("F")
 
 
 def shown_pixels(path: Path, size: int) -> Tensor:
     """Where in (size, size) the image is, bool; the rest is padding."""
     return torch.from_numpy(pad(np.ones(shown_sides(open_image(path).size, size), dtype=bool), size, 0)) == 1
+
+
+def whole_image(path: Path, size: int) -> Placement:
+    width, height = open_image(path).size
+    return Placement(height, width, size)
 
 
 def read_ids(path: Path, size: tuple[int, int], image: Path) -> NDArray[np.int32]:
@@ -269,24 +299,3 @@ def open_mask(path: Path, size: tuple[int, int], image: Path) -> Image.Image:
             f"{path} is {mask.width} x {mask.height} pixels and {image} is {size[0]} x {size[1]}; expected the same"
         )
     return mask
-
-
-def shown_sides(original: tuple[int, int], size: int) -> tuple[int, int]:
-    """Height and width that an image of (width, height) has when its longer side is ``size``."""
-    width, height = (max(1, round(side * size / max(original))) for side in original)
-    return height, width
-
-
-def resize(image: Image.Image, size: int, resampling: Image.Resampling) -> NDArray[Any]:
-    height, width = shown_sides(image.size, size)
-    return np.array(image.resize((width, height), resampling))
-
-
-def pad(values: NDArray[Any], size: int, fill: float) -> NDArray[Any]:
-    """Puts (h, w) into the middle of (size, size)."""
-    if values.dtype == bool:
-        values = values.astype(np.int8)
-    padded = np.full((size, size), fill, dtype=values.dtype)
-    top, left = (size - values.shape[0]) // 2, (size - values.shape[1]) // 2
-    padded[top : top + values.shape[0], left : left + values.shape[1]] = values
-    return padded

@@ -71,6 +71,14 @@ def read_split(labeled: int, split: int) -> dict[str, list[str]]:
 
 
 def find_files(root: Path) -> tuple[dict[str, Path], dict[tuple[str, str], Path]]:
+    """As :func:`list_files`, once every image has all its masks."""
+    images, masks = list_files(root)
+    for name, path in images.items():
+        check_masks(name, path, masks)
+    return images, masks
+
+
+def list_files(root: Path) -> tuple[dict[str, Path], dict[tuple[str, str], Path]]:
     """Image name -> file, and (structure, image name) -> mask file."""
     if not root.is_dir():
         raise FileNotFoundError(f"root: {root} is not a folder")
@@ -83,13 +91,16 @@ def find_files(root: Path) -> tuple[dict[str, Path], dict[tuple[str, str], Path]
         for folder in root.rglob("masks")
         for path in folder.glob("*/*.gif")
     }
-    for name, path in images.items():
-        if missing := [structure for structure in CLASSES if (structure, name) not in masks]:
-            raise FileNotFoundError(
-                f"{path} has no mask for {', '.join(missing)}: expected masks/{missing[0]}/{name}.gif or"
-                f" fold1/masks/{missing[0].replace('_', ' ')}/{name}.gif (or fold2) below {root}"
-            )
     return images, masks
+
+
+def check_masks(name: str, path: Path, masks: dict[tuple[str, str], Path]) -> None:
+    """Refuses an image that lacks a mask."""
+    if missing := [structure for structure in CLASSES if (structure, name) not in masks]:
+        raise FileNotFoundError(
+            f"{path} has no mask for {', '.join(missing)}: expected masks/{missing[0]}/{name}.gif or"
+            f" fold1/masks/{missing[0].replace('_', ' ')}/{name}.gif (or fold2) below --root"
+        )
 
 
 def read_set(names: Iterable[str], images: dict[str, Path], masks: dict[tuple[str, str], Path], size: int) -> ImageSet:

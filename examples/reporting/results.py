@@ -6,11 +6,11 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from examples.config import Config, MethodName
+from examples.config import MethodName, defaults
 from examples.reporting import paper
 
 METHODS: tuple[str, ...] = get_args(MethodName)
@@ -70,7 +70,7 @@ class Run:
         """The options, with today's defaults for those that came later; empty in files of before there was any."""
         if not self.content.get("config"):
             return {}
-        return {option.name: option.default for option in fields(Config)} | self.content["config"]
+        return defaults(self.dataset) | self.content["config"]
 
     @property
     def pooled(self) -> bool:

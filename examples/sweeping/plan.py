@@ -8,13 +8,13 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from examples.config import Config
+from examples.config import Config, defaults
 from examples.reporting.results import STUDIED, heeds
 
 PLANNED = ("dataset", "method", "labeled", "split", "seed", "out")
@@ -170,12 +170,12 @@ def is_finished(config: Config) -> bool:
     if not made_with:
         raise ValueError(f"{path} does not say what it was made with; remove it or take another --out")
     wanted = json.loads(json.dumps(config.plain()))
-    defaults = {field.name: None if field.default is MISSING else field.default for field in fields(Config)}
+    usual = defaults(config.dataset)
     other = [
-        f"{name} {made_with.get(name, defaults[name])} there, {value} now"
+        f"{name} {made_with.get(name, usual[name])} there, {value} now"
         for name, value in wanted.items()
         # As text: k = 1 is one neighbour and k = 1.0 all of them.
-        if name not in ANY and json.dumps(made_with.get(name, defaults[name])) != json.dumps(value)
+        if name not in ANY and json.dumps(made_with.get(name, usual[name])) != json.dumps(value)
     ]
     if other:
         raise ValueError(

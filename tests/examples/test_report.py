@@ -155,6 +155,16 @@ def test_settings_are_kept_apart(tmp_path):
     assert "Other options than the defaults: learning_rate 0.1." in text
 
 
+def test_lengths_are_usual_where_they_are_the_datasets_own(tmp_path):
+    write(tmp_path / "runs/a", 0.5, dataset="retouch")
+    write(tmp_path / "runs/b", 0.6, dataset="retouch", method="supervised")
+    text = read(tmp_path)
+    assert text.count("\n## retouch: ") == 1
+    assert "Other options" not in text
+    write(tmp_path / "runs/c", 0.7, dataset="retouch", retina="crop")
+    assert "Other options than the defaults: retina crop." in read(tmp_path)
+
+
 def test_files_without_configuration_are_read(tmp_path):
     path = write(tmp_path / "old", 0.5, old=True, method="fixmatch")
     (tmp_path / "runs").mkdir()

@@ -1,0 +1,316 @@
+"""Look at a data set before training on it: what was found, what is wrong with it, and a sheet of pictures.
+
+    python -m examples.data.check retouch --root PATH/TO/RETOUCH --retina flatten
+
+All faults are listed; with any, the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import tyro
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from examples.config import RetinaView, Vendor
+from examples.data import folder, jsrt, retouch_index
+from examples.data.dataset import to_unit_range
+from examples.data.folder_split import find_groups
+from examples.data.retina import scale
+from examples.data.retouch_index import Volume
+from examples.metrics import class_masks
+from examples.pictures import color, show
+
+PER_VOLUME, PER_DATASET = 3, 12  # pictures on the sheet
+ACROSS = 4  # images in a row of the sheet, where rows are not volumes
+SIDE = 256  # at which JSRT is looked at
+ROWS = 60  # of the table
+FINEST = 512  # side of a picture
+
+Drawn = tuple[Tensor, Tensor]  # image (H, W) in [-1, 1] and masks (C, H, W) bool
+
+
+@dataclass(frozen=True)
+class Check:
+    """What to look at."""
+
+    dataset: tyro.conf.Positional[Literal["retouch", "jsrt", "folder"]]
+    """As for examples.train."""
+
+    root: Path
+    """Folder that the data set is read from."""
+
+    vendor: Vendor = "spectralis"
+    """retouch: whose volumes."""
+
+    retina: RetinaView = "whole"
+    """retouch: draw every B-scan as this prepares it, too."""
+
+    group_pattern: str | None = None
+    """folder: regular expression; images whose names agree in its first group (a patient) make one row of the table."""
+
+    out: Path = Path("contact.png")
+    """File for the sheet of pictures."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image or B-scan; ``pixels`` of every class are None where it has no mask."""
+
+    name: str
+    group: str
+    width: int
+    height: int
+    type: str
+    pixels: Sequence[int] | None
+    draw: Callable[[], list[Drawn]]  # in one or two ways
+
+
+@dataclass
+class Findings:
+    """What there is to tell about a data set."""
+
+    classes: Sequence[str]
+    groups: str  # what a row of the table is
+    items: list[Item] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def totals(self) -> list[int]:
+        """Pixels of every class."""
+        return [sum(item.pixels[c] for item in self.items if item.pixels) for c in range(len(self.classes))]
+
+    def attempt(self, read: Callable[..., object], *arguments: object) -> bool:
+        """Whether something can be read; if not, the reason is among the errors."""
+        try:
+            read(*arguments)
+        except (OSError, ValueError) as error:
+            self.errors.append(str(error))
+            return False
+        return True
+
+
+# --- what is found
+
+
+def check_retouch(check: Check) -> Findings:
+    found = retouch_index.survey(check.root, check.vendor)
+    findings = Findings(retouch_index.CLASSES, "volume", notes=found.notes, errors=found.errors)
+    for volume in found.volumes:
+        width, height, _ = volume.size
+        for scan, pixels in enumerate(volume.pixels):
+            name = f"{volume.id}_{scan:03d}"
+            draw = partial(draw_scan, volume, scan, check.retina)
+            findings.items.append(Item(name, volume.id, width, height, volume.type, pixels, draw))
+    missed = [f"{v.id} B-scan {scan}" for v in found.volumes for scan, r in enumerate(v.retinas) if r is None]
+    if missed:
+        findings.notes.append(f"no retina found in {some(missed)}: with --retina they stay whole")
+    for view in ("crop", "flatten"):
+        if lost := {volume.id: volume.lost[view] for volume in found.volumes if volume.lost[view]}:
+            findings.notes.append(
+                f"--retina {view} cuts {sum(lost.values())} pixels of fluid off, in {some(list(lost))}"
+            )
+    return findings
+
+
+def draw_scan(volume: Volume, scan: int, view: RetinaView) -> list[Drawn]:
+    """A B-scan as it is and, if that is something else, as it is prepared."""
+    image, ids = scale(volume.read_scan(scan)), volume.read_reference(scan).astype(np.int64)
+    views = dict.fromkeys(("whole", view))
+    places = [volume.placement(scan, view, size=1) for view in views]
+    return [as_drawn(torch.from_numpy(place.cut(image, -1)), place.cut(ids, 0)) for place in places]
+
+
+def as_drawn(image: Tensor, ids: NDArray[np.int64]) -> Drawn:
+    return image, class_masks(torch.from_numpy(ids)[None], len(retouch_index.CLASSES))[0]
+
+
+def check_jsrt(check: Check) -> Findings:
+    images, masks = jsrt.list_files(check.root)
+    findings = Findings(jsrt.CLASSES, "set")
+
+    def look(name: str) -> None:
+        jsrt.check_masks(name, images[name], masks)
+        (_, covered), *_ = draw_radiograph(name, images, masks)
+        group = "first (odd)" if int(name[-3:]) % 2 else "second (even)"
+        kind = "16 bit" if images[name].suffix == ".IMG" else jsrt.open_image(images[name]).mode
+        pixels, draw = covered.sum((1, 2)).tolist(), partial(draw_radiograph, name, images, masks)
+        findings.items.append(Item(name, group, SIDE, SIDE, kind, pixels, draw))
+
+    for name in track(images, "reading", transient=True, disable=not sys.stderr.isatty()):
+        findings.attempt(look, name)
+    findings.notes.append(f"sizes and shares are those at {SIDE} x {SIDE}")
+    if len(images) != jsrt.ALL_IMAGES:
+        findings.notes.append(f"{len(images)} of the {jsrt.ALL_IMAGES} images are there")
+    return findings
+
+
+def draw_radiograph(name: str, images: dict[str, Path], masks: dict[tuple[str, str], Path]) -> list[Drawn]:
+    one = jsrt.read_set([name], images, masks, SIDE)
+    return [(one.images[0, 0], one.labels[0] == 1)]
+
+
+def check_folder(check: Check) -> Findings:
+    """Opens every file first, to name all that cannot be read; what masks mean together needs all of them."""
+    images = folder.files_by_stem(check.root / "images")
+    groups = find_groups(images, check.group_pattern)
+    findings = Findings((), "group" if check.group_pattern else "image")
+    readable = {stem for stem, path in images.items() if findings.attempt(jsrt.open_image, path)}
+    of_labels = folder.label_folders(check.root / "masks")
+    for masks in of_labels or [check.root / "masks"]:
+        read = folder.read_binary if of_labels else folder.read_ids
+        for stem, path in folder.files_by_stem(masks).items():
+            if stem not in images:
+                findings.errors.append(f"{path} has no image: expected images/{stem}.png or another suffix")
+            elif stem in readable:
+                findings.attempt(read, path, jsrt.open_image(images[stem]).size, images[stem])
+    if findings.errors:
+        return findings
+    names = folder.read_names(check.root / "classes.txt")
+    together = folder.read_label_masks if of_labels else folder.read_class_maps
+    _, findings.classes, labelled, read_original = together(check.root, images, names, size=16)
+
+    def draw(stem: str) -> list[Drawn]:
+        image = torch.from_numpy(np.array(folder.open_grey(images[stem])))
+        return [(to_unit_range(image), class_masks(read_original(stem)[None], len(findings.classes))[0])]
+
+    for stem, path in images.items():
+        image = jsrt.open_image(path)
+        pixels = draw(stem)[0][1].sum((1, 2)).tolist() if stem in labelled else None
+        findings.items.append(Item(stem, groups[stem], *image.size, image.mode, pixels, partial(draw, stem)))
+    if unlabelled := len(images) - len(labelled):
+        findings.notes.append(f"{unlabelled} images have no mask: they are unlabelled ones")
+    return findings
+
+
+CHECKS = {"retouch": check_retouch, "jsrt": check_jsrt, "folder": check_folder}
+
+
+def some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+# --- how it is shown
+
+
+def table(findings: Findings) -> Table:
+    """A row for every group: sizes, types, and for each class the images that show it and its share of all pixels."""
+    groups: dict[str, list[Item]] = {}
+    for item in findings.items:
+        groups.setdefault(item.group, []).append(item)
+    rows = Table(findings.groups, "images", "size", "type", *(f"{name} in" for name in findings.classes), box=SIMPLE)
+    for name, items in list(groups.items())[:ROWS]:
+        rows.add_row(escape(name), *cells(items, findings.classes))
+    if len(groups) > ROWS:
+        rows.add_row(f"... {len(groups) - ROWS} more")
+    rows.add_section()
+    rows.add_row(f"all {len(groups)}", *cells(findings.items, findings.classes))
+    return rows
+
+
+def cells(items: Sequence[Item], classes: Sequence[str]) -> list[str]:
+    labelled = [item for item in items if item.pixels is not None]
+    area = sum(item.width * item.height for item in labelled)
+    sizes = sorted({(item.width, item.height) for item in items})
+    size = f"{sizes[0][0]} x {sizes[0][1]}" if len(sizes) == 1 else f"{len(sizes)} sizes"
+    shown = []
+    for c in range(len(classes)):
+        counts = [item.pixels[c] for item in labelled if item.pixels]
+        share = f" ({sum(counts) / area:.2%})" if any(counts) else ""
+        shown.append(f"{sum(count > 0 for count in counts)}{share}" if labelled else "no mask")
+    return [str(len(items)), size, ", ".join(sorted({item.type for item in items})), *shown]
+
+
+def choose(items: Sequence[Item], number: int, by_rarity: Sequence[int]) -> list[Item]:
+    """For each class, the rarest first, the image with most of it; then others at even distances; in their order."""
+    chosen: dict[int, None] = {}
+    labelled = [i for i, item in enumerate(items) if item.pixels is not None]
+    for c in by_rarity:
+        most = max(labelled, key=lambda i: items[i].pixels[c], default=None)
+        if most is not None and items[most].pixels[c]:
+            chosen[most] = None
+    spaced = np.linspace(0, len(items) - 1, min(number, len(items))).round().astype(int).tolist()
+    chosen |= dict.fromkeys(spaced)
+    return [items[i] for i in sorted(list(chosen)[:number])]
+
+
+def save_sheet(path: Path, findings: Findings) -> None:
+    """A few images with their masks; of volumes, a few B-scans each, in a row."""
+    by_rarity = sorted(range(len(findings.classes)), key=findings.totals.__getitem__)
+    if findings.groups == "volume":
+        groups = dict.fromkeys(item.group for item in findings.items)
+        rows = [
+            choose([item for item in findings.items if item.group == group], PER_VOLUME, by_rarity) for group in groups
+        ]
+    else:
+        chosen = choose(findings.items, PER_DATASET, by_rarity)
+        rows = [chosen[start : start + ACROSS] for start in range(0, len(chosen), ACROSS)]
+    drawn = [[(item.name, picture) for item in row for picture in item.draw()] for row in rows]
+    across = max(map(len, drawn))
+    tallest = max(image.shape[0] / image.shape[1] for row in drawn for _, (image, _) in row)
+    figure, axes = plt.subplots(
+        len(rows),
+        across,
+        figsize=(2.2 * across, (2.1 * min(tallest, 2) + 0.25) * len(rows) + 0.4),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, pictures in zip(axes, drawn, strict=True):
+        for axis, (name, (image, masks)) in zip(row, pictures, strict=False):
+            step = max(1, max(image.shape) // FINEST)
+            show(axis, image[::step, ::step], masks[:, ::step, ::step])
+            axis.set_title(name, fontsize=8)
+    patches = [Patch(color=color(c), label=name) for c, name in enumerate(findings.classes)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def report(check: Check) -> bool:
+    """Prints and draws what is found; whether the data can be used."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    findings = CHECKS[check.dataset](check)
+    if findings.items:
+        console.print(table(findings))
+        absent = [name for name, total in zip(findings.classes, findings.totals, strict=True) if not total]
+        findings.notes += [f"{name} does not occur" for name in absent]
+        save_sheet(check.out, findings)
+        console.print(f"pictures: {check.out}", soft_wrap=True, markup=False, highlight=False)
+    for kind, lines in (("note", findings.notes), ("error", findings.errors)):
+        for line in lines:
+            console.print(f"{kind}: {line}", soft_wrap=True, markup=False, highlight=False)
+    return not findings.errors
+
+
+def main() -> None:
+    check = tyro.cli(Check, description=__doc__)
+    try:
+        usable = report(check)
+    except (ValueError, OSError) as error:  # the message says what to do; a traceback would bury it
+        sys.exit(f"error: {error}")
+    sys.exit(0 if usable else 1)
+
+
+if __name__ == "__main__":
+    main()

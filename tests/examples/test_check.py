@@ -1,0 +1,146 @@
+"""The check says what is there, finds every fault at once, and draws what it found."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.data import check, jsrt
+from tests.examples.volumes import SCANS, write_tree, write_volume
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def command(monkeypatch, capsys, *words: object) -> tuple[int | str, str]:
+    """Exit status, and what was printed."""
+    monkeypatch.setattr(sys, "argv", ["check", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        check.main()
+    return ended.value.code, capsys.readouterr().out
+
+
+def words_of(text: str, start: str) -> list[str]:
+    return next(line for line in text.splitlines() if line.strip().startswith(start)).split()
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def test_volumes_are_listed_and_drawn(tmp_path, monkeypatch, capsys):
+    root = write_tree(tmp_path / "tree", volumes=3)
+    sheets = {}
+    for view in ("whole", "crop"):
+        out = tmp_path / view / "sheet.png"
+        status, text = command(monkeypatch, capsys, "retouch", "--root", root, "--retina", view, "--out", out)
+        assert status == 0
+        assert words_of(text, "TRAIN026") == [
+            "TRAIN026", str(SCANS), "64", "x", "48", "uint16", "4", "(0.78%)", "3", "(0.59%)", "2", "(0.39%)"
+        ]  # fmt: skip
+        assert words_of(text, "all")[:3] == ["all", "3", str(3 * SCANS)]
+        assert "error" not in text
+        with Image.open(out) as sheet:
+            sheets[view] = sheet.size
+    assert sheets["crop"][0] == 2 * sheets["whole"][0]  # the original beside the prepared
+
+
+def test_all_faults_of_all_volumes_are_listed(tmp_path, monkeypatch, capsys):
+    root = write_tree(tmp_path / "tree", volumes=3)
+    folder = root / "TrainingSpectralis"
+    (folder / "TRAIN025" / "reference.mhd").unlink()
+    (folder / "TRAIN026" / "oct.raw").write_bytes(b"")
+    out = tmp_path / "sheet.png"
+    status, text = command(monkeypatch, capsys, "retouch", "--root", root, "--out", out)
+    assert status == 1
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert "TRAIN025/reference.mhd is missing" in errors[0]
+    assert "TRAIN026/oct.raw holds 0 bytes" in errors[1]
+    assert words_of(text, "TRAIN027")
+    assert out.exists()
+
+
+def test_other_vendors_are_told_of(tmp_path, monkeypatch, capsys):
+    write_volume(tmp_path / "TrainingCirrus" / "TRAIN001")
+    status, _ = command(monkeypatch, capsys, "retouch", "--root", tmp_path)
+    assert "holds no Spectralis volume with a reference, but 1 of Cirrus" in status
+    status, text = command(
+        monkeypatch, capsys, "retouch", "--root", tmp_path, "--vendor", "cirrus", "--out", tmp_path / "sheet.png"
+    )
+    assert status == 0
+    assert words_of(text, "TRAIN001")
+
+
+def test_classes_that_never_occur_are_noted(tmp_path, monkeypatch, capsys):
+    for number in range(3):
+        save(tmp_path / "images" / f"p{number}_a.png", np.full((20, 30), 90, np.uint8))
+        save(tmp_path / "masks" / f"p{number}_a.png", np.eye(20, 30, dtype=np.uint8))
+    save(tmp_path / "images" / "p2_b.png", np.zeros((20, 30), np.uint8))
+    (tmp_path / "classes.txt").write_text("fluid\nabsent\n")
+    words = ("folder", "--root", tmp_path, "--group-pattern", r"(p\d)_", "--out", tmp_path / "sheet.png")
+    status, text = command(monkeypatch, capsys, *words)
+    assert status == 0
+    assert words_of(text, "p0") == ["p0", "1", "30", "x", "20", "L", "1", "(3.33%)", "0"]
+    assert words_of(text, "p2")[1] == "2"
+    assert "note: absent does not occur" in text
+    assert "note: 1 images have no mask" in text
+    assert (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.parametrize("overlapping", [True, False])
+def test_all_faults_of_a_folder_are_listed(overlapping, tmp_path, monkeypatch, capsys):
+    masks = tmp_path / "masks" / ("lung" if overlapping else ".")
+    for stem in "abcde":
+        save(tmp_path / "images" / f"{stem}.png", np.full((20, 30), 90, np.uint8))
+        save(masks / f"{stem}.png", np.eye(20, 30, dtype=np.uint8))
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
+    (masks / "b.png").write_bytes(b"no mask")
+    save(masks / "c.png", np.eye(20, 31, dtype=np.uint8))
+    (tmp_path / "images" / "d.png").unlink()
+    status, text = command(monkeypatch, capsys, "folder", "--root", tmp_path, "--out", tmp_path / "sheet.png")
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert status == 1
+    assert len(errors) == 4
+    for file in ("images/a.png cannot", "b.png cannot", "c.png is 31 x 20 pixels", "d.png has no image"):
+        assert any(file in error for error in errors)
+    if not overlapping:  # what masks mean together is looked at once each can be read
+        for stem in "abcde":
+            save(tmp_path / "images" / f"{stem}.png", np.full((20, 30), 90, np.uint8))
+            save(masks / f"{stem}.png", 5 * np.eye(20, 30, dtype=np.uint8))
+        status, _ = command(monkeypatch, capsys, "folder", "--root", tmp_path, "--out", tmp_path / "sheet.png")
+        assert "holds the value 5, but no mask holds 1" in status
+
+
+def test_radiographs_are_listed_with_their_faults(tmp_path, monkeypatch, capsys):
+    for number in (1, 2, 3):
+        save(tmp_path / "images" / f"JPCLN00{number}.png", np.arange(4096, dtype=np.uint8).reshape(64, 64))
+        for structure in jsrt.CLASSES:
+            save(tmp_path / "masks" / structure / f"JPCLN00{number}.gif", 255 * np.eye(64, dtype=np.uint8))
+    words = ("jsrt", "--root", tmp_path, "--out", tmp_path / "sheet.png")
+    status, text = command(monkeypatch, capsys, *words)
+    assert status == 0
+    assert words_of(text, "first")[2] == "2"
+    assert words_of(text, "second")[2] == "1"
+    assert "note: 3 of the 247 images are there" in text
+    (tmp_path / "masks" / "heart" / "JPCLN002.gif").unlink()
+    (tmp_path / "images" / "JPCLN003.png").write_bytes(b"no image")
+    status, text = command(monkeypatch, capsys, *words)
+    assert status == 1
+    assert "JPCLN002.png has no mask for heart" in text
+    assert "JPCLN003.png cannot be read" in text
+
+
+def test_pictures_hold_the_rarest_class_first():
+    def item(i: int, *pixels: int) -> check.Item:
+        return check.Item(str(i), "", 10, 10, "L", pixels, list)
+
+    items = [item(i, 5, 1 + (i == 6), i == 4) for i in range(10)]
+    assert [chosen.name for chosen in check.choose(items, 2, by_rarity=(2, 1, 0))] == ["4", "6"]
+    assert {"0", "4", "6"} < {chosen.name for chosen in check.choose(items, 5, by_rarity=(2, 1, 0))}
+    assert len(check.choose(items, 20, by_rarity=(2, 1, 0))) == 10

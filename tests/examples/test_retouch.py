@@ -1,0 +1,538 @@
+"""RETOUCH: volumes of any form are read as they are, faults are named, folds keep volumes whole."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import examples.train
+from examples.config import Config, MethodName
+from examples.data import load, retouch, retouch_index
+from examples.data.dataset import Dataset
+from examples.data.retouch_index import survey
+from examples.data.splits.draw_retouch import deal, draw
+from examples.methods import METHODS
+from examples.train import train
+from tests.examples.volumes import HEIGHT, SCANS, WIDTH, draw_volume, write_image, write_tree, write_volume
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = {"image_size": WIDTH, "map_size": 16, "k": 0.5}
+FORMS = [
+    pytest.param(np.uint16, {}, id="16-bit"),
+    pytest.param(np.uint8, {}, id="8-bit"),
+    pytest.param(np.uint16, {"big_endian": True}, id="16-bit-big-endian"),
+    pytest.param(np.uint8, {"big_endian": True}, id="8-bit-big-endian"),
+    pytest.param(np.uint16, {"compressed": True}, id="16-bit-compressed"),
+    pytest.param(np.uint8, {"compressed": True}, id="8-bit-compressed"),
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> Path:
+    """The index goes elsewhere than to the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """Ten volumes, which no test changes."""
+    return write_tree(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture
+def own_tree(tmp_path) -> Path:
+    return write_tree(tmp_path / "tree", volumes=3)
+
+
+def load_tree(root: Path | None, **changes: object) -> Dataset:
+    return load(Config("retouch", root=root, **{**OPTIONS, **changes}))
+
+
+def volumes_of(names: tuple[str, ...]) -> set[str]:
+    return {name.rpartition("_")[0] for name in names}
+
+
+# --- reading
+
+
+@pytest.mark.parametrize(("dtype", "form"), FORMS)
+def test_every_form_is_read_as_written(dtype, form, tmp_path):
+    scans, references = write_volume(tmp_path / "Spectralis" / "TRAIN025", dtype=dtype, **form)
+    found = survey(tmp_path, "spectralis")
+    assert not found.errors
+    (volume,) = found.volumes
+    assert (volume.id, volume.size, volume.type) == ("TRAIN025", (WIDTH, HEIGHT, SCANS), np.dtype(dtype).name)
+    for scan in range(SCANS):
+        assert np.array_equal(volume.read_scan(scan), scans[scan])
+        assert np.array_equal(volume.read_reference(scan), references[scan])
+        assert volume.pixels[scan] == tuple((references[scan] == c).sum() for c in (1, 2, 3))
+
+
+def test_forms_give_the_same_images(tmp_path):
+    sets = []
+    for i, (dtype, form) in enumerate(parameters.values for parameters in FORMS):
+        for number in range(25, 28):
+            write_volume(tmp_path / str(i) / f"TRAIN{number:03d}", number, dtype, **form)
+        sets.append(load_tree(tmp_path / str(i)).test[range(SCANS)])
+    for other in sets[1:]:
+        assert torch.allclose(other.images, sets[0].images, atol=0.02)
+        assert torch.equal(other.labels, sets[0].labels)
+
+
+@pytest.mark.parametrize(
+    ("folder", "vendor"),
+    [
+        ("TrainingSpectralis/TRAIN025", "spectralis"),
+        ("RETOUCH-TrainingSet-Cirrus/TRAIN001", "cirrus"),
+        ("a/b/RETOUCH-TrainingSet-Topcon/c/TRAIN049", "topcon"),
+        ("TrainingCirrus/TRAIN030", "cirrus"),  # the folder's word counts for more than the id
+        ("spectralis-and-cirrus/TRAIN003", "cirrus"),  # a word for both counts for nothing
+        ("TRAIN048", "spectralis"),
+        ("TRAIN024", "cirrus"),
+        ("TRAIN070", "topcon"),
+    ],
+)
+def test_vendors_are_told_by_folder_then_id(folder, vendor, tmp_path):
+    write_volume(tmp_path / folder)
+    assert [volume.id for volume in survey(tmp_path, vendor).volumes] == [Path(folder).name]
+    with pytest.raises(FileNotFoundError, match=f"but 1 of {vendor.capitalize()}; pass another --vendor or --root"):
+        survey(tmp_path, next(other for other in retouch_index.VENDORS if other != vendor))
+
+
+def test_the_root_may_be_the_vendors_folder(tmp_path):
+    write_volume(tmp_path / "TrainingCirrus" / "TRAIN099")
+    assert survey(tmp_path / "TrainingCirrus", "cirrus").volumes
+
+
+@pytest.mark.parametrize(
+    ("height", "dtype", "vendor"),
+    [
+        (496, np.uint16, "spectralis"),
+        (1024, np.uint8, "cirrus"),
+        (650, np.uint8, "topcon"),
+        (885, np.uint8, "topcon"),
+    ],
+)
+def test_vendors_are_told_by_shape_last(height, dtype, vendor, tmp_path):
+    write_image(tmp_path / "scan" / "oct.mhd", np.zeros((1, height, 16), dtype))
+    write_image(tmp_path / "scan" / "reference.mhd", np.zeros((1, height, 16), np.uint8))
+    assert len(survey(tmp_path, vendor).volumes) == 1
+
+
+def test_test_volumes_have_no_reference_and_are_left_out(own_tree):
+    folder = own_tree / "RETOUCH-TestSet-Spectralis" / "TEST001"
+    write_volume(folder)
+    (folder / "reference.mhd").unlink()
+    found = survey(own_tree, "spectralis")
+    assert len(found.volumes) == 3
+    assert not found.errors
+    assert found.notes == ["1 volumes of the test set, which have no reference, are left out"]
+
+
+# --- faults
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(("dtype", "form"), FORMS)
+@pytest.mark.parametrize("name", ["oct", "reference"])
+def test_cut_values_are_refused(dtype, form, name, tmp_path):
+    write_volume(tmp_path / "TRAIN025", dtype=dtype, **form)
+    raw = tmp_path / "TRAIN025" / f"{name}.{'zraw' if form.get('compressed') else 'raw'}"
+    cut(raw)
+    (error,) = survey(tmp_path, "spectralis").errors
+    assert error.startswith(f"{raw} holds ")
+    assert "is it cut?" in error
+    assert "\n" not in error
+
+
+def damage(path: Path) -> None:
+    values = bytearray(path.read_bytes())
+    values[len(values) // 2] ^= 255
+    path.write_bytes(values)
+
+
+def references(change) -> np.ndarray:
+    values = draw_volume(0)[1]
+    change(values)
+    return values
+
+
+FAULTS = {
+    "missing reference": (lambda f: (f / "reference.mhd").unlink(), r"TRAIN025/reference\.mhd is missing"),
+    "missing oct": (lambda f: (f / "oct.mhd").unlink(), r"TRAIN025/oct\.mhd is missing"),
+    "empty folder": (lambda f: [path.unlink() for path in f.iterdir()], r"TRAIN025/oct\.mhd is missing"),
+    "missing values": (lambda f: (f / "oct.raw").unlink(), r"oct\.mhd names oct\.raw as its values, which is missing"),
+    "longer values": (
+        lambda f: (f / "oct.raw").write_bytes((f / "oct.raw").read_bytes() * 2),
+        r"oct\.raw holds 49152 bytes of values, expected 24576 \(64 x 48 x 4 of uint16\); is it of another volume\?",
+    ),
+    "no header": (lambda f: (f / "oct.mhd").write_text("nonsense"), r"oct\.mhd cannot be read"),
+    "half a header": (
+        lambda f: (f / "oct.mhd").write_text("NDims = 3\nElementDataFile = oct.raw\n"),
+        r"oct\.mhd cannot be read",
+    ),
+    "binary header": (lambda f: (f / "reference.mhd").write_bytes(bytes(range(256))), r"reference\.mhd cannot be read"),
+    "other sizes": (
+        lambda f: write_image(f / "reference.mhd", np.zeros((SCANS, HEIGHT, WIDTH + 1), np.uint8)),
+        r"reference\.mhd is 65 x 48 x 4 and oct\.mhd beside it 64 x 48 x 4; expected the same",
+    ),
+    "values beyond 3": (
+        lambda f: write_image(f / "reference.mhd", references(lambda v: np.put(v, v[0].size * 2 + 5, 7))),
+        r"reference\.mhd holds the value 7 \(first in B-scan 2\), expected 0 to 3: background, IRF, SRF, PED",
+    ),
+    "fractions": (
+        lambda f: write_image(f / "oct.mhd", np.zeros((SCANS, HEIGHT, WIDTH), np.float32)),
+        r"oct\.mhd holds 32-bit float, expected uint8 or uint16",
+    ),
+    "two dimensions": (
+        lambda f: write_image(f / "oct.mhd", np.zeros((HEIGHT, WIDTH), np.uint8)),
+        r"oct\.mhd has 2 dimensions, expected 3",
+    ),
+    "twice": (
+        lambda f: shutil.copytree(f, f.parent / "copy" / f.name),
+        r"TRAIN025 and .*copy/TRAIN025 are both TRAIN025; keep one below --root",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_named_in_one_line(fault, own_tree):
+    spoil, message = FAULTS[fault]
+    spoil(own_tree / "TrainingSpectralis" / "TRAIN025")
+    with pytest.raises(ValueError, match=message) as refused:
+        load_tree(own_tree)
+    assert str(refused.value).count("\n") == 1
+    assert "TRAIN025" in str(refused.value)
+
+
+def test_damaged_compressed_values_are_refused(tmp_path):
+    write_volume(tmp_path / "TRAIN025", compressed=True)
+    damage(tmp_path / "TRAIN025" / "oct.zraw")
+    (error,) = survey(tmp_path, "spectralis").errors
+    assert error.startswith(f"{tmp_path / 'TRAIN025' / 'oct.zraw'} cannot be unpacked")
+
+
+def test_all_faults_are_found_at_once(own_tree):
+    folder = own_tree / "TrainingSpectralis"
+    (folder / "TRAIN025" / "reference.mhd").unlink()
+    cut(folder / "TRAIN026" / "oct.raw")
+    (folder / "TRAIN030").mkdir()
+    found = survey(own_tree, "spectralis")
+    assert [volume.id for volume in found.volumes] == ["TRAIN027"]
+    assert len(found.errors) == 3
+    for number in (25, 26, 30):
+        assert sum(f"TRAIN{number:03d}" in error for error in found.errors) == 1
+
+
+def test_roots_without_volumes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="pass --root FOLDER"):
+        load_tree(None)
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        load_tree(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="holds no volume: expected a folder with"):
+        load_tree(tmp_path)
+    write_volume(tmp_path / "scan")
+    with pytest.raises(ValueError, match=r"scan/oct\.mhd does not tell its vendor"):
+        load_tree(tmp_path)
+
+
+# --- the index
+
+
+def forbid_reading(monkeypatch) -> None:
+    def fail(folder: Path) -> None:
+        raise AssertionError(f"{folder} was read again")
+
+    monkeypatch.setattr(retouch_index, "examine", fail)
+
+
+def as_found(root: Path) -> list[dict]:
+    return [vars(volume) for volume in survey(root, "spectralis").volumes]
+
+
+def test_volumes_are_read_once_and_again_only_when_they_change(own_tree, monkeypatch):
+    first = as_found(own_tree)
+    examine = retouch_index.examine
+    forbid_reading(monkeypatch)
+    assert as_found(own_tree) == first
+
+    seen = []
+    monkeypatch.setattr(retouch_index, "examine", lambda folder: seen.append(folder.name) or examine(folder))
+    folder = own_tree / "TrainingSpectralis"
+    os.utime(folder / "TRAIN026" / "reference.raw", ns=(1, 1))
+    assert as_found(own_tree) == first
+    write_image(folder / "TRAIN027" / "reference.mhd", np.zeros((SCANS, HEIGHT, WIDTH), np.uint8))
+    assert sum(map(sum, as_found(own_tree)[2]["pixels"])) == 0
+    assert seen == ["TRAIN026", "TRAIN027"]
+    shutil.rmtree(folder / "TRAIN025")
+    assert len(as_found(own_tree)) == 2
+    assert seen == ["TRAIN026", "TRAIN027"]
+
+
+@pytest.mark.parametrize("spoil", [cut, damage, lambda path: path.write_text(""), lambda path: path.write_text("{}")])
+def test_a_damaged_index_is_made_anew(spoil, own_tree, cache, monkeypatch):
+    first = as_found(own_tree)
+    (index,) = cache.rglob("*.json")
+    spoil(index)
+    assert as_found(own_tree) == first
+    forbid_reading(monkeypatch)
+    assert as_found(own_tree) == first
+
+
+def test_without_a_cache_it_only_takes_longer(own_tree, tmp_path, monkeypatch, capsys):
+    first = as_found(own_tree)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert as_found(own_tree) == first
+    said = capsys.readouterr().err
+    assert said.startswith("note: the index of the volumes cannot be kept")
+    assert said.count("\n") == 1
+
+
+def test_two_processes_do_no_harm(own_tree, cache, monkeypatch):
+    """Both start from nothing, at the same moment, and again and again remove what the other has written."""
+    code = """
+import sys, time
+from pathlib import Path
+from examples.data.retouch_index import cache_file, survey
+root = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(15):
+    found = survey(root, "spectralis")
+    print(len(found.volumes), found.errors, sum(sum(map(sum, volume.pixels)) for volume in found.volumes))
+    cache_file(root, "spectralis").unlink(missing_ok=True)
+survey(root, "spectralis")
+"""
+    command = [sys.executable, "-c", code, str(own_tree)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    expected = f"3 [] {sum(sum(map(sum, volume['pixels'])) for volume in as_found(own_tree))}"
+    assert {line for text in said for line in text.splitlines()} == {expected}
+    assert [path.suffix for path in cache.rglob("*") if path.is_file()] == [".json"]
+    forbid_reading(monkeypatch)
+    assert len(as_found(own_tree)) == 3
+
+
+# --- images
+
+
+def test_bscans_are_padded_and_keep_their_labels(tree):
+    data = load_tree(tree)
+    assert not data.multilabel
+    assert data.class_names == ("IRF", "SRF", "PED")
+    assert data.num_outputs == 4
+    assert data.score == "miou_pooled"
+    number = int(data.test.names[0][5:8])
+    batch = data.test[range(SCANS)]
+    margin = (WIDTH - HEIGHT) // 2
+    assert torch.equal(batch.labels[:, margin:-margin], torch.from_numpy(draw_volume(number)[1]).long())
+    assert batch.shown[:, margin:-margin].all()
+    for padding in (slice(0, margin), slice(WIDTH - margin, WIDTH)):
+        assert (batch.labels[:, padding] == -100).all()
+        assert (batch.images[:, :, padding] == -1).all()
+        assert not batch.shown[:, padding].any()
+    assert batch.images.dtype == torch.float32
+    assert (batch.images.amin((1, 2, 3)) == -1).all()
+    assert (batch.images.amax((1, 2, 3)) == 1).all()
+    assert (batch.images[:, 0, margin : margin + 3, :20] == -1).all()  # the white corner
+
+
+@pytest.mark.parametrize("view", ["whole", "crop", "flatten"])
+def test_original_labels_are_the_references(tree, view):
+    data = load_tree(tree, retina=view)
+    number = int(data.test.names[0][5:8])
+    for original, reference in zip(data.test[range(SCANS)].originals, draw_volume(number)[1], strict=True):
+        assert torch.equal(original.read_labels(), torch.from_numpy(reference).long())
+
+
+def test_flattened_retinas_are_level(tree):
+    data = load_tree(tree, retina="flatten")
+    for image in data.test[range(SCANS)].images[:, 0]:
+        rows = image.argmax(0).float()
+        assert (rows - rows.median()).abs().max() <= 3
+    assert data.found.endswith("; flattened and cropped to the retina, 0 B-scans whole because it was not found")
+
+
+def test_bscans_without_a_retina_stay_whole_and_are_counted(own_tree):
+    folder = own_tree / "TrainingSpectralis" / "TRAIN026"
+    scans, _ = draw_volume(26)
+    scans[1:3] = np.random.default_rng(0).integers(0, 65535, scans[1:3].shape)
+    write_image(folder / "oct.mhd", scans)
+    data = load_tree(own_tree, retina="flatten")
+    assert "2 B-scans whole because it was not found" in data.found
+    everything = {}
+    for part in (data.unlabeled, data.validation, data.test):
+        everything |= dict(zip(part.names, part[range(len(part))].shown, strict=True))
+    heights = {name: int(shown.any(1).sum()) for name, shown in everything.items()}
+    assert {name for name, height in heights.items() if height == HEIGHT} == {"TRAIN026_001", "TRAIN026_002"}
+
+
+def test_fluid_that_is_cropped_away_is_counted(own_tree):
+    references = draw_volume(25)[1]
+    references[:, -2:] = 1
+    write_image(own_tree / "TrainingSpectralis" / "TRAIN025" / "reference.mhd", references)
+    assert "of the fluid cropped away" in load_tree(own_tree, retina="crop").found
+    assert "cropped away" not in load_tree(own_tree).found
+
+
+# --- folds
+
+
+def test_committed_folds_are_those_drawn():
+    committed = json.loads(retouch.SPLITS.read_text())
+    assert committed == draw()
+    assert {vendor: sum(map(len, parts)) for vendor, parts in committed.items()} == {
+        "cirrus": 24, "spectralis": 24, "topcon": 22
+    }  # fmt: skip
+    for vendor, parts in committed.items():
+        assert len(parts) == 10
+        counts = Counter(name for part in parts for name in part)
+        assert set(counts.values()) == {1}
+        assert all(int(name[5:]) in retouch_index.TRAINING_IDS[vendor] for name in counts)
+        assert {len(part) for part in parts} <= {2, 3}
+
+
+@pytest.mark.parametrize("vendor", retouch_index.VENDORS)
+def test_the_training_set_has_the_committed_folds(vendor, monkeypatch):
+    ids = [name for part in draw()[vendor] for name in part]
+    monkeypatch.setattr(retouch, "deal", lambda ids: pytest.fail("dealt out anew"))
+    assert retouch.find_parts(sorted(ids), vendor) == draw()[vendor]
+
+
+@pytest.mark.parametrize("volumes", [3, 7, 10, 23])
+def test_other_volumes_are_dealt_out_by_the_same_rule(volumes):
+    ids = [f"scan{number}" for number in range(volumes)]
+    parts = deal(ids)
+    assert len(parts) == min(10, volumes)
+    assert sorted(name for part in parts for name in part) == sorted(ids)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert parts == deal(reversed(ids))
+
+
+def test_every_volume_is_tested_once_and_never_divided(tree):
+    tested: list[str] = []
+    for fold in range(10):
+        data = load_tree(tree, split=fold)
+        parts = [volumes_of(part.names) for part in (data.unlabeled, data.validation, data.test)]
+        assert [len(part) for part in parts] == [8, 1, 1]
+        assert len(set.union(*parts)) == 10
+        assert len(data.unlabeled) == 8 * SCANS
+        assert set(data.labeled.names) <= set(data.unlabeled.names)
+        assert (data.labeled.names, data.labeled.images.shape[0]) == (load_tree(tree, split=fold).labeled.names, 3)
+        tested += parts[2]
+    assert len(set(tested)) == 10
+    with pytest.raises(ValueError, match="split: 10, but 10 volumes have folds 0 to 9"):
+        load_tree(tree, split=10)
+
+
+def test_validation_is_the_next_folds_test(tree):
+    for fold in (0, 9):
+        assert load_tree(tree, split=fold).validation.names == load_tree(tree, split=(fold + 1) % 10).test.names
+
+
+def test_three_volumes_are_enough_and_two_are_not(own_tree):
+    found = load_tree(own_tree).found
+    assert found == (
+        "3 Spectralis volumes, 12 B-scans; fold 0 of 3: 1 volumes (4 B-scans) to train, 1 to validate, 1 to test"
+    )
+    shutil.rmtree(own_tree / "TrainingSpectralis" / "TRAIN025")
+    with pytest.raises(ValueError, match="2 Spectralis volumes, expected 3 or more"):
+        load_tree(own_tree)
+
+
+@pytest.mark.parametrize("labeled", [1, 3, 6, 12, 24])
+def test_every_fluid_is_among_the_labelled(tree, labeled):
+    for fold in range(4):
+        data = load_tree(tree, split=fold, labeled=labeled)
+        assert len(set(data.labeled.names)) == labeled
+        assert set(data.labeled.labels.unique().tolist()) == {-100, 0, 1, 2, 3}
+
+
+def test_a_fluid_in_one_bscan_alone_is_drawn(monkeypatch):
+    """Uniform draws would hardly ever hit it."""
+    pixels = np.zeros((5000, 3), int)
+    pixels[:, 0] = 100
+    pixels[7, 1] = pixels[4711, 2] = 100
+    volume = retouch_index.Volume("a", Path(), (64, 64, 5000), "uint8", tuple(map(tuple, pixels)), (None,) * 5000, {})
+    scans = [(volume, i) for i in range(5000)]
+    config = Config("retouch", **OPTIONS)
+    for labeled in (2, 3, 12):
+        chosen = retouch.draw_labeled(scans, replace(config, labeled=labeled))
+        assert len(set(chosen)) == labeled
+        assert {7, 4711} < set(chosen) or labeled == 2
+    with pytest.raises(ValueError, match="labeled: 1 B-scans did not show IRF, SRF, PED"):
+        retouch.draw_labeled(scans, replace(config, labeled=1))
+
+
+def test_labelled_that_cannot_be_drawn_are_refused(own_tree):
+    with pytest.raises(ValueError, match="labeled: 5, but there are only 4 B-scans to train on"):
+        load_tree(own_tree, labeled=5)
+    with pytest.raises(ValueError, match=r"8 pixels of IRF, SRF, PED at image_size 16; pass a larger --image-size"):
+        load_tree(own_tree, image_size=16)
+
+
+# --- training
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(method: MethodName, tree, tmp_path, monkeypatch):
+    if method != "rpg_plus":  # drawing takes longer than training
+        monkeypatch.setattr(examples.train, "save_overlays", lambda *arguments: None)
+        monkeypatch.setattr(examples.train, "save_pictures", lambda *arguments: {})
+    config = Config(
+        "retouch", method, root=tree, out=tmp_path / "run", iterations=2, base_channels=4, labeled=6, unlabeled_batch=2,
+        retina="flatten", **OPTIONS,
+    )  # fmt: skip
+    result = train(config)
+    assert result["score"] == "miou_pooled"
+    assert result["iou_per_class_pooled"].keys() == {"IRF", "SRF", "PED"}
+    assert result["config"]["epochs"] == 50
+    assert (tmp_path / "run" / "overlays.png").exists() == (method == "rpg_plus")
+
+
+# --- real scans
+
+
+def test_real_retinas_are_found_and_keep_their_fluid(tmp_path):
+    root = Path(os.environ.get("RPG_LOSS_DUKE", ROOT.parent / "shared" / "data" / "duke_dme"))
+    if not root.is_dir():
+        pytest.skip(f"no Duke DME scans at {root}; name their folder in RPG_LOSS_DUKE")
+    for patient in ("duke01", "duke04", "duke09"):
+        for kind, name in (("images", "oct"), ("masks", "reference")):
+            scans = [np.array(Image.open(path)) for path in sorted((root / kind).glob(f"{patient}_*.png"))[::3]]
+            write_image(tmp_path / "Spectralis" / patient / f"{name}.mhd", np.stack(scans))
+    off = []
+    for volume in survey(tmp_path, "spectralis").volumes:
+        assert None not in volume.retinas
+        assert volume.lost == {"whole": 0, "crop": 0, "flatten": 0}
+        for scan, found in enumerate(volume.retinas):
+            height = found.flat[1] - found.flat[0]
+            assert 60 < height < 220  # of 331 rows
+            flat = volume.placement(scan, "flatten", 512).cut(volume.read_scan(scan), 0)
+            off.append(
+                abs(int(flat.mean(1).argmax()) - (height - round(0.12 * 331)))
+            )  # the level layer is the brightest
+    assert len(off) == 12
+    assert sum(rows <= 8 for rows in off) >= 11  # in one, it is the nerve fibre layer
