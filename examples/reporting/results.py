@@ -24,6 +24,8 @@ STUDIED: dict[str, tuple[str, ...] | None] = {
     "map_size": MATCHING,
     "weighted": ("rpg", "rpg_plus"),
     "resolution": MATCHING,
+    "bank_mib": MATCHING,
+    "bank_age": MATCHING,
     "threshold": ("pseudolabel", "fixmatch", "rpg_plus"),
     "cutout": ("fixmatch", "rpg_plus"),
     "batch_norm": None,
