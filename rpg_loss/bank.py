@@ -164,14 +164,14 @@ class ReferenceBank(nn.Module):
         if feat_ref.shape[1] != self.features.shape[1]:
             raise ValueError(
                 f"feat_ref: got {feat_ref.shape[1]} features per pixel (axis 1 of {tuple(feat_ref.shape)}), expected "
-                f"the {self.features.shape[1]} that the bank holds; push features of one layer, or clear() the bank first"
+                f"the {self.features.shape[1]} that the bank holds; push features of one layer, or clear() the bank"
             )
         pushed = f"vectors of {y_ref.shape[1]} labels" if y_ref.ndim == feat_ref.ndim else "class indices"
         held = f"vectors of {self.labels.shape[1]} labels" if self.labels.ndim == 2 else "class indices"
         if pushed != held:
             raise ValueError(
                 f"y_ref: got {pushed} {tuple(y_ref.shape)}, expected {held} as the bank holds; push labels of one "
-                "kind, or clear() the bank first"
+                "kind, or clear() the bank"
             )
 
     def _choose(self, labels: Tensor, width: int) -> Tensor:
