@@ -22,9 +22,9 @@ class ReferenceBank(nn.Module):
         bank.push(feat_ref, y_ref)
 
     The bank holds what the last ``max_age`` pushes have brought, and each of them may fill the same share of
-    ``max_bytes``.  Where a push has more references than fit, its label sets give way as evenly as they can: those
-    that are cut keep equally many (but for one), and none that is kept whole has more.  So rare sets stay and common
-    ones are thinned, evenly over their pixels.  Nothing is random.
+    ``max_bytes``.  Where a push has more references than fit, its label sets are balanced: those that are cut keep
+    equally many (but for one), and none that is kept whole has more.  So rare sets stay and common ones are thinned,
+    evenly over their pixels.  Nothing is random.
 
     All state is in buffers: ``state_dict`` holds it, ``to`` moves it, and a run resumes exactly.  Their sizes change
     from push to push, so keep the bank out of a module that DistributedDataParallel wraps, which would copy the
@@ -33,13 +33,15 @@ class ReferenceBank(nn.Module):
     With several processes each has a bank of its own pools, and saves and restores it by itself.  With
     ``RPGLoss(group=...)`` the banks of all are one reference set, without a copy; without, each matches its own.
 
-    Features of past steps come from past weights: the older they are and the faster the network learns, the less they
-    tell about those of this step.  And the k nearest of a reference set that is balanced are others than those of
-    a pool, most of all where ``k`` is a share: log the mean weight.
+    More references alone do not make pseudo-labels more precise.  Features of past steps come from past weights.  In a
+    balanced reference set rare label sets are the nearest, and among the k nearest, more often than in a pool: more of
+    their pixels are found, fewer of those found are right, and weights fall, most of all where ``k`` is a share.
+    Compare precision and mean weight with and without.
 
     Args:
         max_bytes: the most that the buffers may take.  (During a push the old and the new ones exist side by side.)
         max_age: references are dropped after so many pushes.
+        balanced: False thins all label sets alike, so that they stand as in a pool; at least one of each stays.
         dtype: in which features are stored; half precision holds twice as many.  Take that of autocast where the
             matching is to run in half precision.
         ignore_index: references with this label, or with it anywhere in their label vector, are left out.
@@ -72,6 +74,7 @@ class ReferenceBank(nn.Module):
         max_bytes: int = 64 * 2**20,
         *,
         max_age: int = 10,
+        balanced: bool = True,
         dtype: torch.dtype = torch.float32,
         ignore_index: int = -100,
     ) -> None:
@@ -85,6 +88,7 @@ class ReferenceBank(nn.Module):
             raise TypeError(f"dtype: got {dtype!r}, expected a real floating-point dtype such as torch.float16")
         self.max_bytes = max_bytes
         self.max_age = max_age
+        self.balanced = balanced
         self.dtype = dtype
         self.ignore_index = ignore_index
         for name in _STATE:
@@ -93,8 +97,8 @@ class ReferenceBank(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"max_bytes={self.max_bytes}, max_age={self.max_age}, dtype={self.dtype}, "
-            f"ignore_index={self.ignore_index}, references={len(self.features)}"
+            f"max_bytes={self.max_bytes}, max_age={self.max_age}, balanced={self.balanced}, "
+            f"dtype={self.dtype}, ignore_index={self.ignore_index}, references={len(self.features)}"
         )
 
     def clear(self) -> None:
@@ -187,7 +191,8 @@ class ReferenceBank(nn.Module):
                 f"{self.max_age * (num_sets * bytes_each + 8)} bytes; raise it, lower max_age or store half precision"
             )
         sizes = torch.bincount(set_ids, minlength=num_sets)
-        shares = torch.tensor(_fair_shares(sizes.tolist(), room), dtype=torch.int64, device=sizes.device)
+        shares_of = _fair_shares if self.balanced else _proportional_shares
+        shares = torch.tensor(shares_of(sizes.tolist(), room), dtype=torch.int64, device=sizes.device)
         # A set of n references is cut into as many parts as it keeps, and of each part the middle one stays.
         kept_set = torch.repeat_interleave(shares)
         rank = torch.arange(len(kept_set), device=kept_set.device) - (shares.cumsum(0) - shares)[kept_set]
@@ -230,6 +235,12 @@ def _fair_shares(sizes: list[int], room: int) -> list[int]:
         shares[i] = min(sizes[i], room // (len(sizes) - served))
         room -= shares[i]
     return shares
+
+
+def _proportional_shares(sizes: list[int], room: int) -> list[int]:
+    """How many of each set to keep, at most ``room`` in all: one, and of the rest as much as its share of all."""
+    total = sum(sizes)
+    return sizes if total <= room else [1 + size * (room - len(sizes)) // total for size in sizes]
 
 
 def _on_one_grid(feat_ref: Tensor, y_ref: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,10 @@ def histories(draw):
 @st.composite
 def banks(draw):
     return ReferenceBank(
-        draw(st.integers(300, 3000)), max_age=draw(st.integers(1, 4)), dtype=draw(st.sampled_from(DTYPES))
+        draw(st.integers(300, 3000)),
+        max_age=draw(st.integers(1, 4)),
+        balanced=draw(st.booleans()),
+        dtype=draw(st.sampled_from(DTYPES)),
     )
 
 
@@ -56,6 +59,12 @@ def content(bank):
         return []
     rows = [tuple(int(value) for value in row) for row in references[0].float().tolist()]
     return [(*row, tuple(label)) for row, label in zip(rows, flat_labels(references[1]), strict=True)]
+
+
+def room_of(bank):
+    """How many references one push may bring, by the size of those that the bank holds."""
+    bytes_each = 2 * bank.dtype.itemsize + (3 if bank.labels.ndim == 2 else 8)
+    return (bank.max_bytes // bank.max_age - 8) // bytes_each
 
 
 def flat_labels(y):
@@ -98,18 +107,37 @@ def test_holds_what_was_pushed_no_longer_than_max_age(bank, history):
 @given(bank=banks(), history=histories())
 def test_label_sets_give_way_evenly(bank, history):
     """Whole where all fits. Else a push's share is used up, by sets as even as they allow: rare ones stay whole."""
+    bank.balanced = True
     for number, (feat, y) in enumerate(history):
         bank.push(feat, y)
         before = Counter(label for _, _, label in pushed(number, feat, y))
         after = Counter(label for push, _, label in content(bank) if push == number)
-        bytes_each = 2 * bank.dtype.itemsize + (3 if bank.labels.ndim == 2 else 8)
-        room = (bank.max_bytes // bank.max_age - 8) // bytes_each
+        room = room_of(bank)
         assert after.total() == min(before.total(), room)
         cut = [after[label] for label in before if after[label] < before[label]]
         if cut:
             assert max(cut) - min(cut) <= 1
             assert min(cut) >= max(after.values()) - 1
             assert min(cut) >= room // len(before) >= 1
+
+
+@given(bank=banks(), history=histories())
+def test_label_sets_keep_their_proportions(bank, history):
+    """Unbalanced: whole where all fits, else at least one of each set and its share of the rest."""
+    bank.balanced = False
+    for number, (feat, y) in enumerate(history):
+        bank.push(feat, y)
+        before = Counter(label for _, _, label in pushed(number, feat, y))
+        after = Counter(label for push, _, label in content(bank) if push == number)
+        room = room_of(bank)
+        if before.total() <= room:
+            assert after == before
+            continue
+        assert room - len(before) <= after.total() <= room
+        for label, size in before.items():
+            assert after[label] >= 1
+            proportional = 1 + size * (room - len(before)) / before.total()
+            assert proportional - 1 < after[label] <= proportional
 
 
 @given(bank=banks(), history=histories(), at=st.integers(0, 7))
@@ -119,7 +147,7 @@ def test_resumed_equals_uninterrupted(bank, history, at):
         if number == at:
             file = io.BytesIO()
             torch.save(nn.ModuleDict({"bank": resumed}).state_dict(), file)
-            resumed = ReferenceBank(bank.max_bytes, max_age=bank.max_age, dtype=bank.dtype)
+            resumed = ReferenceBank(bank.max_bytes, max_age=bank.max_age, balanced=bank.balanced, dtype=bank.dtype)
             file.seek(0)
             nn.ModuleDict({"bank": resumed}).load_state_dict(torch.load(file, weights_only=True))
         bank.push(feat, y)

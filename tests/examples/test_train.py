@@ -123,7 +123,14 @@ def test_double_length(config):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"weighted": False}, {"resolution": "full"}, {"cutout": "ignore"}, {"batch_norm": "shared"}, {"map_size": None}],
+    [
+        {"weighted": False},
+        {"resolution": "full"},
+        {"cutout": "ignore"},
+        {"batch_norm": "shared"},
+        {"map_size": None},
+        {"bank_mib": 0.05},
+    ],
 )
 def test_ablations_change_what_is_trained(config, changes, tmp_path):
     config = replace(config, iterations=2, threshold=0.5)
