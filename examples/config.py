@@ -114,6 +114,12 @@ class Config:
     normalize_by: Literal["entries", "weights"] = "entries"
     """rpg, rpg_plus: divide the weighted loss by the number of pixels (paper) or by the sum of their weights."""
 
+    bank_mib: float = 0.0
+    """nearest_neighbor, rpg, rpg_plus: MiB of references of past pools to match against as well; 0: none (paper)."""
+
+    bank_age: int = 10
+    """Steps that references of past pools are kept for, with --bank-mib."""
+
     threshold: float = 0.95
     """Confidence above which pseudolabel, fixmatch and rpg_plus keep a prediction, tau (paper: 0.8 and 0.95)."""
 
@@ -141,13 +147,14 @@ class Config:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)  # the class is frozen
         for name in ("labeled", "image_size", "base_channels", "epochs", "eval_every", "pool_size",
-                     "unlabeled_batch", "side", "fine_labels"):  # fmt: skip
+                     "unlabeled_batch", "side", "fine_labels", "bank_age"):  # fmt: skip
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require(self.split >= 0, "split", self.split, "0 or more")
         require(self.iterations is None or self.iterations >= 1, "iterations", self.iterations, "1 or more")
         require(self.image_size % 16 == 0, "image_size", self.image_size, "a multiple of 16, for the UNet")
         require(self.side <= self.image_size, "map_size", self.side, f"at most --image-size {self.image_size}")
         require(0 <= self.balanced_crops <= 1, "balanced_crops", self.balanced_crops, "a share in [0, 1]")
+        require(self.bank_mib >= 0, "bank_mib", self.bank_mib, "0 or more")
         require(0.5 <= self.threshold < 1, "threshold", self.threshold, "in [0.5, 1)")
         require(self.lambda_u >= 0, "lambda_u", self.lambda_u, "0 or more")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")

@@ -9,6 +9,7 @@ Method: Seibold, Reiss, Kleesiek, Stiefelhagen, "Reference-Guided Pseudo-Label G
 Semantic Segmentation", AAAI 2022.  "Eq. n" throughout refers to its equations.
 """
 
+from .bank import ReferenceBank
 from .fixmatch import FixMatchSegLoss, fixmatch_targets
 from .loss import RPGLoss, segmentation_cross_entropy
 from .pool import ReferencePool
@@ -23,6 +24,7 @@ __all__ = [
     "FixMatchSegLoss",
     "PseudoLabels",
     "RPGLoss",
+    "ReferenceBank",
     "ReferencePool",
     "entropy_weights",
     "fixmatch_targets",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import EllipsisType
-from typing import TYPE_CHECKING, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +16,12 @@ from .checks import (
     check_mask,
     check_same_device,
     check_tensor,
+    describe,
     is_ignored,
     resolve_k,
     widen,
 )
+from .maps import flatten, subsample
 from .matching import IMPLEMENTATIONS, Impl
 from .pseudo_labels import PseudoLabels, rpg_pseudo_labels
 from .union import refusals_told
@@ -186,7 +187,13 @@ class RPGLoss(nn.Module):
 
     @torch.no_grad()
     def pseudo_labels(
-        self, feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, *, valid_u: Tensor | None = None
+        self,
+        feat_u: Tensor,
+        feat_ref: Tensor,
+        y_ref: Tensor,
+        *,
+        extra_ref: tuple[Tensor, Tensor] | None = None,
+        valid_u: Tensor | None = None,
     ) -> PseudoLabels:
         """Pseudo-labels on the map, without a loss: for pictures, logs, or a loss of your own.
 
@@ -194,6 +201,7 @@ class RPGLoss(nn.Module):
             feat_u: ``(B, D, *S)`` floating point.
             feat_ref: ``(P, D, *R)``.
             y_ref: ``(P, *R')`` integers or ``(P, C, *R')`` 0/1; R' may be a finer grid than R.
+            extra_ref: further references, as in a call.
             valid_u: ``(B, *S')`` bool, False where a query is to be ignored; S' may be a finer grid than S.
 
         Returns:
@@ -221,10 +229,17 @@ class RPGLoss(nn.Module):
                         f"{feat_u.ndim - 2} spatial axes to go with feat_u {tuple(feat_u.shape)}"
                     )
                 grid_u = self._grid(feat_u.shape[2:], valid_u.shape[1:])
-        return self._pseudo_labels(feat_u, feat_ref, y_ref, valid_u, grid_u)
+            _check_extra(extra_ref, feat_ref, y_ref)
+        return self._pseudo_labels(feat_u, feat_ref, y_ref, extra_ref, valid_u, grid_u)
 
     def _pseudo_labels(
-        self, feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, valid_u: Tensor | None, grid_u: tuple[int, ...]
+        self,
+        feat_u: Tensor,
+        feat_ref: Tensor,
+        y_ref: Tensor,
+        extra_ref: tuple[Tensor, Tensor] | None,
+        valid_u: Tensor | None,
+        grid_u: tuple[int, ...],
     ) -> PseudoLabels:
         spatial = feat_ref.ndim - 2
         with refusals_told(self.group):
@@ -234,13 +249,17 @@ class RPGLoss(nn.Module):
                     f"{spatial} spatial axes to go with feat_ref {tuple(feat_ref.shape)}"
                 )
             grid_ref = self._grid(feat_ref.shape[2:], y_ref.shape[-spatial:])
+            feat_ref, y_ref = subsample(feat_ref, grid_ref), subsample(y_ref, grid_ref)
+            label_dtype = y_ref.dtype
+            if extra_ref is not None:
+                feat_ref, y_ref = _joined(feat_ref, y_ref, extra_ref)
         labels, weights = rpg_pseudo_labels(
-            _subsample(feat_u, grid_u),
-            _subsample(feat_ref, grid_ref),
-            _subsample(y_ref, grid_ref),
+            subsample(feat_u, grid_u),
+            feat_ref,
+            y_ref,
             self.k,
             balanced_k=self.balanced_k,
-            valid_u=None if valid_u is None else _subsample(valid_u, grid_u),
+            valid_u=None if valid_u is None else subsample(valid_u, grid_u),
             ignore_index=self.ignore_index,
             impl=self.impl,
             group=self.group,
@@ -249,8 +268,8 @@ class RPGLoss(nn.Module):
         if not self.weighted:
             weights = torch.ones_like(weights)
             if valid_u is not None:
-                weights.masked_fill_(~_subsample(valid_u, grid_u), 0)
-        return PseudoLabels(labels, weights)
+                weights.masked_fill_(~subsample(valid_u, grid_u), 0)
+        return PseudoLabels(labels.to(label_dtype) if labels.ndim > weights.ndim else labels, weights)
 
     @overload
     def forward(
@@ -261,6 +280,7 @@ class RPGLoss(nn.Module):
         y_ref: Tensor,
         logits_ref: Tensor | None = None,
         *,
+        extra_ref: tuple[Tensor, Tensor] | None = None,
         valid_u: Tensor | None = None,
         return_pseudo_labels: Literal[False] = False,
     ) -> Tensor: ...
@@ -274,6 +294,7 @@ class RPGLoss(nn.Module):
         y_ref: Tensor,
         logits_ref: Tensor | None = None,
         *,
+        extra_ref: tuple[Tensor, Tensor] | None = None,
         valid_u: Tensor | None = None,
         return_pseudo_labels: Literal[True],
     ) -> tuple[Tensor, PseudoLabels]: ...
@@ -286,6 +307,7 @@ class RPGLoss(nn.Module):
         y_ref: Tensor,
         logits_ref: Tensor | None = None,
         *,
+        extra_ref: tuple[Tensor, Tensor] | None = None,
         valid_u: Tensor | None = None,
         return_pseudo_labels: bool = False,
     ) -> Tensor | tuple[Tensor, PseudoLabels]:
@@ -297,6 +319,9 @@ class RPGLoss(nn.Module):
             feat_ref: features of the reference pool, ``(P, D, *R')``.
             y_ref: labels of the pool: ``(P, *R)`` integers in [0, C), or ``(P, C, *R)`` 0/1.
             logits_ref: ``(P, C, *R)`` of the pool: adds the supervised term of Eq. 8.
+            extra_ref: further references as flat pixels, features ``(N, D)`` and labels ``(N,)`` or ``(N, C)`` as in
+                ``y_ref``, for instance those of past pools (:meth:`ReferenceBank.references`).  They come after the
+                pool's, which win ties, and ``k`` counts in all.  They are neither sub-sampled nor supervised.
             valid_u: ``(B, *S)`` bool, False where a pixel is to be ignored (padding, uncovered by a rotation).
             return_pseudo_labels: also return what the loss was taken against.
 
@@ -312,19 +337,24 @@ class RPGLoss(nn.Module):
         y_ref = widen(y_ref)
         with refusals_told(self.group):
             self._check(logits_u, feat_u, feat_ref, y_ref, logits_ref, valid_u)
+            _check_extra(extra_ref, feat_ref, y_ref)
             # At full size: the supervised term sees pixels that the map leaves out.
             if self.check_values:
-                y_ref = _checked_labels(y_ref, y_ref.ndim == feat_ref.ndim, self.ignore_index, logits_u.shape[1])
+                multilabel, num_classes = y_ref.ndim == feat_ref.ndim, logits_u.shape[1]
+                y_ref = _checked_labels(y_ref, multilabel, self.ignore_index, num_classes)
+                if extra_ref is not None:
+                    labels = _checked_labels(extra_ref[1], multilabel, self.ignore_index, num_classes, "extra_ref[1]")
+                    extra_ref = extra_ref[0], labels
         grid_u = self._grid(feat_u.shape[2:], logits_u.shape[2:])
-        pseudo = self._pseudo_labels(feat_u, feat_ref, y_ref, valid_u, grid_u)
+        pseudo = self._pseudo_labels(feat_u, feat_ref, y_ref, extra_ref, valid_u, grid_u)
         if self.resolution == "full":
             grid_u = tuple(logits_u.shape[2:])
-            pseudo = PseudoLabels(_subsample(pseudo.labels, grid_u), _subsample(pseudo.weights, grid_u))
+            pseudo = PseudoLabels(subsample(pseudo.labels, grid_u), subsample(pseudo.weights, grid_u))
         loss = segmentation_cross_entropy(
-            _subsample(logits_u, grid_u),
+            subsample(logits_u, grid_u),
             pseudo.labels,
             pseudo.weights,
-            valid=None if valid_u is None else _subsample(valid_u, grid_u),
+            valid=None if valid_u is None else subsample(valid_u, grid_u),
             ignore_index=self.ignore_index,
             normalize_by=self.normalize_by,
         )
@@ -389,28 +419,69 @@ class RPGLoss(nn.Module):
         check_same_device(logits_u=logits_u, feat_u=feat_u, feat_ref=feat_ref, y_ref=y_ref, logits_ref=logits_ref)
 
 
-def _checked_labels(y_ref: Tensor, multilabel: bool, ignore_index: int, num_classes: int) -> Tensor:
-    """``y_ref``, after :func:`check_labels`."""
+def _joined(feat_ref: Tensor, y_ref: Tensor, extra_ref: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The pool and further references as flat pixels, the pool first."""
+    features, labels = extra_ref
+    if y_ref.ndim == feat_ref.ndim:
+        together = [flatten(y_ref), widen(labels)]
+    else:  # a narrower dtype could not hold the others' classes
+        together = [y_ref.flatten().long(), labels.long()]
+    return torch.cat([flatten(feat_ref), features]), torch.cat(together)
+
+
+def _check_extra(extra_ref: Any, feat_ref: Tensor, y_ref: Tensor) -> None:
+    if extra_ref is None:
+        return
+    if not isinstance(extra_ref, tuple) or len(extra_ref) != 2:
+        raise TypeError(
+            f"extra_ref: got {type(extra_ref).__name__}, expected a pair of features (N, D) and labels (N,) or (N, C), "
+            "as ReferenceBank.references() gives it"
+        )
+    features, labels = extra_ref
+    check_floating("extra_ref[0]", features)
+    check_tensor("extra_ref[1]", labels)
+    if features.ndim != 2 or features.shape[1] != feat_ref.shape[1]:
+        raise ValueError(
+            f"extra_ref[0]: got shape {tuple(features.shape)}, expected flat pixels (N, {feat_ref.shape[1]}) to go "
+            f"with feat_ref {tuple(feat_ref.shape)}; both must come from the same layer"
+        )
+    multilabel = y_ref.ndim == feat_ref.ndim
+    expected = (len(features), y_ref.shape[1]) if multilabel else (len(features),)
+    if tuple(labels.shape) != expected:
+        raise ValueError(
+            f"extra_ref[1]: got shape {tuple(labels.shape)}, expected {expected} to go with extra_ref[0] "
+            f"{tuple(features.shape)} and y_ref {tuple(y_ref.shape)}"
+        )
+    if not multilabel and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
+        raise TypeError(f"extra_ref[1]: got {describe(labels)}, expected class indices of an integer dtype")
+    check_same_device(feat_ref=feat_ref, **{"extra_ref[0]": features, "extra_ref[1]": labels})
+
+
+def _checked_labels(
+    labels: Tensor, multilabel: bool, ignore_index: int, num_classes: int, name: str = "y_ref"
+) -> Tensor:
+    """``labels``, after :func:`check_labels`."""
     if torch.compiler.is_compiling():
-        checked: Tensor = _checked_copy(y_ref, multilabel, ignore_index, num_classes)
+        checked: Tensor = _checked_copy(labels, multilabel, ignore_index, num_classes, name)
         return checked
-    check_labels("y_ref", y_ref, multilabel=multilabel, ignore_index=ignore_index, num_classes=num_classes)
-    return y_ref
+    check_labels(name, labels, multilabel=multilabel, ignore_index=ignore_index, num_classes=num_classes)
+    return labels
 
 
 @torch.library.custom_op(
     "rpg_loss::checked_labels",
     mutates_args=(),
-    schema="(Tensor y_ref, bool multilabel, int ignore_index, int num_classes) -> Tensor",
+    schema="(Tensor labels, bool multilabel, int ignore_index, int num_classes, str name) -> Tensor",
 )
-def _checked_copy(y_ref: Tensor, multilabel: bool, ignore_index: int, num_classes: int) -> Tensor:
+def _checked_copy(labels: Tensor, multilabel: bool, ignore_index: int, num_classes: int, name: str) -> Tensor:
     # A copy: compilers keep the check, and keep it first, because what follows depends on its result.
-    return _checked_labels(y_ref, multilabel, ignore_index, num_classes).clone(memory_format=torch.contiguous_format)
+    checked = _checked_labels(labels, multilabel, ignore_index, num_classes, name)
+    return checked.clone(memory_format=torch.contiguous_format)
 
 
 @_checked_copy.register_fake
-def _(y_ref: Tensor, multilabel: bool, ignore_index: int, num_classes: int) -> Tensor:
-    return torch.empty_like(y_ref, memory_format=torch.contiguous_format)
+def _(labels: Tensor, multilabel: bool, ignore_index: int, num_classes: int, name: str) -> Tensor:
+    return torch.empty_like(labels, memory_format=torch.contiguous_format)
 
 
 def _per_entry(name: str, tensor: Tensor, entries: Tensor, *, multilabel: bool) -> Tensor:
@@ -421,17 +492,3 @@ def _per_entry(name: str, tensor: Tensor, entries: Tensor, *, multilabel: bool) 
     if tensor.shape != entries.shape:
         raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected {pixels} to go with the target")
     return tensor
-
-
-def _subsample(tensor: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """Nearest-neighbour resampling of the last ``len(grid)`` axes, of any dtype and number of axes."""
-    sizes = tensor.shape[-len(grid) :]
-    if tuple(sizes) == grid:
-        return tensor
-    places: list[Tensor] = []
-    for axis, (size, sides) in enumerate(zip(sizes, grid, strict=True)):
-        index = torch.arange(sides, device=tensor.device) * size // sides
-        places.append(index.view(-1, *[1] * (len(grid) - 1 - axis)))
-    # All axes in one step: compiled for CPUs, the gradient of an index_select was wrong in torch 2.13.
-    everywhere: tuple[EllipsisType | Tensor, ...] = (..., *places)
-    return tensor[everywhere]

@@ -25,6 +25,7 @@ from .checks import (
     widen,
 )
 from .label_sets import encode_label_sets
+from .maps import flatten
 from .matching import Impl, match, resolve
 from .union import refusals_told, unite
 from .weights import entropy_weights
@@ -73,7 +74,7 @@ def rpg_pseudo_labels(
     Args:
         feat_u: features of the queries, ``(B, D, *S)`` with any number of spatial axes, or flat ``(M, D)``;
             floating point.
-        feat_ref: features of the references, ``(P, D, *R)`` or ``(N, D)``.
+        feat_ref: features of the references, ``(P, D, *R)`` or flat ``(N, D)``, whichever ``feat_u`` is.
         y_ref: labels of the references: a class map ``(P, *R)`` of any integer dtype, classes from 0 up, or 0/1
             label vectors ``(P, C, *R)`` of any real dtype; flat: ``(N,)`` or ``(N, C)``.
         k: number of nearest references that count: an int >= 1 (more than there are means all), or a float in
@@ -140,7 +141,7 @@ def rpg_pseudo_labels(
     set_ids, set_labels = encode_label_sets(labels)
     k = share_k(k, len(labels)) if balanced_k else resolve_k(k, len(labels))
     with torch.autocast(device_type=feat_u.device.type, enabled=False):
-        matches = match(_flatten(feat_u), references, set_ids, len(set_labels), k, impl, balanced=balanced_k)
+        matches = match(flatten(feat_u), references, set_ids, len(set_labels), k, impl, balanced=balanced_k)
         weights = entropy_weights(matches.proximities)
     return _shaped(set_labels[matches.nearest_sets], weights, feat_u, y_ref, valid_u, ignore_index)
 
@@ -169,7 +170,7 @@ def _pseudo_labels_of_group(
         impl = resolve(impl, feat_u.device)
         references, labels = _used_references(feat_u, feat_ref, y_ref, ignore_index, check_values)
     settings = {"k": k, "balanced_k": balanced_k, "impl": impl, "kind of device": feat_u.device.type}
-    union = unite(group, _flatten(feat_u), references, labels, settings)
+    union = unite(group, flatten(feat_u), references, labels, settings)
     total, num_sets = union.shards.total, len(union.set_labels)
     k = share_k(k, total) if balanced_k else resolve_k(k, total)
     with torch.autocast(device_type=feat_u.device.type, enabled=False):
@@ -243,7 +244,7 @@ def _used_references(
     if check_values:
         check_finite(feat_u=feat_u, feat_ref=feat_ref)
         check_labels("y_ref", y_ref, multilabel=multilabel, ignore_index=ignore_index)
-    references, labels = _flatten(feat_ref), _flatten(y_ref) if multilabel else y_ref.flatten()
+    references, labels = flatten(feat_ref), flatten(y_ref) if multilabel else y_ref.flatten()
     used = ~is_ignored(labels, ignore_index)
     used = used.all(1) if multilabel else used
     if not bool(used.all()):
@@ -268,33 +269,11 @@ def _shaped(
     return PseudoLabels(labels_u, weights.reshape(shape))
 
 
-def _flatten(tensor: Tensor) -> Tensor:
-    """``(B, D, *S)`` to ``(B * prod(S), D)``."""
-    return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
-
-
-def _check(
-    feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, k: int | float, balanced_k: bool, valid_u: Tensor | None
-) -> None:
-    """Check everything that costs no look at values."""
-    check_floating("feat_u", feat_u)
+def check_references(feat_ref: Tensor, y_ref: Tensor) -> None:
+    """Check features and labels of references for what costs no look at values."""
     check_floating("feat_ref", feat_ref)
     check_tensor("y_ref", y_ref)
-    for name, feat in (("feat_u", feat_u), ("feat_ref", feat_ref)):
-        if feat.ndim < 2 or feat.numel() == 0:
-            raise ValueError(
-                f"{name}: got shape {tuple(feat.shape)}, expected a non-empty (images, D, *spatial) or flat (pixels, D)"
-            )
-    if (feat_u.ndim == 2) != (feat_ref.ndim == 2):
-        raise ValueError(
-            f"feat_u, feat_ref: got shapes {tuple(feat_u.shape)} and {tuple(feat_ref.shape)}, expected both flat "
-            "(pixels, D) or both with spatial axes; flatten the other one"
-        )
-    if feat_u.shape[1] != feat_ref.shape[1]:
-        raise ValueError(
-            f"feat_ref: got {feat_ref.shape[1]} features per pixel (axis 1 of {tuple(feat_ref.shape)}), expected the "
-            f"{feat_u.shape[1]} of feat_u {tuple(feat_u.shape)}; both must come from the same layer"
-        )
+    _check_features("feat_ref", feat_ref)
     class_map = (feat_ref.shape[0], *feat_ref.shape[2:])
     multilabel = y_ref.ndim == feat_ref.ndim
     fits = (y_ref.shape[0], *y_ref.shape[2:]) == class_map if multilabel else tuple(y_ref.shape) == class_map
@@ -311,7 +290,29 @@ def _check(
         )
     if y_ref.is_complex():
         raise TypeError(f"y_ref: got {describe(y_ref)}, expected a real dtype")
+
+
+def _check_features(name: str, features: Tensor) -> None:
+    if features.ndim < 2 or features.numel() == 0:
+        raise ValueError(
+            f"{name}: got shape {tuple(features.shape)}, expected a non-empty (images, D, *spatial) or flat (pixels, D)"
+        )
+
+
+def _check(
+    feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, k: int | float, balanced_k: bool, valid_u: Tensor | None
+) -> None:
+    """Check everything that costs no look at values."""
+    check_floating("feat_u", feat_u)
+    _check_features("feat_u", feat_u)
+    check_references(feat_ref, y_ref)
+    if feat_u.shape[1] != feat_ref.shape[1]:
+        raise ValueError(
+            f"feat_ref: got {feat_ref.shape[1]} features per pixel (axis 1 of {tuple(feat_ref.shape)}), expected the "
+            f"{feat_u.shape[1]} of feat_u {tuple(feat_u.shape)}; both must come from the same layer"
+        )
     check_mask("valid_u", valid_u, (feat_u.shape[0], *feat_u.shape[2:]), "feat_u")
     check_same_device(feat_u=feat_u, feat_ref=feat_ref, y_ref=y_ref, valid_u=valid_u)
     resolve_k(k)
+    check_bool("balanced_k", balanced_k)
     check_bool("balanced_k", balanced_k)

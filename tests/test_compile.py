@@ -33,7 +33,7 @@ def test_the_operator_is_registered_as_compilers_need_it(multilabel):
     torch.library.opcheck(
         _operator, (feat_u.half(), feat_ref.half(), y, None, 20.0, False, False, -100, "chunked", True)
     )
-    torch.library.opcheck(_checked_copy, (y, multilabel, -100, 70 if multilabel else 3))
+    torch.library.opcheck(_checked_copy, (y, multilabel, -100, 70 if multilabel else 3, "y_ref"))
 
 
 class Step(nn.Module):

@@ -33,7 +33,12 @@ PSEUDO_LABELS = {
     "no tensor": ((U.numpy(), R, Y, 5), {}, TypeError, r"feat_u: got ndarray, expected a torch.Tensor"),
     "list": ((U, R, Y.tolist(), 5), {}, TypeError, r"y_ref: got list, expected a torch.Tensor"),
     "rank 1": ((U[0, 0, 0], R, Y, 5), {}, ValueError, r"feat_u: got shape \(6,\), expected"),
-    "flat and not": ((U, R.flatten(2)[..., 0], Y, 5), {}, ValueError, r"feat_u, feat_ref: .*expected both flat"),
+    "flat and not": (
+        (U, R[..., 0, 0], Y, 5),
+        {},
+        ValueError,
+        r"y_ref: .*expected a class map \(3,\) .* go with feat_ref",
+    ),
     "features": (
         (U, R[:, :3], Y, 5),
         {},

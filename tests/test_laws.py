@@ -173,6 +173,9 @@ def test_spatial_axes_are_only_a_layout(impl, problem):
     expected = pseudo_labels(flat(problem.feat_u), flat(problem.feat_ref), y, problem.k, impl=impl)
     assert torch.equal(flat(got.labels) if problem.multilabel else got.labels.flatten(), expected.labels)
     torch.testing.assert_close(got.weights.flatten(), expected.weights, atol=2e-5, rtol=0)
+    mixed = pseudo_labels(problem.feat_u, flat(problem.feat_ref), y, problem.k, impl=impl)
+    assert_same(mixed, got)
+    assert mixed.labels.shape == got.labels.shape
 
 
 @given(problem=flat_problems(ignored=False))

@@ -7,7 +7,7 @@ from examples.config import Config
 from examples.data import Dataset
 from examples.methods.base import Method, Step
 from examples.unet import UNet
-from rpg_loss import PseudoLabels, RPGLoss, segmentation_cross_entropy
+from rpg_loss import PseudoLabels, ReferenceBank, RPGLoss, segmentation_cross_entropy
 
 
 class RPG(Method):
@@ -22,15 +22,31 @@ class RPG(Method):
             normalize_by=config.normalize_by,
             check_values=False,
         )
+        self.bank = ReferenceBank(int(config.bank_mib * 2**20), max_age=config.bank_age) if config.bank_mib else None
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         (logits_ref, feat_ref), (logits_u, feat_u) = self.forward_views(net, pool.images, unlabeled.images)
         supervised = segmentation_cross_entropy(logits_ref, pool.labels)
-        rpg, pseudo_labels = self.criterion(
-            logits_u, feat_u, feat_ref, pool.labels, valid_u=unlabeled.valid, return_pseudo_labels=True
-        )
+        rpg, pseudo_labels = self.rpg(logits_u, feat_u, feat_ref, pool, unlabeled)
         loss = supervised + self.config.lambda_u * rpg
         return Step(loss, {"supervised": supervised, "rpg": rpg}, pseudo_labels)
 
+    def rpg(
+        self, logits_u: Tensor, feat_u: Tensor, feat_ref: Tensor, pool: View, unlabeled: View
+    ) -> tuple[Tensor, PseudoLabels]:
+        """The loss against this step's pool and, with --bank-mib, those of the steps before."""
+        outcome = self.criterion(
+            logits_u, feat_u, feat_ref, pool.labels,
+            extra_ref=self.past_references(), valid_u=unlabeled.valid, return_pseudo_labels=True,
+        )  # fmt: skip
+        if self.bank is not None:
+            self.bank.push(feat_ref, pool.labels)
+        return outcome
+
+    def past_references(self) -> tuple[Tensor, Tensor] | None:
+        return None if self.bank is None else self.bank.references()
+
     def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels:
-        return self.criterion.pseudo_labels(net(images)[1], net(pool.images)[1], pool.labels)
+        return self.criterion.pseudo_labels(
+            net(images)[1], net(pool.images)[1], pool.labels, extra_ref=self.past_references()
+        )

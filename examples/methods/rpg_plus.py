@@ -23,9 +23,7 @@ class RPGPlus(RPG):
             net, pool.images, unlabeled.images, strong.images
         )
         supervised = segmentation_cross_entropy(logits_ref, pool.labels)
-        rpg, pseudo_labels = self.criterion(
-            logits_u, feat_u, feat_ref, pool.labels, valid_u=unlabeled.valid, return_pseudo_labels=True
-        )
+        rpg, pseudo_labels = self.rpg(logits_u, feat_u, feat_ref, pool, unlabeled)
         fixmatch = self.fixmatch(
             logits_u, logits_strong, warp=strong.warp, cutout=strong.cutout, valid_weak=unlabeled.valid
         )

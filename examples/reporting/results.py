@@ -27,6 +27,8 @@ STUDIED: dict[str, tuple[str, ...] | None] = {
     "weighted": ("rpg", "rpg_plus"),
     "resolution": MATCHING,
     "normalize_by": ("rpg", "rpg_plus"),
+    "bank_mib": MATCHING,
+    "bank_age": MATCHING,
     "threshold": ("pseudolabel", "fixmatch", "rpg_plus"),
     "cutout": ("fixmatch", "rpg_plus"),
     "batch_norm": None,

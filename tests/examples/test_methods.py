@@ -108,6 +108,28 @@ def test_lambda_u_weighs_what_is_unlabelled(name, data):
     assert step.loss.item() == pytest.approx(torch.as_tensor(expected).item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["nearest_neighbor", "rpg", "rpg_plus"])
+def test_a_bank_keeps_past_pools_and_resumes(name, data):
+    method, net = build(name, data, bank_mib=0.02, bank_age=2)
+    pool, unlabeled = views(data)
+    without = build(name, data)[0](copy.deepcopy(net), pool, unlabeled, 1).terms["rpg"]
+    first, second, _ = (method(net, pool, unlabeled, step).terms["rpg"] for step in (1, 2, 3))
+    assert first == without  # there is no past yet
+    assert second != without
+    assert len(method.bank.counts) == 2
+    resumed, _ = build(name, data, bank_mib=0.02, bank_age=2)
+    resumed.load_state_dict(method.state_dict())
+    expected, got = (m.rpg(*outputs(net, pool, unlabeled), pool, unlabeled)[1] for m in (method, resumed))
+    assert torch.equal(got.weights, expected.weights)
+    assert torch.equal(got.labels, expected.labels)
+
+
+def outputs(net, pool, unlabeled):
+    with torch.no_grad():
+        (_, feat_ref), (logits_u, feat_u) = net(pool.images), net(unlabeled.images)
+    return logits_u, feat_u, feat_ref
+
+
 def test_pseudolabel_is_lees_loss(data):
     """sum(m CE) / sum(m), by hand."""
     method, net = build("pseudolabel", data)

@@ -135,6 +135,7 @@ def test_double_length(config):
         {"cutout": "ignore"},
         {"batch_norm": "shared"},
         {"map_size": None},
+        {"bank_mib": 0.05},
     ],
 )
 def test_ablations_change_what_is_trained(config, changes, tmp_path):

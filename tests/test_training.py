@@ -1,0 +1,224 @@
+"""Laws of a training step: under mixed precision, with accumulated gradients, on several processes.
+
+The steps here are those of the library's users: a network that gives logits and features, RPGLoss with its supervised
+term, FixMatchSegLoss beside it.  The networks have no batch norm: its statistics see one micro-batch, or the
+share of one process, so that with it neither accumulation nor data parallelism is the same as one large batch.
+"""
+
+import copy
+import functools
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rpg_loss import FixMatchSegLoss, ReferenceBank, RPGLoss
+
+from .processes import needs_gloo, run
+
+both_kinds = pytest.mark.parametrize("multilabel", [False, True], ids=["class map", "label vectors"])
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU())
+        self.head = nn.Conv2d(8, 3, 1)
+
+    def forward(self, images):
+        features = self.body(images)
+        return self.head(features), features
+
+
+def data(multilabel, pool=4, batch=4, side=8):
+    """Images of a pool, its labels, unlabelled images."""
+    y = torch.randint(2, (pool, 3, side, side)) if multilabel else torch.randint(3, (pool, side, side))
+    return 3 * torch.randn(pool, 1, side, side), y, 3 * torch.randn(batch, 1, side, side)
+
+
+def criteria(multilabel, group=None):
+    return RPGLoss(0.3, map_size=6, group=group), FixMatchSegLoss(0.4, multilabel=multilabel)
+
+
+def loss_of(net, criteria, images, y, images_u, bank=None):
+    """One step's loss: supervised, RPG and FixMatch, on copies with other contrast."""
+    rpg, fixmatch = criteria
+    logits, features = net(images)
+    logits_u, features_u = net(images_u)
+    logits_strong, _ = net(images_u + images_u.sin())
+    extra_ref = bank.references() if bank is not None else None
+    loss = rpg(logits_u, features_u, features, y, logits, extra_ref=extra_ref) + fixmatch(logits_u, logits_strong)
+    if bank is not None:
+        bank.push(features, y)
+    return loss
+
+
+def gradient(net):
+    flat = torch.cat([parameter.grad.flatten() for parameter in net.parameters()])
+    net.zero_grad()
+    return flat
+
+
+def relative_error(got, expected):
+    return ((got - expected).norm() / expected.norm()).item()
+
+
+@both_kinds
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_the_network_and_not_the_loss(dtype, multilabel):
+    """Of the same half-precision logits and features the losses are the same, to the bit, under autocast and not."""
+    net, (images, y, images_u) = Net(), data(multilabel)
+    with torch.autocast("cpu", dtype=dtype):
+        (logits, features), (logits_u, features_u) = net(images), net(images_u)
+    assert logits.dtype == features.dtype == dtype
+    rpg, fixmatch = RPGLoss(0.3), FixMatchSegLoss(0.4, multilabel=multilabel)
+    outcomes = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            outcomes.append(
+                [rpg(logits_u, features_u, features, y, logits), fixmatch(logits_u, logits[: len(logits_u)])]
+            )
+    assert outcomes[0] == outcomes[1]
+    assert all(loss.dtype == torch.float32 for loss in outcomes[0])
+
+
+@both_kinds
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradient_under_autocast_is_that_of_float32_within_rounding(dtype, multilabel):
+    """Within 10 %: the label of a pixel between two may be another after rounding."""
+    net, batch = Net(), data(multilabel)
+    loss_of(net, criteria(multilabel), *batch).backward()
+    expected = gradient(net)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = loss_of(net, criteria(multilabel), *batch)
+    loss.backward()
+    assert relative_error(gradient(net), expected) < 0.1
+
+
+@both_kinds
+def test_a_grad_scaler_saves_small_weights_from_vanishing(multilabel):
+    """Weights near 0 over many pixels are below the smallest float16; scaled, they give float32's gradient."""
+    net, batch, tiny = Net(), data(multilabel), 1e-6
+    (tiny * loss_of(net, criteria(multilabel), *batch)).backward()
+    expected = gradient(net)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    optimizer = torch.optim.SGD(net.parameters(), 1.0)
+    errors = []
+    for scaled in (False, True):
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = tiny * loss_of(net, criteria(multilabel), *batch)
+        (scaler.scale(loss) if scaled else loss).backward()
+        if scaled:
+            scaler.unscale_(optimizer)
+        errors.append(relative_error(gradient(net), expected))
+    assert errors[0] > 0.5
+    assert errors[1] < 0.1
+
+
+def test_a_grad_scaler_skips_what_overflows_and_trains_on():
+    net, batch = Net(), data(False)
+    optimizer, scaler = torch.optim.SGD(net.parameters(), 0.5), torch.amp.GradScaler("cpu", init_scale=2.0**32)
+    before = copy.deepcopy(net.state_dict())
+    history = []
+    for _ in range(40):
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = loss_of(net, criteria(False), *batch)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        history.append(loss.item())
+        if len(history) == 1:  # skipped: half precision ends far below 2^32
+            assert scaler.get_scale() == 2.0**31
+            assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert history[-1] < 0.95 * history[0]
+
+
+@both_kinds
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_accumulate_to_one_batch(parts, multilabel):
+    """Equal parts of the unlabelled images, each against the whole pool, give the gradient of all of them.
+
+    Not if each part has a pool of its own: its nearest references are others then, and so are its pseudo-labels.
+    """
+    net, (images, y, images_u) = Net(), data(multilabel)
+    loss_of(net, criteria(multilabel), images, y, images_u).backward()
+    expected = gradient(net)
+    for part in images_u.chunk(parts):
+        (loss_of(net, criteria(multilabel), images, y, part) / parts).backward()
+    torch.testing.assert_close(gradient(net), expected, atol=1e-6, rtol=1e-4)
+
+
+@both_kinds
+def test_micro_batches_with_ignored_pixels_count_by_what_is_not_ignored(multilabel):
+    """The losses are means over pixels that count: parts of unlike size need their share as a weight."""
+    net, (images, y, images_u) = Net(), data(multilabel)
+    valid = torch.ones(4, 8, 8, dtype=torch.bool)
+    valid[:2, 2:] = False
+
+    def unlabelled(part, valid_part):
+        (_, features), (logits_u, features_u) = net(images), net(part)
+        return RPGLoss(0.3, map_size=None)(logits_u, features_u, features, y, valid_u=valid_part)
+
+    unlabelled(images_u, valid).backward()
+    expected = gradient(net)
+    parts = list(zip(images_u.chunk(2), valid.chunk(2), strict=True))
+    for part, valid_part in parts:
+        (unlabelled(part, valid_part) * valid_part.sum() / valid.sum()).backward()
+    torch.testing.assert_close(gradient(net), expected, atol=1e-6, rtol=1e-4)
+    for part, valid_part in parts:
+        (unlabelled(part, valid_part) / 2).backward()
+    assert relative_error(gradient(net), expected) > 0.01
+
+
+@both_kinds
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_compiled_under_autocast(dtype, multilabel):
+    """Network and losses in one graph: the same loss, and gradients that differ by the order of half-precision sums."""
+    torch.compiler.reset()
+    net, batch = Net(), data(multilabel)
+    step = functools.partial(loss_of, net, criteria(multilabel))
+    outcomes = []
+    for run_step in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        with torch.autocast("cpu", dtype=dtype):
+            loss = run_step(*batch)
+        loss.backward()
+        outcomes.append((loss.detach(), gradient(net)))
+    torch.testing.assert_close(outcomes[1][0], outcomes[0][0])
+    assert relative_error(outcomes[1][1], outcomes[0][1]) < torch.finfo(dtype).eps
+
+
+def check_data_parallel(rank, world):
+    mine = slice(4 // world * rank, 4 // world * (rank + 1))
+    for multilabel in (False, True):
+        steps = [data(multilabel) for _ in range(4)]
+        alone = Net()
+        shared = DistributedDataParallel(copy.deepcopy(alone))
+        outcomes = []
+        for net, part, group in ((alone, slice(None), None), (shared, mine, dist.group.WORLD)):
+            optimizer, bank, history = torch.optim.SGD(net.parameters(), 0.5), ReferenceBank(), []
+            for step in steps:
+                loss = loss_of(net, criteria(multilabel, group), *(tensor[part] for tensor in step), bank)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                history.append(loss.detach())
+            outcomes.append((torch.stack(history), bank.counts))
+        (expected, counts), (got, own_counts) = outcomes
+        dist.all_reduce(got)
+        torch.testing.assert_close(got / world, expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(own_counts * world, counts)
+        for ours, theirs in zip(shared.module.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@needs_gloo
+def test_data_parallel_steps_equal_those_of_one_process(tmp_path):
+    """With ``group`` and equal shares of pool and unlabelled images: the mean loss, and the network after each step.
+
+    That holds with banks too, each of its process's own pools, as long as all fit.  It does not without ``group``,
+    where every process matches its own pool, nor where pixels are ignored, unequally many in each share.
+    """
+    run(check_data_parallel, 2, tmp_path)
