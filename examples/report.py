@@ -1,7 +1,7 @@
 """Tables, plots and pictures from the results of any number of runs, beside the paper's numbers.
 
     python -m examples.report runs --out report
-    python -m examples.report benchmarks/results/jsrt-128px --out report
+    python -m examples.report benchmarks/results/jsrt --out report
 
 Reads result.json files (and the pictures that they name) and nothing else; report.md comes first.
 """
