@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 MethodName = Literal[
     "supervised", "pseudolabel", "nearest_neighbor", "fixmatch", "iic", "mean_teacher", "mlds", "rpg", "rpg_plus"
 ]
+# Where a run takes place, and how often it is saved, does not make it another one.
+PLACE = ("root", "out", "overwrite", "device", "checkpoint_every")
 DatasetName = Literal["phantom", "phantom_exclusive", "phantom_fine", "jsrt", "folder"]
 
 
@@ -51,7 +55,11 @@ class Config:
     """Folder for results; default runs/{dataset}/{method}-n{labeled}-s{split}-seed{seed}."""
 
     overwrite: bool = False
-    """Replace the result of an earlier run in the same folder."""
+    """Start again where the folder holds an earlier run, finished or not, and replace it."""
+
+    checkpoint_every: int = 500
+    """Steps from one checkpoint to the next, from which a run that was cut short goes on; there is one at every
+    validation, too."""
 
     image_size: int = 512
     """Side of the square images, in pixels; a multiple of 16 (paper: 512)."""
@@ -113,7 +121,7 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse what could only fail later, naming the argument."""
         for name in ("labeled", "image_size", "base_channels", "epochs", "eval_every", "pool_size",
-                     "unlabeled_batch", "side", "fine_labels"):  # fmt: skip
+                     "unlabeled_batch", "checkpoint_every", "side", "fine_labels"):  # fmt: skip
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require(self.split >= 0, "split", self.split, "0 or more")
         require(self.iterations is None or self.iterations >= 1, "iterations", self.iterations, "1 or more")
@@ -143,6 +151,17 @@ class Config:
     def plain(self) -> dict[str, str | int | float | bool | None]:
         """The fields as JSON and checkpoints hold them, paths as text."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """The options that make this another run than the one of ``other`` (what ``plain`` gave then), in words."""
+        defaults = {field.name: None if field.default is MISSING else field.default for field in fields(Config)}
+        there = {name: other.get(name, defaults[name]) for name in defaults}
+        return [
+            f"{name} {there[name]} there, {value} now"
+            for name, value in self.plain().items()
+            # As text: k = 1 is one neighbour and k = 1.0 all of them.
+            if name not in PLACE and json.dumps(there[name]) != json.dumps(value)
+        ]
 
     @property
     def out_dir(self) -> Path:

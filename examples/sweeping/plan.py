@@ -8,18 +8,15 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from examples.command_line import parse_command
 from examples.config import Config
 from examples.reporting.results import STUDIED, heeds
 
 PLANNED = ("dataset", "method", "labeled", "split", "seed", "out")
-# Where and how often it runs does not make a run another one.
-ANY = ("out", "overwrite", "device", "root")
 
 Varied = tuple[tuple[str, str], ...]  # (option, value) as typed
 
@@ -139,7 +136,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config | None, str]:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.cli(Config, args=list(arguments), prog="examples.train"), ""
+            return parse_command(arguments, prog="examples.train")[0], ""
     except ValueError as error:
         return None, str(error)
     except SystemExit:
@@ -151,7 +148,7 @@ def plain_text(box: str) -> str:
     lines = [line.strip("│ ").strip() for line in box.splitlines()]
     lines = [line for line in lines if line and not line.startswith(("╭", "╰"))]
     rule = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    return " ".join(lines[:rule]).removeprefix("Error parsing Config: ") or "refused"
+    return " ".join(lines[:rule]).removeprefix("Error parsing Command: ") or "refused"
 
 
 def is_finished(config: Config) -> bool:
@@ -169,14 +166,7 @@ def is_finished(config: Config) -> bool:
         raise ValueError(f"{path} cannot be read ({error}); remove it") from error
     if not made_with:
         raise ValueError(f"{path} does not say what it was made with; remove it or take another --out")
-    wanted = json.loads(json.dumps(config.plain()))
-    defaults = {field.name: None if field.default is MISSING else field.default for field in fields(Config)}
-    other = [
-        f"{name} {made_with.get(name, defaults[name])} there, {value} now"
-        for name, value in wanted.items()
-        # As text: k = 1 is one neighbour and k = 1.0 all of them.
-        if name not in ANY and json.dumps(made_with.get(name, defaults[name])) != json.dumps(value)
-    ]
+    other = config.differences(made_with)
     if other:
         raise ValueError(
             f"{path} was made with other options ({'; '.join(other)}); take another --out, or pass --overwrite after --"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from examples.batches import pool_batches, unlabeled_batches
+from examples.batches import PoolBatches, UnlabeledBatches
 from examples.config import Config
 from examples.data import jsrt, load, phantom
 from examples.data.dataset import Dataset
@@ -72,7 +72,7 @@ def test_parts_of_the_phantoms_are_disjoint(phantoms):
 
 
 def test_every_class_is_in_every_pool(phantoms):
-    pools = pool_batches(phantoms, 3, torch.Generator().manual_seed(0))
+    pools = PoolBatches(phantoms, 3, torch.Generator().manual_seed(0))
     for _ in range(20):
         assert (next(pools).labels == 1).any(0).flatten(1).any(1).all()
 
@@ -84,12 +84,12 @@ def test_a_pool_that_loses_a_class_in_augmentation_says_which(phantoms):
     labeled = type(phantoms.labeled)(phantoms.labeled.images, labels, phantoms.labeled.names)
     data = Dataset(labeled, *[phantoms.test] * 3, phantoms.class_names, (), True, "")
     with pytest.raises(ValueError, match="no left_clavicle left"):
-        for _, _ in zip(range(50), pool_batches(data, 1, torch.Generator().manual_seed(0)), strict=False):
+        for _, _ in zip(range(50), PoolBatches(data, 1, torch.Generator().manual_seed(0)), strict=False):
             pass
 
 
 def test_unlabeled_batches_pass_over_all_images_once(phantoms):
-    batches = unlabeled_batches(phantoms, 7, torch.Generator().manual_seed(0))
+    batches = UnlabeledBatches(phantoms, 7, torch.Generator().manual_seed(0))
     sizes = [len(next(batches).images) for _ in range(18)]
     assert sum(sizes) == phantom.TRAIN
     assert sizes[-1] == phantom.TRAIN % 7
