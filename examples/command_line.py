@@ -20,12 +20,10 @@ class Command(Config):
     """Train a UNet with few labelled and many unlabelled images; the defaults are the paper's."""
 
     config: Path | None = None
-    """A run's config.json or result.json: the defaults of all other options, so that alone it repeats the run; the repeat
-    needs another --out, or --overwrite."""
+    """A run's config.json: its options are the defaults, so that it repeats the run (into another --out)."""
 
     resume: bool = False
-    """Go on with the unfinished run in the folder, and fail if there is none. (Without it the same command goes on
-    where there is something to go on with, and begins where there is not.)"""
+    """Fail if there is no unfinished run to go on with; without it, the same command goes on or else begins."""
 
 
 def parse_command(

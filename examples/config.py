@@ -58,8 +58,7 @@ class Config:
     """Start again where the folder holds an earlier run, finished or not, and replace it."""
 
     checkpoint_every: int = 500
-    """Steps from one checkpoint to the next, from which a run that was cut short goes on; there is one at every
-    validation, too."""
+    """Steps from one checkpoint, for a run that is cut short to go on from, to the next; validations save one, too."""
 
     image_size: int = 512
     """Side of the square images, in pixels; a multiple of 16 (paper: 512)."""
