@@ -1,8 +1,8 @@
 """Checkpoints that a run goes on from after whatever ended it.
 
-A file is one line of text with the SHA-256 of all that follows it, and then what ``torch.save`` wrote: one file, so that
-content and checksum cannot go out of step. It is written aside, flushed to the disk and renamed. The last two are kept:
-should the newer one be damaged, the run goes on from the other.
+A file is one line of text with the SHA-256 of all that follows it, and then what ``torch.save`` wrote: one file, so
+that content and checksum cannot go out of step. It is written aside, flushed to the disk and renamed. The last two are
+kept: should the newer one be damaged, the run goes on from the other.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class Checkpoints:
             save_whole(path, state, HEADER)
         except OSError as error:
             left = f"{self.latest.name} is whole" if self.latest else "there is none before it"
-            raise OSError(error.errno, f"{error.strerror}: the checkpoint was not written; {left}", str(path)) from error
+            raise OSError(
+                error.errno, f"{error.strerror}: the checkpoint was not written; {left}", str(path)
+            ) from error
         for other in set(self.folder.glob("step-*")) - {path, self.latest}:
             other.unlink()
         self.latest = path
@@ -89,8 +91,7 @@ def save_whole(path: Path, content: dict[str, Any], header: bytes = b"") -> None
     buffer = io.BytesIO()
     torch.save(content, buffer)
     written = buffer.getbuffer()
-    line = header + hashlib.sha256(written).hexdigest().encode() + b"\n" if header else b""
-    write_whole(path, line, written)
+    write_whole(path, checksum_line(header, written) if header else b"", written)
 
 
 def load_whole(path: Path) -> dict[str, Any]:
@@ -105,13 +106,17 @@ def load_whole(path: Path) -> dict[str, Any]:
         content = file.read()
     if not line.startswith(HEADER):
         raise ValueError("it does not begin with a checksum")
-    if line[len(HEADER) : -1] != hashlib.sha256(content).hexdigest().encode():
+    if line != checksum_line(HEADER, content):
         raise ValueError("its checksum does not fit its content")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds: torch.load refuses what is neither a tensor nor plain
         raise ValueError(f"torch.load refuses it ({type(error).__name__})") from error
     return state
+
+
+def checksum_line(header: bytes, content: bytes | memoryview) -> bytes:
+    return header + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 def write_whole(path: Path, *parts: bytes | memoryview) -> None:

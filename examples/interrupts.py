@@ -29,8 +29,8 @@ class Interrupted(KeyboardInterrupt):
 class Interrupts:
     """Takes SIGINT and SIGTERM; use as a context manager, in the main thread (elsewhere it does nothing).
 
-    A signal raises :class:`Interrupted` at once, but within :meth:`deferred` it is only noted in ``received``: the loop is
-    to save and raise. A second one, two seconds later or more, raises at once even there.
+    A signal raises :class:`Interrupted` at once, but within :meth:`deferred` it is only noted in ``received``: the loop
+    is to save and raise. A second one, two seconds later or more, raises at once even there.
     """
 
     def __init__(self) -> None:

@@ -31,16 +31,16 @@ class GlobalRandomness:
             torch.cuda.set_rng_state_all(state["gpus"])
 
 
-def check_same_run(saved: dict[str, Any], config: Config) -> None:
-    """Refuses to go on with a run of other options.
+def check_same_run(options: Mapping[str, Any], config: Config) -> None:
+    """Refuses to go on with a run of other options than those that it was started with.
 
     Raises:
         ValueError: the options that differ are named.
     """
-    if other := config.differences(saved["config"]):
+    if other := config.differences(options):
         raise ValueError(
-            f"out: {config.out_dir} holds an unfinished run with other options ({'; '.join(other)}); pass those to go on"
-            " with it, --overwrite to start again, or another --out"
+            f"out: {config.out_dir} holds an unfinished run with other options ({'; '.join(other)}); pass those to go"
+            " on with it, --overwrite to start again, or another --out"
         )
 
 

@@ -76,7 +76,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
             raise FileNotFoundError(f"resume: {out} holds no checkpoint; leave --resume out to begin")
         write_json(out / "config.json", config.plain() | {"environment": environments[0]})
     else:
-        check_same_run(saved, config)
+        check_same_run(saved["config"], config)
         started -= saved["seconds"]
         if changed := changes(saved["environments"][-1], environments[0]):
             print(f"note: the end may not be that of an uninterrupted run: {'; '.join(changed)}")

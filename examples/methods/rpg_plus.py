@@ -1,6 +1,5 @@
 """RPG+ (Eq. 11): reference-guided pseudo-labels on the weak view and FixMatch on the strong one."""
 
-
 from examples.augment import StrongAugmentation, View
 from examples.config import Config
 from examples.data import Dataset

@@ -27,6 +27,7 @@ class Cell:
 
     config: Config
     finished: bool = False
+    begun: bool = False  # but not finished: it goes on
 
     @property
     def out(self) -> Path:
@@ -85,7 +86,7 @@ def plan(
                 errors.append(f"  {dataset}/{folder.name}: {error}")
                 continue
             try:
-                cells[folder] = Cell(config, is_finished(config))
+                cells[folder] = Cell(config, finished := is_finished(config), not finished and is_begun(config))
             except ValueError as stale:
                 errors.append(f"  {dataset}/{folder.name}: {stale}")
     if errors:
@@ -170,6 +171,29 @@ def is_finished(config: Config) -> bool:
     if other:
         raise ValueError(
             f"{path} was made with other options ({'; '.join(other)}); take another --out, or pass --overwrite after --"
+        )
+    return True
+
+
+def is_begun(config: Config) -> bool:
+    """Whether the folder holds an unfinished run of just this configuration, which goes on.
+
+    Raises:
+        ValueError: it holds that of another.
+    """
+    path = config.out_dir / "config.json"
+    if config.overwrite or not any((config.out_dir / "checkpoints").glob("step-*.ckpt")):
+        return False
+    try:
+        begun_with = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); take another --out, or pass --overwrite after --"
+        ) from error
+    if other := config.differences(begun_with):
+        raise ValueError(
+            f"{path.parent} holds an unfinished run with other options ({'; '.join(other)}); take another --out, or"
+            " pass --overwrite after --"
         )
     return True
 

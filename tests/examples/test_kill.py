@@ -1,7 +1,7 @@
 """SIGKILL at random moments: what is left always leads to the end of an uninterrupted run.
 
-A moment is the n-th call or return, of Python or C, in a phase of the run: that reaches into the middle of writing a file,
-and is the same every time.
+A moment is the n-th call or return, of Python or C, in a phase of the run: that reaches into the middle of writing a
+file, and is the same every time.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ def end(out: Path) -> dict:
 def whole(tmp_path_factory) -> tuple[dict, dict]:
     """The end of an uninterrupted run, and how many moments each of its phases has."""
     folder = tmp_path_factory.mktemp("whole")
-    assert in_process(folder / "run", Moments(), folder / "counts.json") == 0
+    with pytest.MonkeyPatch.context() as patched:
+        shrink(patched.setattr)
+        train(tiny(folder / "run", **STEPS))  # in this process, so that its copies find everything loaded
+    assert in_process(folder / "counted", Moments(), folder / "counts.json") == 0
     return end(folder / "run"), json.loads((folder / "counts.json").read_text())
 
 
