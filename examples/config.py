@@ -48,6 +48,9 @@ class Config:
     fuse: Path | None = None
     """JSON file {"label": ["fine label", ...], ...}: evaluate these unions of the labels that are trained."""
 
+    skip_unreadable: bool = False
+    """jsrt, folder: leave out images that cannot be decoded, or one of whose masks cannot, and count them."""
+
     fine_labels: int = 72
     """phantom_fine: number of labels, each a part of one of the five structures, overlapping (paper: 72)."""
 

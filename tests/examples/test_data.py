@@ -215,6 +215,19 @@ def test_a_cut_img_file_is_refused(tmp_path):
         jsrt.read_image(tmp_path / "JPCLN001.IMG", SIDE)
 
 
+def test_an_image_that_cannot_be_decoded_is_named_and_skipped_only_on_demand(folder):
+    (folder / "images" / "JPCLN005.png").write_bytes(b"no image")
+    for structure in jsrt.CLASSES:
+        Image.fromarray(mask(0, 0)).save(folder / "masks" / structure / "JPCLN005.gif")
+    with pytest.raises(ValueError, match=r"JPCLN005\.png cannot be read as an image"):
+        load_jsrt(folder)
+    data = load(config("jsrt", root=folder, labeled=1, skip_unreadable=True))
+    assert data.found == "3 of 247 images (2 first set, 1 test), 1 unreadable skipped"
+    (folder / "masks" / "heart" / "JPCLN001.gif").write_bytes(b"")
+    with pytest.raises(ValueError, match="lacks JPCLN001, which split 0 needs"):
+        load(config("jsrt", root=folder, labeled=1, skip_unreadable=True))
+
+
 def test_committed_splits_are_those_drawn():
     splits = json.loads(jsrt.SPLITS.read_text())
     assert splits == draw()
