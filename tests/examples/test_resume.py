@@ -143,13 +143,25 @@ def test_what_was_logged_after_the_checkpoint_is_dropped(tmp_path, monkeypatch):
 
 
 def test_best_weights_are_those_of_the_checkpoint(tmp_path, monkeypatch):
-    """A validation after the checkpoint may have replaced best.pt."""
+    """The best validation was before the cut, and a later one may have replaced best.pt."""
+    scores = iter([0.9, 0.1, 0.1, 0.1] * 2)
+    evaluate = examples.train.evaluate
+
+    def evaluate_as_told(net, images, data):
+        iou = evaluate(net, images, data)
+        if images is data.validation:
+            score = torch.full((len(data.class_names),), next(scores))
+            iou.per_class = lambda: score
+        return iou
+
+    monkeypatch.setattr(examples.train, "evaluate", evaluate_as_told)
     whole, cut = (tiny(tmp_path / name) for name in ("whole", "cut"))
     train(whole)
     interrupt(cut, 14, monkeypatch)
     save_whole(cut.out_dir / "best.pt", {"model": {}, "step": 20})
     train(cut)
     assert_same_end(cut, whole)
+    assert torch.load(cut.out_dir / "best.pt", weights_only=True)["step"] == 6
 
 
 @given(steps=st.integers(0, 8), seed=st.integers(0, 99))
