@@ -104,7 +104,8 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
         if saved:
             restore(saved, parts, data)
             best = saved["best"]
-            save_whole(out / "best.pt", best)  # the file may be from after the checkpoint
+            if "model" in best:
+                save_whole(out / "best.pt", best)  # the file may be from after the checkpoint
             print(f"going on after step {start} of {iterations}")
         for step in range(start + 1, iterations + 1):
             net.train()
@@ -215,7 +216,8 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError) as error:  # the message says what to do; a traceback would bury it
         sys.exit(f"error: {error}")
     except Interrupted as interrupted:
-        print(f"{interrupted}; the same command goes on from the last checkpoint", file=sys.stderr)
+        again = "the same command" + " without --overwrite" * config.overwrite
+        print(f"{interrupted}; {again} goes on from the last checkpoint", file=sys.stderr)
         sys.exit(128 + interrupted.number)
     print(f"test mIoU {summary['miou']:.3f} on {summary['data']}; results and pictures in {config.out_dir}")
 
