@@ -103,9 +103,8 @@ def run(sweep: Sweep, options: Sequence[str]) -> int:
             say=lambda line: console.print(line, markup=False),
         )  # fmt: skip
     except KeyboardInterrupt:
-        console.print(
-            "stopped; the same command goes on: finished cells are skipped, the others go on from their last checkpoint"
-        )
+        again = "the same command" + " without --overwrite" * ("--overwrite" in options)
+        console.print(f"stopped; {again} skips finished cells and goes on with the others from their last checkpoint")
         return 130
     show_outcomes(console, cells, outcomes)
     return 1 if any(outcome.score is None for outcome in outcomes) else 0

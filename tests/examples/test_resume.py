@@ -113,10 +113,12 @@ def test_interrupted_and_resumed_is_uninterrupted(method, tmp_path, monkeypatch,
     assert same(a["best"]["model"], b["best"]["model"])
 
 
-def test_interrupted_twice(tmp_path, monkeypatch):
+def test_interrupted_again_and_again(tmp_path, monkeypatch):
     whole, cut = (tiny(tmp_path / name) for name in ("whole", "cut"))
     train(whole)
     interrupt(cut, 3, monkeypatch)
+    interrupt(cut, 5, monkeypatch)
+    assert not (cut.out_dir / "best.pt").exists()  # there has been no validation
     interrupt(cut, 22, monkeypatch)  # the last step: what is left is the test
     train(cut, resume=True)
     assert_same_end(cut, whole)
@@ -320,9 +322,10 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
 # --- signals
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_after_its_step(number, status, tmp_path, monkeypatch, capsys):
-    config = tiny(tmp_path / "run", method="supervised")
+def test_a_signal_ends_the_run_after_its_step(number, status, overwrite, tmp_path, monkeypatch, capsys):
+    config = tiny(tmp_path / "run", method="supervised", overwrite=overwrite)
     monkeypatch.setattr(examples.train, "parse_command", lambda **kwargs: (config, False))
     at_step(monkeypatch, 7, lambda: os.kill(os.getpid(), number))
     with pytest.raises(SystemExit) as ended:
@@ -332,7 +335,7 @@ def test_a_signal_ends_the_run_after_its_step(number, status, tmp_path, monkeypa
     assert len(said) == 1
     assert signal.Signals(number).name in said[0]
     assert "after step 7 of 22" in said[0]
-    assert "the same command goes on" in said[0]
+    assert f"the same command{' without --overwrite' * overwrite} goes on" in said[0]
     assert load_whole(checkpoints(config)[0])["step"] == 7
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
