@@ -1,8 +1,12 @@
-"""The two endless streams of batches of every step: a labelled pool and unlabelled images, weakly augmented."""
+"""The two endless streams of batches of every step: a labelled pool and unlabelled images, weakly augmented.
+
+Both go on from a ``state_dict`` exactly where it was taken.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -44,7 +48,7 @@ def one_of(count: int, generator: Generator) -> int:
     return int(torch.randint(count, (), generator=generator))
 
 
-def pool_batches(data: Dataset, size: int, generator: Generator, balanced_crops: float = 0.0) -> Iterator[View]:
+class PoolBatches(Iterator[View]):
     """Reference pools of ``size`` labelled images in which every class is present, after augmentation too.
 
     About the share ``balanced_crops`` of the images is cropped around a pixel of a class, each class alike.
@@ -52,30 +56,57 @@ def pool_batches(data: Dataset, size: int, generator: Generator, balanced_crops:
     Raises:
         ValueError: no draw kept every class; the message names those lost last.
     """
-    weak = WeakAugmentation(data.flip_pairs, generator, multilabel=data.multilabel)
-    presence = class_presence(data.labeled.labels, len(data.class_names)).cpu()
-    pool = ReferencePool(presence, size, generator=generator)
-    while True:
+
+    def __init__(self, data: Dataset, size: int, generator: Generator, balanced_crops: float = 0.0) -> None:
+        self.data = data
+        self.balanced_crops = balanced_crops
+        self.weak = WeakAugmentation(data.flip_pairs, generator, multilabel=data.multilabel)
+        presence = class_presence(data.labeled.labels, len(data.class_names)).cpu()
+        self.pool = ReferencePool(presence, size, generator=generator)
+
+    def __next__(self) -> View:
+        names = self.data.class_names
         for _ in range(MAX_DRAWS):
-            drawn = data.labeled[pool.sample()]
+            drawn = self.data.labeled[self.pool.sample()]
             focus = None
-            if balanced_crops:
-                focus = pixels_of_classes(drawn.labels, len(data.class_names), balanced_crops, generator)
-            view = weak(drawn.images, drawn.labels, drawn.shown, focus)
-            present = class_presence(view.labels, len(data.class_names)).any(0).tolist()
+            if self.balanced_crops:
+                focus = pixels_of_classes(drawn.labels, len(names), self.balanced_crops, self.pool.generator)
+            view = self.weak(drawn.images, drawn.labels, drawn.shown, focus)
+            present = class_presence(view.labels, len(names)).any(0).tolist()
             if all(present):
-                break
-        else:
-            lost = ", ".join(name for name, kept in zip(data.class_names, present, strict=True) if not kept)
-            raise ValueError(f"no {lost} left in {MAX_DRAWS} pools after augmentation; enlarge image_size or pool_size")
-        yield view
+                return view
+        lost = ", ".join(name for name, kept in zip(names, present, strict=True) if not kept)
+        raise ValueError(f"no {lost} left in {MAX_DRAWS} pools after augmentation; enlarge image_size or pool_size")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.pool.state_dict()  # the augmentation draws from the same generator
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.pool.load_state_dict(state)
 
 
-def unlabeled_batches(data: Dataset, size: int, generator: Generator) -> Iterator[View]:
+class UnlabeledBatches(Iterator[View]):
     """Passes over the shuffled unlabelled images, ``size`` at a time; their labels are for the log only."""
-    weak = WeakAugmentation(data.flip_pairs, generator, multilabel=data.multilabel)
-    while True:
-        order = torch.randperm(len(data.unlabeled), generator=generator).tolist()
-        for start in range(0, len(order), size):
-            drawn = data.unlabeled[order[start : start + size]]
-            yield weak(drawn.images, drawn.labels, drawn.shown)
+
+    def __init__(self, data: Dataset, size: int, generator: Generator) -> None:
+        self.images = data.unlabeled
+        self.size = size
+        self.generator = generator
+        self.weak = WeakAugmentation(data.flip_pairs, generator, multilabel=data.multilabel)
+        self.order: list[int] = []  # of the pass under way
+        self.start = 0  # in it, of the next batch
+
+    def __next__(self) -> View:
+        if self.start >= len(self.order):
+            self.order = torch.randperm(len(self.images), generator=self.generator).tolist()
+            self.start = 0
+        drawn = self.images[self.order[self.start : self.start + self.size]]
+        self.start += self.size
+        return self.weak(drawn.images, drawn.labels, drawn.shown)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self.order, "start": self.start, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.order, self.start = state["order"], state["start"]
+        self.generator.set_state(state["generator"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,8 @@ RetinaView = Literal["whole", "crop", "flatten"]
 # The paper's epochs and unlabelled images a step.
 LENGTH = {"epochs": 100, "unlabeled_batch": 2}
 LENGTHS = {dataset: {"epochs": 50, "unlabeled_batch": 5} for dataset in ("retouch", "oct_phantom")}
+# Where a run takes place, and how often it is saved, does not make it another one.
+PLACE = ("root", "out", "overwrite", "device", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,9 @@ class Config:
     fuse: Path | None = None
     """JSON file {"label": ["fine label", ...], ...}: evaluate these unions of the labels that are trained."""
 
+    skip_unreadable: bool = False
+    """jsrt, folder: leave out images that cannot be decoded, or one of whose masks cannot, and count them."""
+
     fine_labels: int = 72
     """phantom_fine: number of labels, each a part of one of the five structures, overlapping (paper: 72)."""
 
@@ -66,7 +73,10 @@ class Config:
     """Folder for results; default runs/{dataset}/{method}-n{labeled}-s{split}-seed{seed}."""
 
     overwrite: bool = False
-    """Replace the result of an earlier run in the same folder."""
+    """Start again where the folder holds an earlier run, finished or not, and replace it."""
+
+    checkpoint_every: int = 500
+    """Steps from one checkpoint, for a run that is cut short to go on from, to the next; validations save one, too."""
 
     image_size: int = 512
     """Side of the square images, in pixels; a multiple of 16 (paper: 512)."""
@@ -147,7 +157,7 @@ class Config:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)  # the class is frozen
         for name in ("labeled", "image_size", "base_channels", "epochs", "eval_every", "pool_size",
-                     "unlabeled_batch", "side", "fine_labels", "bank_age"):  # fmt: skip
+                     "unlabeled_batch", "checkpoint_every", "side", "fine_labels", "bank_age"):  # fmt: skip
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require(self.split >= 0, "split", self.split, "0 or more")
         require(self.iterations is None or self.iterations >= 1, "iterations", self.iterations, "1 or more")
@@ -179,6 +189,17 @@ class Config:
     def plain(self) -> dict[str, str | int | float | bool | None]:
         """The fields as JSON and checkpoints hold them, paths as text."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """The options that make this another run than the one of ``other`` (what ``plain`` gave then), in words."""
+        usual = defaults(self.dataset)
+        there = {name: other.get(name, usual[name]) for name in usual}
+        return [
+            f"{name} {there[name]} there, {value} now"
+            for name, value in self.plain().items()
+            # As text: k = 1 is one neighbour and k = 1.0 all of them.
+            if name not in PLACE and json.dumps(there[name]) != json.dumps(value)
+        ]
 
     @property
     def out_dir(self) -> Path:

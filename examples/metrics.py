@@ -91,6 +91,12 @@ class PseudoLabelMeter:
         sums = [used & true, used, weights, given, true, known.expand_as(true)]
         self.sums += torch.stack([part.sum((0, 2, 3)).double() for part in sums]).cpu()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.sums = state["sums"].clone()
+
     def _on_map(self, maps: Tensor) -> Tensor:
         return F.interpolate(maps.float(), (self.map_size, self.map_size))
 

@@ -103,7 +103,8 @@ def run(sweep: Sweep, options: Sequence[str]) -> int:
             say=lambda line: console.print(line, markup=False),
         )  # fmt: skip
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on: finished cells are skipped, the others start again")
+        again = "the same command" + " without --overwrite" * ("--overwrite" in options)
+        console.print(f"stopped; {again} skips finished cells and goes on with the others from their last checkpoint")
         return 130
     show_outcomes(console, cells, outcomes)
     return 1 if any(outcome.score is None for outcome in outcomes) else 0
@@ -112,7 +113,9 @@ def run(sweep: Sweep, options: Sequence[str]) -> int:
 def show_plan(console: Console, sweep: Sweep, cells: Sequence[Cell]) -> None:
     seconds = estimate(cells, sweep.out)
     for cell in cells:
-        console.print(f"{cell.name}: {'finished' if cell.finished else duration(seconds[cell.out])}", markup=False)
+        said = "finished" if cell.finished else duration(seconds[cell.out])
+        said += ", less what is done of it" if cell.begun else ""
+        console.print(f"{cell.name}: {said}", markup=False)
     todo = [seconds[cell.out] for cell in cells if not cell.finished]
     console.print(f"{len(cells)} cells, {len(todo)} to run")
     if todo:

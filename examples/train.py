@@ -22,29 +22,65 @@ from __future__ import annotations
 import math
 import sys
 import time
+from copy import deepcopy
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
-from torch import Generator
+from torch import Generator, nn
 
-from examples.batches import pool_batches, unlabeled_batches
+from examples.batches import PoolBatches, UnlabeledBatches
+from examples.checkpoints import Checkpoints, save_whole
+from examples.command_line import parse_command
 from examples.config import Config
 from examples.data import load
 from examples.evaluation import by_class, evaluate
+from examples.interrupts import Interrupted, Interrupts
 from examples.methods import METHODS, Step
 from examples.pictures import save_overlays, save_pictures
-from examples.runlog import RunLog, claim_folder, git_commit, save_checkpoint, write_json
+from examples.resuming import GlobalRandomness, Stateful, changes, check_same_run, image_names, restore
+from examples.runlog import RunLog, claimed_folder, environment, write_json
 from examples.unet import UNet, settle_batch_norm
 
 SETTLING_POOLS = 20  # labelled pools that batch-norm statistics for evaluation are taken from
 
 
-def train(config: Config) -> dict[str, Any]:
-    """Trains, tests the checkpoint that was best on the validation images, and returns what result.json holds."""
+def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
+    """Trains, tests the network that was best on the validation images, and returns what result.json holds.
+
+    A run that was cut short goes on from its last checkpoint to the end that it would have had (on a CPU, to the bit).
+
+    Args:
+        config: Of the run.
+        resume: Go on with an unfinished run, and fail if there is none.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; the step under way was finished and saved.
+        FileExistsError: the folder holds a finished run, or one is under way in it.
+        FloatingPointError: the loss or a weight is NaN or infinite; the last checkpoint is from before.
+        OSError: something cannot be read or written.
+        ValueError: options or data cannot be right, or belong to another run than the one in the folder.
+    """
+    with Interrupts() as interrupts, claimed_folder(config) as out:
+        return train_in(out, config, interrupts, resume=resume)
+
+
+def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool) -> dict[str, Any]:
     started = time.perf_counter()
-    out = claim_folder(config)
+    checkpoints = Checkpoints(out / "checkpoints")
+    saved = checkpoints.load()
+    environments = [environment(config.device)]
+    if saved is None:
+        if resume:
+            raise FileNotFoundError(f"resume: {out} holds no checkpoint; leave --resume out to begin")
+        write_json(out / "config.json", config.plain() | {"environment": environments[0]})
+    else:
+        check_same_run(saved["config"], config)
+        started -= saved["seconds"]
+        if changed := changes(saved["environments"][-1], environments[0]):
+            print(f"note: the end may not be that of an uninterrupted run: {'; '.join(changed)}")
+        environments = saved["environments"] + environments * bool(changed)
     torch.manual_seed(config.seed)
 
     data = load(config)
@@ -54,13 +90,24 @@ def train(config: Config) -> dict[str, Any]:
     method = METHODS[config.method](config, data, net, iterations).to(config.device)
     trained = [weights for weights in (*net.parameters(), *method.parameters()) if weights.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    pools = pool_batches(data, config.pool_size, Generator().manual_seed(config.seed), config.balanced_crops)
-    unlabeled_views = unlabeled_batches(data, config.unlabeled_batch, Generator().manual_seed(config.seed))
+    pools = PoolBatches(data, config.pool_size, Generator().manual_seed(config.seed), config.balanced_crops)
+    unlabeled_views = UnlabeledBatches(data, config.unlabeled_batch, Generator().manual_seed(config.seed))
 
     calibration = [view.images for view in islice(pools, SETTLING_POOLS)]
-    best = -1.0
-    with RunLog(out, config, iterations, data.class_names) as log:
-        for step in range(1, iterations + 1):
+    best: dict[str, Any] = {"validation": -1.0}
+    start = saved["step"] if saved else 0
+    with RunLog(out, config, iterations, data.class_names, start) as log, interrupts.deferred():
+        parts: dict[str, Stateful] = {
+            "net": net, "method": method, "optimizer": optimizer, "pools": pools, "unlabeled": unlabeled_views,
+            "log": log, "random": GlobalRandomness(),
+        }  # fmt: skip
+        if saved:
+            restore(saved, parts, data)
+            best = saved["best"]
+            if "model" in best:
+                save_whole(out / "best.pt", best)  # the file may be from after the checkpoint
+            print(f"going on after step {start} of {iterations}")
+        for step in range(start + 1, iterations + 1):
             net.train()
             method.train()  # a teacher was in evaluation mode after a validation
             pool, unlabeled = next(pools), next(unlabeled_views)
@@ -72,26 +119,46 @@ def train(config: Config) -> dict[str, Any]:
             method.after_step(net, step)
             log.step(step, result, unlabeled)
 
-            if step % (config.eval_every * epoch) == 0 or step == iterations:
+            validates = step % (config.eval_every * epoch) == 0 or step == iterations
+            if validates:
+                stop_if_weights_are_not_finite(step, net, method)
                 evaluated = method.evaluated(net)
                 settle_batch_norm(evaluated, calibration)
                 iou = evaluate(evaluated, data.validation, data)
                 per_class = iou.per_class() if data.score == "miou" else iou.pooled()
                 # 0 where no class is there to be found or missed: then the last checkpoint is as good as any.
                 score = float(per_class.nanmean().nan_to_num())
-                log.validation(step, {"miou": score, **by_class(data.evaluated_names, per_class)}, best=score >= best)
+                is_best = score >= best["validation"]
+                log.validation(step, {"miou": score, **by_class(data.evaluated_names, per_class)}, best=is_best)
                 checkpoint = {
                     "model": evaluated.state_dict(),
                     "config": config.plain(),
                     "step": step,
                     "validation": score,
                 }
-                save_checkpoint(out / "last.pt", checkpoint)
-                if score >= best:
-                    best = score
-                    save_checkpoint(out / "best.pt", checkpoint)
+                save_whole(out / "last.pt", checkpoint)
+                if is_best:
+                    best = deepcopy(checkpoint)
+                    save_whole(out / "best.pt", best)
 
-    net.load_state_dict(torch.load(out / "best.pt", map_location=config.device, weights_only=True)["model"])
+            stopped_by = interrupts.received
+            if validates or step % config.checkpoint_every == 0 or stopped_by:
+                stop_if_weights_are_not_finite(step, net, method)
+                log.flush()  # nothing that was logged before may be missing when a run goes on from here
+                state = {
+                    "step": step,
+                    "config": config.plain(),
+                    "environments": environments,
+                    "images": image_names(data),
+                    "seconds": time.perf_counter() - started,
+                    "best": best,
+                    "parts": {name: part.state_dict() for name, part in parts.items()},
+                }
+                checkpoints.save(step, state)
+            if stopped_by:
+                raise Interrupted(stopped_by, f"after step {step} of {iterations}, which is saved")
+
+    net.load_state_dict(best["model"])
     iou = evaluate(net, data.test, data)
     measures = log.last_tenth.measures()
     summary = {
@@ -102,25 +169,28 @@ def train(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "iterations": iterations,
         "image_size": config.image_size,
-        "commit": git_commit(),
+        "commit": environments[-1]["commit"],
         "score": data.score,
         "miou": float(iou.per_class().nanmean()),
         "miou_pooled": float(iou.pooled().nanmean()),
         "iou_per_class": by_class(data.evaluated_names, iou.per_class()),
         "iou_per_class_pooled": by_class(data.evaluated_names, iou.pooled()),
-        "validation": best,
-        **(measures if result.pseudo_labels else dict.fromkeys(measures)),
+        "validation": best["validation"],
+        **(measures if log.learned else dict.fromkeys(measures)),
         "seconds": time.perf_counter() - started,
         "data": data.found,
-        "device": torch.cuda.get_device_name(config.device) if net.head.weight.is_cuda else config.device,
-        "threads": torch.get_num_threads(),
+        "device": environments[-1]["device"],
+        "threads": environments[-1]["threads"],
         "torch": torch.__version__,
+        "environment": environments[-1],
+        "earlier_environments": environments[:-1],  # of a run that went on elsewhere
         "config": config.plain(),
         "history": log.history,
         "pictures": save_pictures(out, net, data),
     }
     save_overlays(out / "overlays.png", net, method, next(pools), data)
     write_json(out / "result.json", summary)
+    checkpoints.remove()
     return summary
 
 
@@ -130,13 +200,25 @@ def stop_if_not_finite(step: int, result: Step) -> None:
         raise FloatingPointError(f"step {step}: loss term {bad}; try a smaller --learning-rate")
 
 
+def stop_if_weights_are_not_finite(step: int, *modules: nn.Module) -> None:
+    """Keeps NaN out of all that is saved; the loss would show it one step later."""
+    for module in modules:
+        for name, values in (*module.named_parameters(), *module.named_buffers()):
+            if not values.isfinite().all():
+                raise FloatingPointError(f"step {step}: {name} is not finite any more; try a smaller --learning-rate")
+
+
 def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
     torch.set_flush_denormal(True)  # tiny activations of a trained net would slow a CPU down
     try:
-        summary = train(config)
+        config, resume = parse_command(description=__doc__)
+        summary = train(config, resume=resume)
     except (ValueError, OSError, FloatingPointError) as error:  # the message says what to do; a traceback would bury it
         sys.exit(f"error: {error}")
+    except Interrupted as interrupted:
+        again = "the same command" + " without --overwrite" * config.overwrite
+        print(f"{interrupted}; {again} goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(128 + interrupted.number)
     print(f"test mIoU {summary['miou']:.3f} on {summary['data']}; results and pictures in {config.out_dir}")
 
 

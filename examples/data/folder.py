@@ -24,7 +24,7 @@ from examples.augment import IGNORE_INDEX
 from examples.config import Config
 from examples.data.dataset import Dataset, ImageSet, Original, to_unit_range
 from examples.data.folder_split import draw_split, find_groups, read_split, training_images
-from examples.data.jsrt import open_image
+from examples.data.jsrt import open_image, skip_unreadable
 from examples.data.placement import Placement, pad, resize, shown_sides
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
@@ -40,6 +40,11 @@ def load(config: Config) -> Dataset:
     images = files_by_stem(root / "images")
     if not images:
         raise FileNotFoundError(f"root: {root / 'images'} holds no image ({', '.join(SUFFIXES)})")
+    skipped = ""
+    if config.skip_unreadable:
+        folders = label_folders(root / "masks") or [root / "masks"]
+        files = [images, *map(files_by_stem, folders)]
+        images, skipped = skip_unreadable(images, lambda stem: [open_image(of[stem]) for of in files if stem in of])
     groups = find_groups(images, config.group_pattern)
     names = read_names(root / "classes.txt")
 
@@ -74,6 +79,7 @@ def load(config: Config) -> Dataset:
     found += f"; {len(train)} train, {len(split['validation'])} validation, {len(split['test'])} test"
     if left_out := len(images) - len(train) - len(split["validation"]) - len(split["test"]):
         found += f", {left_out} left out because their group is in validation or test"
+    found += skipped
     return Dataset(
         labeled=part(split["labeled"]),
         unlabeled=part(train),
@@ -124,14 +130,15 @@ def label_folders(masks: Path) -> list[Path]:
 
 
 def find_masks(folder: Path, images: Mapping[str, Path]) -> dict[str, Path]:
-    """Name -> mask, each of which has its image."""
+    """Name -> mask, each of which has its image; those of images that are skipped are skipped as well."""
     masks = files_by_stem(folder)
-    if without := [path for stem, path in masks.items() if stem not in images]:
+    there = files_by_stem(next(iter(images.values())).parent)
+    if without := [path for stem, path in masks.items() if stem not in there]:
         raise FileNotFoundError(
             f"{without[0]} has no image ({len(without)} of the {len(masks)} masks in {folder}):"
             f" expected images/{without[0].stem}.png or another suffix"
         )
-    return masks
+    return {stem: path for stem, path in masks.items() if stem in images}
 
 
 def read_names(path: Path) -> tuple[str, ...] | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,13 @@ def load(config: Config) -> Dataset:
     if config.root is None:
         raise ValueError("root: None, but jsrt is read from disk; pass --root FOLDER (images and SCR masks below it)")
     images, masks = find_files(config.root)
+    skipped = ""
+    if config.skip_unreadable:
+
+        def read(name: str) -> None:
+            read_set([name], images, masks, config.image_size)
+
+        images, skipped = skip_unreadable(images, read)
     split = read_split(config.labeled, config.split)
     first = [name for name in images if int(name[-3:]) % 2]
     second = [name for name in images if not int(name[-3:]) % 2]
@@ -56,7 +63,7 @@ def load(config: Config) -> Dataset:
         class_names=CLASSES,
         flip_pairs=FLIP_PAIRS,
         multilabel=True,
-        found=f"{len(images)} of {ALL_IMAGES} images ({len(first)} first set, {len(second)} test)",
+        found=f"{len(images)} of {ALL_IMAGES} images ({len(first)} first set, {len(second)} test){skipped}",
     )
 
 
@@ -135,9 +142,32 @@ def open_image(path: Path) -> Image.Image:
     try:
         image = Image.open(path)
         image.load()
-    except OSError as error:
+    except Exception as error:  # of many kinds: what a damaged file does to a decoder is anyone's guess
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
     return image
+
+
+def skip_unreadable(images: dict[str, Path], read: Callable[[str], object]) -> tuple[dict[str, Path], str]:
+    """Leaves out, and names, the images that cannot be read.
+
+    Args:
+        images: Name -> file.
+        read: Called with a name; ValueError or OSError if the image or one of its masks cannot be read.
+
+    Returns:
+        The others, and how many were left out, in words.
+    """
+    left = dict(images)
+    for name in images:
+        try:
+            read(name)
+        except (ValueError, OSError) as error:
+            print(f"skipped {name}: {error}")
+            del left[name]
+    if not left:
+        raise ValueError("root: none of the images can be read")
+    count = len(images) - len(left)
+    return left, f", {count} unreadable skipped" if count else ""
 
 
 def area_resize(image: Image.Image, size: int) -> NDArray[np.float32]:

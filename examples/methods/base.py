@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from examples.augment import View
 from examples.config import Config
@@ -34,7 +34,8 @@ class Method(nn.Module, ABC):
     """A way to learn from a labelled pool and unlabelled images.
 
     To add one, write a file like its neighbours and enter it in ``METHODS``.  Whatever a method assigns to itself as a
-    module (further heads, a teacher) is trained with the network if it needs gradients.
+    module (further heads, a teacher) is trained with the network if it needs gradients.  Randomness comes from
+    ``self.generator``: it and all modules and buffers are in the checkpoints that a run goes on from.
 
     Args:
         config: Of the run.
@@ -48,6 +49,14 @@ class Method(nn.Module, ABC):
         self.config = config
         self.multilabel = data.multilabel
         self.iterations = iterations
+        self.generator = Generator().manual_seed(config.seed)
+
+    def get_extra_state(self) -> Tensor:
+        """Where the random stream stands: with it, ``state_dict`` holds all that a method needs to go on."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.generator.set_state(state.cpu())
 
     @abstractmethod
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:

@@ -1,6 +1,5 @@
 """FixMatch for segmentation (Sohn et al. 2020): sure predictions teach the strongly augmented view (Eq. 9-10)."""
 
-import torch
 from torch import Tensor
 
 from examples.augment import StrongAugmentation, View
@@ -14,7 +13,7 @@ from rpg_loss import FixMatchSegLoss, PseudoLabels, fixmatch_targets, segmentati
 class FixMatch(Method):
     def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
         super().__init__(config, data, net, iterations)
-        self.strong = StrongAugmentation(torch.Generator().manual_seed(config.seed))
+        self.strong = StrongAugmentation(self.generator)
         self.criterion = FixMatchSegLoss(config.threshold, multilabel=data.multilabel, cutout=config.cutout)
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:

@@ -25,7 +25,6 @@ class IIC(Method):
         super().__init__(config, data, net, iterations)
         self.clusters = nn.Conv2d(net.head.in_channels, CLUSTERS_PER_CLASS * (len(data.class_names) + 1), 1)
         self.reach = math.ceil(REACH * config.image_size)
-        self.generator = torch.Generator().manual_seed(config.seed)
         self.weak = WeakAugmentation(data.flip_pairs, self.generator)
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:

@@ -30,9 +30,7 @@ class MLDS(Method):
             for width in net.widths
         )
         self.teacher = Teacher(net, iterations)
-        self.augment = WeakAugmentation(
-            data.flip_pairs, torch.Generator().manual_seed(config.seed), multilabel=data.multilabel
-        )
+        self.augment = WeakAugmentation(data.flip_pairs, self.generator, multilabel=data.multilabel)
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         supervised, scales = self.losses(net, pool)

@@ -1,7 +1,5 @@
 """RPG+ (Eq. 11): reference-guided pseudo-labels on the weak view and FixMatch on the strong one."""
 
-import torch
-
 from examples.augment import StrongAugmentation, View
 from examples.config import Config
 from examples.data import Dataset
@@ -14,7 +12,7 @@ from rpg_loss import FixMatchSegLoss, segmentation_cross_entropy
 class RPGPlus(RPG):
     def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
         super().__init__(config, data, net, iterations)
-        self.strong = StrongAugmentation(torch.Generator().manual_seed(config.seed))
+        self.strong = StrongAugmentation(self.generator)
         self.fixmatch = FixMatchSegLoss(config.threshold, multilabel=data.multilabel, cutout=config.cutout)
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from examples.config import MethodName, defaults
+from examples.config import PLACE, MethodName, defaults
 from examples.reporting import paper
 
 METHODS: tuple[str, ...] = get_args(MethodName)
@@ -34,9 +34,8 @@ STUDIED: dict[str, tuple[str, ...] | None] = {
     "batch_norm": None,
     "lambda_u": tuple(method for method in METHODS if method != "supervised"),
 }
-# What makes no other setting: the row and the cell of a table, the length (which ``iterations`` holds), the place.
+# What makes no other setting: the row and the cell of a table, the length (which ``iterations`` holds); nor does PLACE.
 CELL = {"dataset", "method", "labeled", "split", "seed", "epochs", "iterations", "double_length"}
-PLACE = {"root", "out", "overwrite", "device"}
 
 Options = tuple[tuple[str, Any], ...]
 

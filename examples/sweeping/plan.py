@@ -12,14 +12,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from examples.config import Config, defaults
+from examples.command_line import parse_command
+from examples.config import Config
 from examples.reporting.results import STUDIED, heeds
 
 PLANNED = ("dataset", "method", "labeled", "split", "seed", "out")
-# Where and how often it runs does not make a run another one.
-ANY = ("out", "overwrite", "device", "root")
 
 Varied = tuple[tuple[str, str], ...]  # (option, value) as typed
 
@@ -30,6 +27,7 @@ class Cell:
 
     config: Config
     finished: bool = False
+    begun: bool = False  # but not finished: it goes on
 
     @property
     def out(self) -> Path:
@@ -88,7 +86,7 @@ def plan(
                 errors.append(f"  {dataset}/{folder.name}: {error}")
                 continue
             try:
-                cells[folder] = Cell(config, is_finished(config))
+                cells[folder] = Cell(config, finished := is_finished(config), not finished and is_begun(config))
             except ValueError as stale:
                 errors.append(f"  {dataset}/{folder.name}: {stale}")
     if errors:
@@ -139,7 +137,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config | None, str]:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.cli(Config, args=list(arguments), prog="examples.train"), ""
+            return parse_command(arguments, prog="examples.train")[0], ""
     except ValueError as error:
         return None, str(error)
     except SystemExit:
@@ -151,7 +149,7 @@ def plain_text(box: str) -> str:
     lines = [line.strip("│ ").strip() for line in box.splitlines()]
     lines = [line for line in lines if line and not line.startswith(("╭", "╰"))]
     rule = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    return " ".join(lines[:rule]).removeprefix("Error parsing Config: ") or "refused"
+    return " ".join(lines[:rule]).removeprefix("Error parsing Command: ") or "refused"
 
 
 def is_finished(config: Config) -> bool:
@@ -169,17 +167,33 @@ def is_finished(config: Config) -> bool:
         raise ValueError(f"{path} cannot be read ({error}); remove it") from error
     if not made_with:
         raise ValueError(f"{path} does not say what it was made with; remove it or take another --out")
-    wanted = json.loads(json.dumps(config.plain()))
-    usual = defaults(config.dataset)
-    other = [
-        f"{name} {made_with.get(name, usual[name])} there, {value} now"
-        for name, value in wanted.items()
-        # As text: k = 1 is one neighbour and k = 1.0 all of them.
-        if name not in ANY and json.dumps(made_with.get(name, usual[name])) != json.dumps(value)
-    ]
+    other = config.differences(made_with)
     if other:
         raise ValueError(
             f"{path} was made with other options ({'; '.join(other)}); take another --out, or pass --overwrite after --"
+        )
+    return True
+
+
+def is_begun(config: Config) -> bool:
+    """Whether the folder holds an unfinished run of just this configuration, which goes on.
+
+    Raises:
+        ValueError: it holds that of another.
+    """
+    path = config.out_dir / "config.json"
+    if config.overwrite or not any((config.out_dir / "checkpoints").glob("step-*.ckpt")):
+        return False
+    try:
+        begun_with = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); take another --out, or pass --overwrite after --"
+        ) from error
+    if other := config.differences(begun_with):
+        raise ValueError(
+            f"{path.parent} holds an unfinished run with other options ({'; '.join(other)}); take another --out, or"
+            " pass --overwrite after --"
         )
     return True
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from examples.batches import pixels_of_classes, pool_batches, unlabeled_batches
+from examples.batches import PoolBatches, UnlabeledBatches, pixels_of_classes
 from examples.config import Config
 from examples.data import jsrt, load, phantom
 from examples.data.dataset import Dataset
@@ -72,7 +72,7 @@ def test_parts_of_the_phantoms_are_disjoint(phantoms):
 
 
 def test_every_class_is_in_every_pool(phantoms):
-    pools = pool_batches(phantoms, 3, torch.Generator().manual_seed(0))
+    pools = PoolBatches(phantoms, 3, torch.Generator().manual_seed(0))
     for _ in range(20):
         assert (next(pools).labels == 1).any(0).flatten(1).any(1).all()
 
@@ -84,13 +84,13 @@ def test_a_pool_that_loses_a_class_in_augmentation_says_which(phantoms):
     labeled = type(phantoms.labeled)(phantoms.labeled.images, labels, phantoms.labeled.names)
     data = Dataset(labeled, *[phantoms.test] * 3, phantoms.class_names, (), True, "")
     with pytest.raises(ValueError, match="no left_clavicle left"):
-        for _, _ in zip(range(50), pool_batches(data, 1, torch.Generator().manual_seed(0)), strict=False):
+        for _, _ in zip(range(50), PoolBatches(data, 1, torch.Generator().manual_seed(0)), strict=False):
             pass
 
 
 def test_balanced_crops_show_more_of_small_classes_and_all_of_them(phantoms):
     def shares(balanced_crops):
-        pools = pool_batches(phantoms, 3, torch.Generator().manual_seed(0), balanced_crops)
+        pools = PoolBatches(phantoms, 3, torch.Generator().manual_seed(0), balanced_crops)
         labels = torch.cat([next(pools).labels for _ in range(60)]) == 1
         assert labels.view(60, 3, *labels.shape[1:]).any(1).flatten(2).any(2).all()
         return labels.float().mean((0, 2, 3))
@@ -124,7 +124,7 @@ def test_pixels_of_classes_are_drawn_by_class_in_a_share_of_the_images(exclusive
 
 
 def test_unlabeled_batches_pass_over_all_images_once(phantoms):
-    batches = unlabeled_batches(phantoms, 7, torch.Generator().manual_seed(0))
+    batches = UnlabeledBatches(phantoms, 7, torch.Generator().manual_seed(0))
     sizes = [len(next(batches).images) for _ in range(18)]
     assert sum(sizes) == phantom.TRAIN
     assert sizes[-1] == phantom.TRAIN % 7
@@ -248,6 +248,19 @@ def test_a_cut_img_file_is_refused(tmp_path):
     (tmp_path / "JPCLN001.IMG").write_bytes(bytes(1000))
     with pytest.raises(ValueError, match=r"JPCLN001\.IMG holds 500 16-bit values"):
         jsrt.read_image(tmp_path / "JPCLN001.IMG", SIDE)
+
+
+def test_an_image_that_cannot_be_decoded_is_named_and_skipped_only_on_demand(folder):
+    (folder / "images" / "JPCLN005.png").write_bytes(b"no image")
+    for structure in jsrt.CLASSES:
+        Image.fromarray(mask(0, 0)).save(folder / "masks" / structure / "JPCLN005.gif")
+    with pytest.raises(ValueError, match=r"JPCLN005\.png cannot be read as an image"):
+        load_jsrt(folder)
+    data = load(config("jsrt", root=folder, labeled=1, skip_unreadable=True))
+    assert data.found == "3 of 247 images (2 first set, 1 test), 1 unreadable skipped"
+    (folder / "masks" / "heart" / "JPCLN001.gif").write_bytes(b"")
+    with pytest.raises(ValueError, match="lacks JPCLN001, which split 0 needs"):
+        load(config("jsrt", root=folder, labeled=1, skip_unreadable=True))
 
 
 def test_committed_splits_are_those_drawn():

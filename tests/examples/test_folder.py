@@ -366,3 +366,36 @@ def test_real_scans():
     assert torch.equal(ignored, padding[:, None].expand_as(ignored))
     area = (data.unlabeled.labels == 1).sum() / (~ignored).sum()
     assert 0.003 < area < 0.02
+
+
+# --- images that cannot be decoded
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+@pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
+def test_an_image_that_cannot_be_decoded_is_named_and_skipped_only_on_demand(kind, damage, class_maps, capsys):
+    path = class_maps / kind / "p2_1.png"
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "noise": b"no image", "empty": b""}[damage])
+    with pytest.raises(ValueError, match=rf"{kind}/p2_1\.png cannot be read as an image"):
+        load_folder(class_maps)
+    data = load_folder(class_maps, skip_unreadable=True)
+    assert data.found.startswith("23 images (23 labelled); ")
+    assert data.found.endswith(", 1 unreadable skipped")
+    assert set(everything(data)) == set(STEMS) - {"p2_1"}
+    assert f"skipped p2_1: {path} cannot be read" in capsys.readouterr().out
+
+
+def test_skipping_drops_nothing_that_can_be_read(label_masks):
+    usual, tolerant = load_folder(label_masks), load_folder(label_masks, skip_unreadable=True)
+    assert tolerant.found == usual.found
+    assert tolerant.unlabeled.names == usual.unlabeled.names
+    (label_masks / "masks" / "left_lung" / "p2_1.gif").write_bytes(b"GIF")
+    assert "1 unreadable skipped" in load_folder(label_masks, skip_unreadable=True).found
+
+
+def test_nothing_that_can_be_read_is_an_error(class_maps):
+    for path in (class_maps / "images").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the images can be read"):
+        load_folder(class_maps, skip_unreadable=True)

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +9,10 @@ import pytest
 
 from examples import sweep
 from examples.config import Config
+from examples.interrupts import Interrupted
+from examples.runlog import RunLog
 from examples.sweeping.plan import Cell, estimate, plan
+from examples.train import train
 
 TINY = ("--image-size", "32", "--base-channels", "4", "--map-size", "8", "--iterations", "2")
 
@@ -155,6 +160,32 @@ def test_a_failing_cell_is_named_and_the_others_finish(tmp_path, monkeypatch, ca
     words = ("--datasets", "phantom", "--methods", "supervised", "--out", tmp_path / "runs", "--", *options)
     assert command(monkeypatch, *words) == 0
     assert "1 cells, 1 of them finished" in capsys.readouterr().out
+
+
+def test_unfinished_cells_go_on(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (cell,) = cells(tmp_path, methods=("supervised",))
+    original = RunLog.step
+
+    def cut_short(self, step, *args):
+        original(self, step, *args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunLog, "step", cut_short)
+        with pytest.raises(Interrupted, match="after step 1 of 2"):
+            train(cell.config)
+    assert [cell.begun for cell in cells(tmp_path, methods=("supervised",), splits=(0, 1))] == [True, False]
+    with pytest.raises(ValueError, match=r"unfinished run with other options \(iterations 2 there, 3 now\)"):
+        cells(tmp_path, methods=("supervised",), options=(*TINY[:-1], "3"))
+
+    words = ("--datasets", "phantom", "--methods", "supervised", "--out", tmp_path)
+    assert command(monkeypatch, *words, "--dry-run", "--", *TINY) == 0
+    assert "less what is done of it" in capsys.readouterr().out
+    assert command(monkeypatch, *words, "--", *TINY) == 0
+    (log,) = (cell.out / "log").glob("*_0_log.out")
+    assert "going on after step 1 of 2" in log.read_text()
 
 
 def test_missing_submitit_is_explained(tmp_path, monkeypatch):

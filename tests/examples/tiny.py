@@ -1,0 +1,29 @@
+"""Runs so small that a test can train dozens."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import examples.train
+from examples.config import Config
+from examples.data import phantom
+
+
+def shrink(setattr=setattr) -> None:
+    """Few phantoms, and neither pictures nor waiting for the disk, which take longer than the training."""
+    for name, count in (("TRAIN", 8), ("VALIDATION", 2), ("TEST", 2)):
+        setattr(phantom, name, count)
+    setattr(examples.train, "SETTLING_POOLS", 2)
+    setattr(os, "fsync", lambda descriptor: None)
+    setattr(examples.train, "save_overlays", lambda *args: None)
+    setattr(examples.train, "save_pictures", lambda *args: {})
+
+
+def tiny(out: Path, **changes) -> Config:
+    """Passes of three steps (3, 3 and 2 unlabelled images), a validation every second pass."""
+    options = {
+        "method": "rpg_plus", "image_size": 32, "base_channels": 2, "map_size": 8, "k": 0.5, "threshold": 0.6,
+        "unlabeled_batch": 3, "iterations": 22, "eval_every": 2, "checkpoint_every": 4,
+    }  # fmt: skip
+    return Config("phantom", out=out, **{**options, **changes})
