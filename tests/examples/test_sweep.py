@@ -60,7 +60,7 @@ def test_all_invalid_cells_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vary": (("magic", "1"),)}, "vary: got magic, expected one of base_channels"),
+        ({"vary": (("magic", "1"),)}, "vary: got magic, expected one of balanced_crops"),
         ({"vary": (("k",),)}, "vary: got k without values"),
         ({"vary": (("k", "1"), ("k", "2"))}, "vary: got k twice"),
         ({"vary": (("seed", "1"),)}, "vary: got seed, expected one of"),
