@@ -179,7 +179,7 @@ def test_agreement_with_the_definition_on_hard_problems(cut, name, share):
     assert_matches(match_chunked(*args, **cut), match_reference(*args))
 
 
-@pytest.mark.parametrize("share", [0.01, 0.05, 0.11, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 @pytest.mark.parametrize("name", HARD)
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_agreement_of_balanced_k_with_the_definition_on_hard_problems(cut, name, share):
