@@ -21,3 +21,9 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _arithmetic():
+    yield
+    torch.set_flush_denormal(False)  # the commands set it for their process

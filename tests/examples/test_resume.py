@@ -28,6 +28,14 @@ from tests.examples.tiny import shrink, tiny
 
 
 @pytest.fixture(autouse=True)
+def _ctrl_c_heeded():
+    """Shells start what they run in the background with SIGINT ignored, and it stays so for what that starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def _tiny(monkeypatch):
     shrink(monkeypatch.setattr)
 
