@@ -41,7 +41,8 @@ def save_overlays(path: Path, net: nn.Module, method: Method, pool: View, data: 
     truth = fuse_masks(class_masks(test.labels, classes), data.fused)
     known = known_pixels(test.labels)[:, None]
     iou = IoU()
-    iou.update(predicted & known, truth & known)
+    predicted = predicted & known  # what stands in padding counts nowhere
+    iou.update(predicted, truth & known)
     pseudo_labels = method.pseudo_labels(net, pool, test.images)
 
     titles = ["image", "truth", "prediction"] + (["pseudo-label", "weight"] if pseudo_labels else [])
@@ -54,10 +55,12 @@ def save_overlays(path: Path, net: nn.Module, method: Method, pool: View, data: 
         axes[row, 0].set_ylabel(name, fontsize=9)
         show(axes[row, 1], image, truth[row])
         show(axes[row, 2], image, predicted[row])
-        axes[row, 2].set_xlabel(f"mIoU {iou.per_image()[row].nanmean():.2f}", fontsize=9)
+        score = iou.per_image()[row].nanmean()
+        axes[row, 2].set_xlabel("nothing to find" if score.isnan() else f"mIoU {score:.2f}", fontsize=9)
         if pseudo_labels:
             labels, weights = (maps[row : row + 1] for maps in pseudo_labels)
             masks = F.interpolate(class_masks(labels, classes).float(), image.shape)[0] > 0.5
+            masks &= known[row].to(masks.device)
             show(axes[row, 3], image, fuse_masks(masks[None], data.fused)[0])
             # Where every label has a weight of its own, the smallest says how sure the whole pixel is.
             weight = weights[0].amin(0) if weights.ndim == 4 else weights[0]
@@ -84,6 +87,7 @@ def save_pictures(out: Path, net: nn.Module, data: Dataset) -> dict[str, dict[st
     chosen = torch.linspace(0, len(data.test) - 1, min(ROWS, len(data.test))).long().tolist()
     test = data.test[chosen]
     predicted = predicted_masks(net(test.images)[0], multilabel=data.multilabel)
+    predicted &= known_pixels(test.labels)[:, None]
     truth = class_masks(test.labels, len(data.class_names))
     (out / "pictures").mkdir(exist_ok=True)
     files: dict[str, dict[str, str]] = {}
