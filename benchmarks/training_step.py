@@ -169,9 +169,18 @@ def parse() -> argparse.Namespace:
 
 
 def topk_matching(
-    queries: Tensor, references: Tensor, set_ids: Tensor, num_sets: int, k: int, shards: object = None
+    queries: Tensor,
+    references: Tensor,
+    set_ids: Tensor,
+    num_sets: int,
+    k: float,
+    shards: object = None,
+    *,
+    balanced: bool,
 ) -> Matches:
-    problem = Problem(len(queries), len(references), queries.shape[1], k, num_sets)
+    assert shards is None  # the route that one would write knows neither
+    assert not balanced
+    problem = Problem(len(queries), len(references), queries.shape[1], int(k), num_sets)
     return topk(queries, references, set_ids, problem)
 
 
