@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from examples.data import write_phantom
+from examples.config import Config
+from examples.data import load, write_phantom
 from examples.data.oct_phantom import Volume
 from examples.data.write_phantom import VENDORS, WritePhantom, main, write
 
@@ -53,6 +54,22 @@ def test_what_is_read_back_is_what_was_drawn(tmp_path, vendor, ids, element, hig
             assert fields["ElementDataFile"] == f"{name}.{suffix}"
             spacing = [float(side) for side in fields["ElementSpacing"].split()]
             assert np.multiply(spacing, (24, 16, 5)) == pytest.approx((6, VENDORS[vendor].depth, 6))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("vendor", ["spectralis", "cirrus", "topcon"])
+def test_the_reader_of_retouch_reads_it(tmp_path, monkeypatch, vendor, compressed):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    size, slices = (48, 40), 8
+    write(options(tmp_path / "data", vendor=vendor, compressed=compressed, volumes=4, size=size, slices=slices))
+    config = Config("retouch", root=tmp_path / "data", vendor=vendor, labeled=6, image_size=48, map_size=8, k=0.5)
+    data = load(config)
+    assert len(data.unlabeled) == 2 * slices
+    for part in (data.unlabeled, data.validation, data.test):
+        for name, original in zip(part.names, part[range(len(part))].originals, strict=True):
+            volume, b_scan = name.removeprefix("TRAIN").split("_")
+            drawn = Volume(int(volume)).label(int(b_scan), slices, *size)
+            assert np.array_equal(original.read_labels().numpy(), drawn)
 
 
 def test_raw_files_are_plain_little_endian_values(tmp_path):
