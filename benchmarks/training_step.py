@@ -30,6 +30,7 @@ from benchmarks.routes import OURS, Problem, topk
 from examples.unet import UNet
 from rpg_loss import RPGLoss, segmentation_cross_entropy
 from rpg_loss.matching import IMPLEMENTATIONS, Impl, Matches, why_not
+from rpg_loss.matching.shards import Alone
 
 UNLABELLED, POOL, CLASSES = 5, 3, 6
 GIVEN_LABELS = "given labels"
@@ -174,9 +175,9 @@ def topk_matching(
     set_ids: Tensor,
     num_sets: int,
     k: float,
-    shards: object = None,
+    shards: Alone | None = None,
     *,
-    balanced: bool,
+    balanced: bool = False,
 ) -> Matches:
     assert shards is None  # the route that one would write knows neither
     assert not balanced

@@ -42,8 +42,10 @@ def parse_command(
     only_config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     only_config.add_argument("--config", type=Path)
     path = only_config.parse_known_args(words)[0].config
-    default = None if path is None else tyro.cli(Command, args=words_for(read_options(path)), prog=f"--config {path}")
-    command = tyro.cli(Command, args=words, default=default, description=description, prog=prog)
+    options: dict[str, Any] = {}
+    if path is not None:
+        options["default"] = tyro.cli(Command, args=words_for(read_options(path)), prog=f"--config {path}")
+    command = tyro.cli(Command, args=words, description=description, prog=prog, **options)
     check_contradictions(command, words)
     return Config(**{field.name: getattr(command, field.name) for field in fields(Config)}), command.resume
 

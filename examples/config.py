@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -23,16 +23,20 @@ LENGTHS = {dataset: {"epochs": 50, "unlabeled_batch": 5} for dataset in ("retouc
 # Where a run takes place, and how often it is saved, does not make it another one.
 PLACE = ("root", "out", "overwrite", "device", "checkpoint_every")
 
+# Not a docstring: tyro keeps the line breaks of those.
+DATASET_HELP = (
+    "jsrt: chest radiographs, read from --root. retouch: retinal OCT volumes, read from --root. folder: your own"
+    " images/ and masks/ below --root. phantom: chest-like images drawn on the fly, with overlapping labels;"
+    " phantom_exclusive: with classes that exclude each other; phantom_fine: with --fine-labels overlapping labels."
+    " oct_phantom: drawn B-scans of retinal OCT with fluid, of which half are healthy."
+)
+
 
 @dataclass(frozen=True)
 class Config:
     """Train a UNet with few labelled and many unlabelled images; the defaults are the paper's."""
 
-    dataset: tyro.conf.Positional[DatasetName]
-    """jsrt: chest radiographs, read from --root. retouch: retinal OCT volumes, read from --root. folder: your own
-    images/ and masks/ below --root. phantom: chest-like images drawn on the fly, with overlapping labels;
-    phantom_exclusive: with classes that exclude each other; phantom_fine: with --fine-labels overlapping labels;
-    oct_phantom: drawn B-scans of retinal OCT with fluid, of which half are healthy and a volume is never divided."""
+    dataset: Annotated[tyro.conf.Positional[DatasetName], tyro.conf.arg(help=DATASET_HELP)]
 
     method: MethodName = "rpg_plus"
     """What the unlabelled images are used for; one file each in examples/methods/."""
@@ -41,8 +45,7 @@ class Config:
     """Number of labelled images, N_l (paper: 3, 6, 12, 24)."""
 
     split: int = 0
-    """Which draw of labelled and validation images (jsrt: 0 to 4; retouch: the fold, 0 to 9; both committed in
-    examples/data/splits/)."""
+    """Which draw of labelled and validation images; jsrt: 0 to 4, retouch: the fold, 0 to 9 (both are committed)."""
 
     seed: int = 0
     """Seed of everything random: weights, draws, augmentation."""
@@ -57,8 +60,7 @@ class Config:
     """retouch: whose volumes are used (paper: spectralis)."""
 
     retina: RetinaView = "whole"
-    """retouch: train on whole B-scans; or cropped to the rows around the retina; or with its lowest bright layer
-    level, then cropped."""
+    """retouch: whole B-scans; cropped to the rows around the retina; or its lowest bright layer made level first."""
 
     fuse: Path | None = None
     """JSON file {"label": ["fine label", ...], ...}: evaluate these unions of the labels that are trained."""
@@ -85,7 +87,7 @@ class Config:
     """Width of the UNet's first level; each deeper level doubles it (paper: 64, up to 1024)."""
 
     epochs: int | None = None
-    """Passes over the unlabelled images; None: as in the paper, 50 for retouch and 100 for the others."""
+    """Passes over the unlabelled images; None: as in the paper, 50 for retouch and oct_phantom, 100 for the others."""
 
     iterations: int | None = None
     """Optimiser steps, instead of --epochs."""
@@ -103,7 +105,7 @@ class Config:
     """Share of the pool's images that are cropped closely around a pixel of a class, each class alike (paper: 0)."""
 
     unlabeled_batch: int | None = None
-    """Unlabelled images in each step; None: as in the paper, 5 for retouch and 2 for the others."""
+    """Unlabelled images in each step; None: as in the paper, 5 for retouch and oct_phantom, 2 for the others."""
 
     map_size: int | None = 64
     """Side s of the sub-sampled maps on which pixels are matched (paper: 64); None: every pixel."""
@@ -112,8 +114,7 @@ class Config:
     """Nearest references that count: a number, or a share of all in (0, 1] (paper: 7000 of 3 * 64 * 64)."""
 
     balanced_k: bool = False
-    """rpg, rpg_plus: give rare and frequent label sets the same say in where the k nearest end; --k should then be a
-    share below one over their number (classes and background)."""
+    """rpg, rpg_plus: all label sets have the same say in where the k nearest end; wants --k below 1 / their number."""
 
     weighted: bool = True
     """rpg, rpg_plus: weigh pseudo-labels by the entropy of their proximities; if not, all alike (W = 1)."""

@@ -20,6 +20,7 @@ from examples.data import Dataset
 from examples.data.fusing import fuse_masks
 from examples.methods import Method
 from examples.metrics import IoU, class_masks, known_pixels, predicted_masks
+from examples.unet import UNet
 
 ROWS = 4
 PICTURE_SIDE = 192  # of the pictures for grids
@@ -27,7 +28,7 @@ COLORS = ("#0072B2", "#56B4E9", "#D55E00", "#F0E442", "#00C78C", "#CC79A7", "#E6
 
 
 @torch.no_grad()
-def save_overlays(path: Path, net: nn.Module, method: Method, pool: View, data: Dataset) -> None:
+def save_overlays(path: Path, net: UNet, method: Method, pool: View, data: Dataset) -> None:
     """Draws one row for each of a few test images, evenly spaced.
 
     Columns: image, truth, prediction and, for methods that have them, pseudo-label and weight, as the given pool of

@@ -64,8 +64,8 @@ def restore(saved: dict[str, Any], parts: Mapping[str, Stateful], data: Dataset)
                 f" {len(was - now)} gone); bring those back, or pass --overwrite to start again"
             )
     try:
-        for name, part in parts.items():
-            part.load_state_dict(saved["parts"][name])
+        for name, stateful in parts.items():
+            stateful.load_state_dict(saved["parts"][name])
     except (KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

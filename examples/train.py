@@ -85,6 +85,8 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
 
     data = load(config)
     net = UNet(1, data.num_outputs, config.base_channels).to(config.device)
+    assert config.epochs is not None  # the data set's were filled in
+    assert config.unlabeled_batch is not None
     epoch = math.ceil(len(data.unlabeled) / config.unlabeled_batch)
     iterations = (config.iterations or config.epochs * epoch) * (2 if config.double_length else 1)
     method = METHODS[config.method](config, data, net, iterations).to(config.device)
@@ -114,7 +116,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
             result = method(net, pool, unlabeled, step)
             stop_if_not_finite(step, result)
             optimizer.zero_grad()
-            result.loss.backward()  # type: ignore[no-untyped-call]
+            result.loss.backward()
             optimizer.step()
             method.after_step(net, step)
             log.step(step, result, unlabeled)
@@ -211,7 +213,7 @@ def stop_if_weights_are_not_finite(step: int, *modules: nn.Module) -> None:
 def main() -> None:
     torch.set_flush_denormal(True)  # tiny activations of a trained net would slow a CPU down
     try:
-        config, resume = parse_command(description=__doc__)
+        config, resume = parse_command(description=__doc__, prog="python -m examples.train")
         summary = train(config, resume=resume)
     except (ValueError, OSError, FloatingPointError) as error:  # the message says what to do; a traceback would bury it
         sys.exit(f"error: {error}")

@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_floating, check_labels, check_same_device, check_tensor, describe, is_ignored, widen
+from .checks import (
+    check_bool,
+    check_floating,
+    check_labels,
+    check_same_device,
+    check_tensor,
+    describe,
+    is_ignored,
+    widen,
+)
 from .label_sets import encode_label_sets
 from .maps import flatten, subsample
 from .pseudo_labels import check_references
@@ -52,7 +61,8 @@ class ReferenceBank(nn.Module):
         counts: ``(pushes,)`` int64, how many of them came with each of the last pushes.
 
     Raises:
-        TypeError: ``max_bytes`` or ``max_age`` is not an int, ``dtype`` is no real floating-point dtype.
+        TypeError: ``max_bytes`` or ``max_age`` is not an int, ``balanced`` not a bool, ``dtype`` no real floating-point
+            dtype.
         ValueError: ``max_bytes`` or ``max_age`` is less than 1.
 
     Example:
@@ -84,6 +94,7 @@ class ReferenceBank(nn.Module):
                 raise TypeError(f"{name}: got {number!r}, expected an int")
             if number < 1:
                 raise ValueError(f"{name}: got {number}, expected 1 or more")
+        check_bool("balanced", balanced)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype: got {dtype!r}, expected a real floating-point dtype such as torch.float16")
         self.max_bytes = max_bytes

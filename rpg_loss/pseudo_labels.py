@@ -149,7 +149,7 @@ def rpg_pseudo_labels(
 @functools.cache
 def _outside_of_graphs() -> Callable[..., PseudoLabels]:
     """What compilers are not to look into; made when it is needed, because torch.compiler takes a second to import."""
-    outside: Callable[..., PseudoLabels] = torch.compiler.disable(_pseudo_labels_of_group)  # type: ignore[no-untyped-call]
+    outside: Callable[..., PseudoLabels] = torch.compiler.disable(_pseudo_labels_of_group)
     return outside
 
 

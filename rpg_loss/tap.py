@@ -110,7 +110,7 @@ class FeatureTap(nn.Module):
             # Not a decorator, which would load the compiler with this module.
             find: Any = self._find_layer
             if torch.compiler.is_compiling():
-                find = torch.compiler.disable(find)  # type: ignore[no-untyped-call]
+                find = torch.compiler.disable(find)
             output, logits, entered = find(args, kwargs)
         else:
             run = self._run_compiled if torch.compiler.is_compiling() else self._run

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rpg_loss import PseudoLabels, rpg_pseudo_labels
 
@@ -114,3 +116,15 @@ def label_vectors(problem: Problem) -> list[tuple[int, ...] | None]:
     """The label of every reference as a tuple, None where ignored; flat problems only."""
     rows = problem.y_ref.long().reshape(len(problem.y_ref), -1).tolist()
     return [None if IGNORED in row else tuple(row) for row in rows]
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation gives."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.numel = max([self.numel, *sizes])
+        return result

@@ -333,6 +333,7 @@ F, Y, V = torch.randn(2, 4, 5, 6), torch.randint(3, (2, 5, 6)), torch.randint(2,
         ({"max_age": -1}, ValueError, r"max_age: got -1"),
         ({"dtype": torch.int8}, TypeError, r"dtype: got torch.int8, expected a real floating-point dtype"),
         ({"dtype": "half"}, TypeError, r"dtype: got 'half'"),
+        ({"balanced": 1}, TypeError, r"balanced: got 1, expected True or False"),
     ],
 )
 def test_refuses_options(options, error, message):

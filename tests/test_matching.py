@@ -10,8 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from rpg_loss.label_sets import encode_label_sets
 from rpg_loss.matching import TIE, match
@@ -20,7 +18,17 @@ from rpg_loss.matching.definition import match_reference
 from rpg_loss.matching.fused import Tiles, match_triton
 from rpg_loss.matching.precision import full_float32_matmul
 
-from .problems import FAST_IMPLS, IMPLS, device_of, flat_problems, label_vectors, needs_triton, problems, pseudo_labels
+from .problems import (
+    FAST_IMPLS,
+    IMPLS,
+    Largest,
+    device_of,
+    flat_problems,
+    label_vectors,
+    needs_triton,
+    problems,
+    pseudo_labels,
+)
 
 
 def oracle(problem, *, balanced=False):
@@ -315,15 +323,6 @@ def test_references_as_near_as_the_kth_count_as_within(impl):
 
 def test_the_matrix_never_exists():
     """No tensor of the chunked implementation comes near M x N; the largest stay at a block and the features."""
-
-    class Largest(TorchDispatchMode):
-        numel = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            result = func(*args, **(kwargs or {}))
-            sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-            self.numel = max([self.numel, *sizes])
-            return result
 
     m, n, d = 4096, 12288, 8
     u, r, ids = torch.randn(m, d), torch.randn(n, d), torch.arange(n) % 9

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from rpg_loss import FeatureTap, FixMatchSegLoss, ReferencePool, RPGLoss, segmentation_cross_entropy
+
+from .problems import Largest
 
 # A CT or MRI stack: few thick slices.
 SIZE, MAP = (6, 16, 20), (6, 8, 5)
@@ -87,18 +87,6 @@ def test_full_resolution_up_samples_each_axis_by_its_own_factor(multilabel):
     for got, coarse in ((full, on_map.labels), (weights, on_map.weights)):
         assert torch.equal(got, coarse.repeat_interleave(2, -3).repeat_interleave(2, -2).repeat_interleave(4, -1))
     torch.testing.assert_close(loss, segmentation_cross_entropy(logits_u, full, weights))
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any operation gives."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.numel = max([self.numel, *sizes])
-        return result
 
 
 @pytest.mark.parametrize("multilabel", [False, True])

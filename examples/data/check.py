@@ -240,11 +240,11 @@ def cells(items: Sequence[Item], classes: Sequence[str]) -> list[str]:
 def choose(items: Sequence[Item], number: int, by_rarity: Sequence[int]) -> list[Item]:
     """For each class, the rarest first, the image with most of it; then others at even distances; in their order."""
     chosen: dict[int, None] = {}
-    labelled = [i for i, item in enumerate(items) if item.pixels is not None]
+    labelled = [(item.pixels, i) for i, item in enumerate(items) if item.pixels is not None]
     for c in by_rarity:
-        most = max(labelled, key=lambda i: items[i].pixels[c], default=None)
-        if most is not None and items[most].pixels[c]:
-            chosen[most] = None
+        most, i = max(((pixels[c], -i) for pixels, i in labelled), default=(0, 0))  # the first of equals
+        if most:
+            chosen[-i] = None
     spaced = np.linspace(0, len(items) - 1, min(number, len(items))).round().astype(int).tolist()
     chosen |= dict.fromkeys(spaced)
     return [items[i] for i in sorted(list(chosen)[:number])]
@@ -304,7 +304,7 @@ def report(check: Check) -> bool:
 
 
 def main() -> None:
-    check = tyro.cli(Check, description=__doc__)
+    check = tyro.cli(Check, description=__doc__, prog="python -m examples.data.check")
     try:
         usable = report(check)
     except (ValueError, OSError) as error:  # the message says what to do; a traceback would bury it

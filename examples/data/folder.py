@@ -295,8 +295,8 @@ def read_binary(path: Path, size: tuple[int, int], image: Path) -> NDArray[np.bo
     """A label's mask at full size: all that is not black."""
     mask = open_mask(path, size, image)
     values = np.array(mask if mask.mode in ("1", *GREY_MODES) else mask.convert("RGB"))
-    covered: NDArray[np.bool_] = values > 0
-    return covered.any(2) if covered.ndim == 3 else covered
+    covered: NDArray[np.bool_] = np.atleast_3d(values).max(2) > 0
+    return covered
 
 
 def open_mask(path: Path, size: tuple[int, int], image: Path) -> Image.Image:

@@ -16,6 +16,7 @@ each pixel is the mean of several of those.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class Waves:
         self.phases = rng.uniform(0, 2 * np.pi, count).astype(np.float32)
 
     def __call__(self, *point: Array | float) -> Array:
-        total = np.float32(0)
+        total: Any = np.float32(0)
         for vector, phase in zip(self.vectors, self.phases, strict=True):
             total = total + np.cos(sum(f * p for f, p in zip(vector, point, strict=True)) + phase)
         scaled: Array = total * np.float32(np.sqrt(2 / len(self.phases)))

@@ -120,7 +120,7 @@ def draw_labeled(train: Sequence[Key], config: Config) -> list[int]:
             for volume, scan in train
         ]
     )
-    if absent := [name for name, there in zip(CLASSES, shows.any(0), strict=True) if not there]:
+    if absent := [name for c, name in enumerate(CLASSES) if not shows[:, c].any()]:
         raise ValueError(
             f"root: no B-scan to train on shows {MIN_AREA} pixels of {', '.join(absent)} at image_size"
             f" {config.image_size}; pass a larger --image-size or another --split"

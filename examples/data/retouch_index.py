@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813, its usual name
+import SimpleITK
 from numpy.typing import NDArray
 from rich.progress import track
 
@@ -34,15 +34,13 @@ HEIGHTS: dict[tuple[int, str], Vendor] = {  # and types of B-scans
     (650, "uint8"): "topcon",
     (885, "uint8"): "topcon",
 }
-
-
 TYPES = {
-    sitk.sitkUInt8: "uint8",
-    sitk.sitkInt8: "int8",
-    sitk.sitkUInt16: "uint16",
-    sitk.sitkInt16: "int16",
-    sitk.sitkUInt32: "uint32",
-    sitk.sitkInt32: "int32",
+    SimpleITK.sitkUInt8: "uint8",
+    SimpleITK.sitkInt8: "int8",
+    SimpleITK.sitkUInt16: "uint16",
+    SimpleITK.sitkInt16: "int16",
+    SimpleITK.sitkUInt32: "uint32",
+    SimpleITK.sitkInt32: "int32",
 }
 
 
@@ -156,8 +154,10 @@ def find_volumes(root: Path, vendor: Vendor, found: Survey) -> list[Path]:
     """The folders of a vendor's volumes; adds to ``found`` what is wrong with others."""
     if not root.is_dir():
         raise FileNotFoundError(f"root: {root} is not a folder")
-    folders = sorted({path.parent for name in ("oct.mhd", "reference.mhd") for path in root.rglob(name)})
-    named = (path for path in root.rglob("TRAIN*") if path.is_dir() and re.fullmatch(r"TRAIN\d+", path.name))
+    # What is hidden is no volume: copies that file systems keep, or one that is being written.
+    seen = [path for path in root.rglob("*") if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    folders = sorted({path.parent for path in seen if path.name in ("oct.mhd", "reference.mhd")})
+    named = (path for path in seen if re.fullmatch(r"TRAIN\d+", path.name) and path.is_dir())
     folders += sorted(path for path in named if not any(folder.is_relative_to(path) for folder in folders))
     vendors: Counter[str] = Counter()
     chosen: dict[str, Path] = {}
@@ -238,12 +238,12 @@ def read_header(path: Path) -> Header:
         raise ValueError(f"{path} cannot be read: it has no ElementDataFile, expected a MetaImage header")
     if not data.is_file():
         raise ValueError(f"{path} names {data.name} as its values, which is missing")
-    reader = sitk.ImageFileReader()
+    reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
         size = reader.GetSize()
-        kind = TYPES.get(reader.GetPixelID(), sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+        kind = TYPES.get(reader.GetPixelID(), SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()))
         offset = int(entries.get("HeaderSize", "0"))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
@@ -272,14 +272,14 @@ def check_values(header: Header) -> None:
 
 def read_slice(path: Path, scan: int) -> NDArray[Any]:
     """One slice (height, width) of a volume; of an uncompressed one, no more than that is read."""
-    reader = sitk.ImageFileReader()
+    reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
         width, height, _ = reader.GetSize()
         reader.SetExtractIndex((0, 0, scan))
         reader.SetExtractSize((width, height, 0))
-        return sitk.GetArrayFromImage(reader.Execute())
+        return SimpleITK.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
         raise ValueError(f"{path} could be read before and now cannot: {str(error).splitlines()[-1]}") from error
 
@@ -304,17 +304,18 @@ def examine(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{paths[1]} is {shapes[0]} and oct.mhd beside it {shapes[1]}; expected the same")
     check_values(oct_header)
     check_values(header)
-    scans, reference = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in paths)
+    scans, reference = (SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))) for path in paths)
     if wrong := sorted(set(np.unique(reference).tolist()) - set(range(len(CLASSES) + 1))):
         where = int((reference == wrong[-1]).any((1, 2)).argmax())
         raise ValueError(
             f"{paths[1]} holds the value {wrong[-1]} (first in B-scan {where}), expected 0 to {len(CLASSES)}:"
             f" background, {', '.join(CLASSES)}"
         )
+    width, height, _ = oct_header.size
     volume = Volume(
         id=folder.name,
         folder=folder,
-        size=oct_header.size,
+        size=(width, height, len(scans)),
         type=oct_header.type,
         pixels=tuple(tuple(int((ids == c + 1).sum()) for c in range(len(CLASSES))) for ids in reference),
         retinas=tuple(find_retina(scale(values)) for values in scans),

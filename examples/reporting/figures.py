@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
@@ -15,6 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from examples.reporting.results import Mean, Row, Run, Section, by, ordered
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 # Okabe and Ito's colours (the yellow darkened, to be read on white); markers tell lines apart without any colour.
 STYLES = {
@@ -32,7 +36,13 @@ OTHER_STYLE = ("#000000", ".")
 WIDTH = 8.0  # inches
 LEAST_SPAN = 0.05  # of an axis of IoU, precision or weight
 PANELS = 6  # classes drawn side by side
-LOOK = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
+LOOK: dict[RcKeyType, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
 
 Line = tuple[Row, list[float], list[float]]  # with x and y
 
@@ -274,7 +284,7 @@ def label_lines(axes: Axes, lines: Sequence[Line], size: float = 9) -> None:
     """Names lines at the right of the axes, level with their ends as far as names do not overlap."""
     axes.margins(x=0.04)
     low, high = not_too_close(axes)
-    height = axes.get_figure().get_size_inches()[1] * axes.get_subplotspec().get_position(axes.get_figure()).height
+    height = axes.get_window_extent().height / axes.figure.dpi  # in inches
     gap = 1.25 * size / 72 / height
     ends = [((ys[-1] - low) / (high - low), row, xs[-1], ys[-1]) for row, xs, ys in lines]
     ends.sort(key=lambda end: end[0])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from examples.config import defaults
 from examples.reporting import paper
 from examples.reporting.results import STUDIED, Mean, Row, Run, Section, by, decimals
 
@@ -116,9 +118,9 @@ def classes_table(section: Section) -> str:
         published = paper.IOU_PER_CLASS.get((row.method, row.threshold)) if compared else None
         if published:
             by_class = dict(zip(paper.CLASSES, published, strict=True))
-            values = [beside(row, rows, by_class[name]) for name in classes]
-            if any(values):
-                lines.append(["paper", *values])
+            theirs = [beside(row, rows, by_class[name]) for name in classes]
+            if any(theirs):
+                lines.append(["paper", *theirs])
     caption = f"**Table 4.** IoU by class, N_l = {labeled}.{paper_caption(section) if compared else ''}"
     return f"{caption}\n\n{markdown(['method', *(name.replace('_', ' ') for name in classes)], lines)}"
 
@@ -131,7 +133,7 @@ def studies_table(section: Section) -> str:
         for option in (name for name in STUDIED if name in usual):
             for labeled in section.labeled:
                 varying = section.varying(method, (option,), labeled)
-                variants = by(varying, lambda run, name=option: shown(name, run.option(name)))
+                variants = by(varying, partial(shown_option, option))
                 before = variants.pop(shown(option, usual[option]), [])
                 for value, runs in variants.items():
                     change = Mean.of(after.score - first.score for first, after in paired(before, runs))
@@ -155,13 +157,16 @@ def studies_table(section: Section) -> str:
 
 
 def usual_options(section: Section) -> str:
-    """Says which options the tables of methods stand for."""
-    lines = [
-        f"`{method}` " + ", ".join(f"{name} {shown(name, value)}" for name, value in options)
-        for method, options in section.usual.items()
-        if options
-    ]
-    return "Usual options: " + "; ".join(lines) + "." if lines else "Options of the methods: not recorded."
+    """Says which options the tables of methods stand for, as far as they are not the trainer's defaults."""
+    if not any(section.usual.values()):
+        return "Options of the methods: not recorded."
+    default = defaults(section.dataset)
+    default["k"] = round(default["k"], 3)  # as those of a run are
+    lines = []
+    for method, options in section.usual.items():
+        if others := [f"{name} {shown(name, value)}" for name, value in options if value != default[name]]:
+            lines.append(f"`{method}` " + ", ".join(others))
+    return "Usual options: " + "; ".join(lines or ["the defaults"]) + "."
 
 
 def runs_table(runs: Sequence[Run]) -> str:
@@ -229,6 +234,10 @@ def cell(figure: Mean | None, suffix: str = "", mark: str = "", sign: bool = Fal
     value = {"**": f"**{value}**", "u": f"<ins>{value}</ins>", "": value}[mark]
     spread = f" ± {decimals(figure.sd)}" if figure.sd is not None else ""
     return f"{value}{spread} <small>({figure.runs})</small>"
+
+
+def shown_option(option: str, run: Run) -> str:
+    return shown(option, run.option(option))
 
 
 def shown(option: str, value: Any) -> str:

@@ -1,6 +1,7 @@
 """A user's own folder: masks of either kind are read as they are meant, groups stay together, errors name the file."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -352,9 +353,10 @@ def test_masks_without_any_label_are_refused(class_maps):
 
 
 def test_real_scans():
-    root = Path(__file__).resolve().parents[3] / "shared" / "data" / "duke_dme"
+    default = Path(__file__).resolve().parents[3] / "shared" / "data" / "duke_dme"
+    root = Path(os.environ.get("RPG_LOSS_DUKE", default))
     if not root.is_dir():
-        pytest.skip(f"no Duke DME scans at {root}")
+        pytest.skip(f"no Duke DME scans at {root}; name their folder in RPG_LOSS_DUKE")
     data = load_folder(root, image_size=64, map_size=16, group_pattern=r"(duke\d+)_")
     assert data.found == "88 images (88 labelled) of 8 groups; 44 train, 11 validation, 33 test"
     parts = [{name[:6] for name in part.names} for part in (data.unlabeled, data.validation, data.test)]

@@ -132,6 +132,7 @@ def test_studies_and_the_usual_options(tmp_path):
     assert row(table3, "p = 5")[-1] == "OOM"
     assert "k 50 % → 25 % | 3 | .650 ± .071 <small>(2)</small> | .550 ± .071 <small>(2)</small> | -.100" in single
     assert "weighted True → False | 3 |" in single
+    assert "Usual options: `nearest_neighbor` map_size 32; `rpg` k 50 %, map_size 32.\n" in text
     assert "→ 75 %" not in single  # differs in two options
     assert "pool-size.png" in text
     assert "k.png" in text

@@ -18,6 +18,7 @@ import examples.train
 from examples.config import Config, MethodName
 from examples.data import load, retouch, retouch_index
 from examples.data.dataset import Dataset
+from examples.data.placement import Placement
 from examples.data.retouch_index import survey
 from examples.data.splits.draw_retouch import deal, draw
 from examples.methods import METHODS
@@ -138,6 +139,19 @@ def test_test_volumes_have_no_reference_and_are_left_out(own_tree):
     assert len(found.volumes) == 3
     assert not found.errors
     assert found.notes == ["1 volumes of the test set, which have no reference, are left out"]
+
+
+def test_hidden_folders_hold_no_volumes(own_tree):
+    """Such as one that write_phantom was killed in, or what a file system keeps beside its files."""
+    for folder in (own_tree / ".writing-x" / "TRAIN031", own_tree / "TrainingSpectralis" / "TRAIN032" / ".copy"):
+        write_volume(folder)
+        (folder / "reference.mhd").unlink()
+    found = survey(own_tree, "spectralis")
+    assert len(found.volumes) == 3
+    assert not [error for error in found.errors if "TRAIN031" in error]
+    assert [error.split(str(own_tree))[1] for error in found.errors] == [
+        "/TrainingSpectralis/TRAIN032/oct.mhd is missing"
+    ]
 
 
 # --- faults
@@ -523,7 +537,7 @@ def test_real_retinas_are_found_and_keep_their_fluid(tmp_path):
         for kind, name in (("images", "oct"), ("masks", "reference")):
             scans = [np.array(Image.open(path)) for path in sorted((root / kind).glob(f"{patient}_*.png"))[::3]]
             write_image(tmp_path / "Spectralis" / patient / f"{name}.mhd", np.stack(scans))
-    off = []
+    off, sharper = [], []
     for volume in survey(tmp_path, "spectralis").volumes:
         assert None not in volume.retinas
         assert volume.lost == {"whole": 0, "crop": 0, "flatten": 0}
@@ -534,5 +548,8 @@ def test_real_retinas_are_found_and_keep_their_fluid(tmp_path):
             off.append(
                 abs(int(flat.mean(1).argmax()) - (height - round(0.12 * 331)))
             )  # the level layer is the brightest
+            unlevelled = Placement(*volume.size[1::-1], 512, found.flat).cut(volume.read_scan(scan), 0)
+            sharper.append(flat.mean(1).std() / unlevelled.mean(1).std())
     assert len(off) == 12
     assert sum(rows <= 8 for rows in off) >= 11  # in one, it is the nerve fibre layer
+    assert np.median(sharper) > 1  # layers that are level stand out in the mean over the columns

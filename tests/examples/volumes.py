@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK
 
 WIDTH, HEIGHT, SCANS = 64, 48, 4
 
@@ -37,7 +37,7 @@ def curve(scan: int) -> np.ndarray:
 def write_image(path: Path, values: np.ndarray, *, big_endian: bool = False, compressed: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if compressed:
-        sitk.WriteImage(sitk.GetImageFromArray(values), str(path), True)
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(path), True)
         return
     kind = {"uint8": "MET_UCHAR", "uint16": "MET_USHORT", "float32": "MET_FLOAT"}[values.dtype.name]
     path.write_text(

@@ -7,8 +7,10 @@ import json
 import random
 from collections.abc import Iterable
 
+from examples.config import Vendor
+
 FOLDS = 10
-TRAINING_IDS = {"cirrus": range(1, 25), "spectralis": range(25, 49), "topcon": range(49, 71)}
+TRAINING_IDS: dict[Vendor, range] = {"cirrus": range(1, 25), "spectralis": range(25, 49), "topcon": range(49, 71)}
 
 
 def deal(ids: Iterable[str]) -> list[list[str]]:
