@@ -116,7 +116,8 @@ def cautions(section: Section) -> list[str]:
             f"- **warning**: {several(dirty)} of uncommitted code (commit ends in -dirty): {names(dirty)}; "
             "it cannot be checked out again"
         )
-    data = sorted({str(run.data) for run in section.runs})
+    # What was found comes first; how it was divided, which a split decides, after a semicolon.
+    data = sorted({str(run.data).partition(";")[0] for run in section.runs})
     if len(data) > 1:
         lines.append(f"- **warning**: the runs compared are not of the same data: {'; '.join(data)}")
     commits = {tables.short_commit(run.commit) for run in section.runs}

@@ -126,7 +126,7 @@ class Dataset:
         class_names: The classes without background, in the order of the label channels (or of class ids 1, 2, ...).
         flip_pairs: Classes, as indices into class_names, that change places in a mirrored image.
         multilabel: Whether labels may overlap (sigmoid) or not (softmax with background).
-        found: What was found on disk, in words.
+        found: What was found on disk, in words; after a semicolon, how the split divides it.
         fused: Label -> the classes, as indices into class_names, whose union is evaluated as that label; None: the
             classes themselves are evaluated.
         score: The figure that ranks methods: "miou", a mean over images, or "miou_pooled", of all pixels together.

@@ -76,10 +76,10 @@ def load(config: Config) -> Dataset:
 
     found = f"{len(images)} images ({len(labelled)} labelled)"
     found += f" of {len(set(groups.values()))} groups" if config.group_pattern else ""
+    found += skipped
     found += f"; {len(train)} train, {len(split['validation'])} validation, {len(split['test'])} test"
     if left_out := len(images) - len(train) - len(split["validation"]) - len(split["test"]):
         found += f", {left_out} left out because their group is in validation or test"
-    found += skipped
     return Dataset(
         labeled=part(split["labeled"]),
         unlabeled=part(train),

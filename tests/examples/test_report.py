@@ -220,6 +220,12 @@ def test_dirty_commits_and_other_data_are_pointed_out(tmp_path):
     assert "1111111-dirty" in text
 
 
+def test_another_division_of_the_same_data_is_no_other_data(tmp_path):
+    for split in (0, 1):
+        write(tmp_path / f"runs/{split}", split=split, data=f"10 volumes; fold {split} of 10: 8 to train")
+    assert "not of the same data" not in read(tmp_path)
+
+
 def test_pictures_of_methods_side_by_side(tmp_path):
     write(tmp_path / "runs/a", method="rpg", pictures=True)
     write(tmp_path / "runs/b", method="supervised", pictures=True)
