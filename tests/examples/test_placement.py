@@ -43,7 +43,7 @@ def test_what_was_placed_is_restored_and_the_rest_is_background(placement, seed)
     restored = placement.restore(logits, multilabel=False)
     assert restored.shape == (4, placement.height, placement.width)
     assert torch.equal(restored.argmax(0), torch.from_numpy(np.where(kept, ids, 0)).long())
-    assert (restored.softmax(0)[0, ~torch.from_numpy(kept)] == 1).all()
+    assert (restored.softmax(0)[0, torch.from_numpy(~kept)] == 1).all()
 
     masks = placement.restore(logits[1:] - 0.5, multilabel=True) > 0
     assert torch.equal(masks, torch.from_numpy(np.stack([kept & (ids == c) for c in (1, 2, 3)])))
