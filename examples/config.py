@@ -116,6 +116,9 @@ class Config:
     balanced_k: bool = False
     """rpg, rpg_plus: all label sets have the same say in where the k nearest end; wants --k below 1 / their number."""
 
+    entropy_over: Literal["sets", "labels"] = "sets"
+    """rpg, rpg_plus: weigh by the entropy over the label sets that occur (paper), or over single labels and "none"."""
+
     weighted: bool = True
     """rpg, rpg_plus: weigh pseudo-labels by the entropy of their proximities; if not, all alike (W = 1)."""
 

@@ -162,6 +162,8 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
 
     net.load_state_dict(best["model"])
     iou = evaluate(net, data.test, data)
+    # On the images learned from, their labels held back: what options are to be chosen by, for the test set is not.
+    held_back = evaluate(net, data.unlabeled, data)
     measures = log.last_tenth.measures()
     summary = {
         "dataset": config.dataset,
@@ -177,6 +179,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
         "miou_pooled": float(iou.pooled().nanmean()),
         "iou_per_class": by_class(data.evaluated_names, iou.per_class()),
         "iou_per_class_pooled": by_class(data.evaluated_names, iou.pooled()),
+        "miou_unlabeled": float((held_back.per_class() if data.score == "miou" else held_back.pooled()).nanmean()),
         "validation": best["validation"],
         **(measures if log.learned else dict.fromkeys(measures)),
         "seconds": time.perf_counter() - started,

@@ -23,7 +23,7 @@ from .checks import (
 )
 from .maps import flatten, subsample
 from .matching import IMPLEMENTATIONS, Impl
-from .pseudo_labels import PseudoLabels, rpg_pseudo_labels
+from .pseudo_labels import ENTROPY_OVER, EntropyOver, PseudoLabels, rpg_pseudo_labels
 from .union import refusals_told
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class RPGLoss(nn.Module):
             share of the reference set (the paper's best: 0.5, Table 3).
         balanced_k: give rare and frequent label sets the same say in where the k nearest end, see
             :func:`rpg_pseudo_labels`; ``k`` should then be below one over the number of label sets.  Not in the paper.
+        entropy_over: ``"sets"`` (the paper), or ``"labels"``: see :func:`rpg_pseudo_labels`.
         map_size: side of the map, one int or one per spatial axis; None: no sub-sampling.  An axis that is already
             shorter is left as it is.  The paper: 64.
         weighted: False sets every weight to 1 (the paper's nearest-neighbour baseline).
@@ -147,6 +148,7 @@ class RPGLoss(nn.Module):
         k: int | float = 0.5,
         *,
         balanced_k: bool = False,
+        entropy_over: EntropyOver = "sets",
         map_size: MapSize = 64,
         weighted: bool = True,
         resolution: Literal["map", "full"] = "map",
@@ -159,6 +161,7 @@ class RPGLoss(nn.Module):
         super().__init__()
         resolve_k(k)
         check_bool("balanced_k", balanced_k)
+        check_choice("entropy_over", entropy_over, ENTROPY_OVER)
         check_choice("resolution", resolution, ("map", "full"))
         check_choice("normalize_by", normalize_by, _NORMALIZE_BY)
         check_choice("impl", impl, ("auto", *IMPLEMENTATIONS))
@@ -169,6 +172,7 @@ class RPGLoss(nn.Module):
             raise ValueError(f"map_size: got {map_size!r}, expected sides of 1 or more (None for no sub-sampling)")
         self.k = k
         self.balanced_k = balanced_k
+        self.entropy_over: EntropyOver = entropy_over
         self.map_size = map_size
         self.weighted = weighted
         self.resolution = resolution
@@ -180,9 +184,10 @@ class RPGLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"k={self.k}, balanced_k={self.balanced_k}, map_size={self.map_size}, weighted={self.weighted}, "
-            f"resolution={self.resolution!r}, normalize_by={self.normalize_by!r}, ignore_index={self.ignore_index}, "
-            f"impl={self.impl!r}, check_values={self.check_values}"
+            f"k={self.k}, balanced_k={self.balanced_k}, entropy_over={self.entropy_over!r}, "
+            f"map_size={self.map_size}, weighted={self.weighted}, resolution={self.resolution!r}, "
+            f"normalize_by={self.normalize_by!r}, ignore_index={self.ignore_index}, impl={self.impl!r}, "
+            f"check_values={self.check_values}"
         )
 
     @torch.no_grad()
@@ -259,6 +264,7 @@ class RPGLoss(nn.Module):
             y_ref,
             self.k,
             balanced_k=self.balanced_k,
+            entropy_over=self.entropy_over,
             valid_u=None if valid_u is None else subsample(valid_u, grid_u),
             ignore_index=self.ignore_index,
             impl=self.impl,

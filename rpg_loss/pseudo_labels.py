@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import numbers
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from .checks import (
     check_bool,
+    check_choice,
     check_finite,
     check_floating,
     check_labels,
@@ -24,7 +25,7 @@ from .checks import (
     share_k,
     widen,
 )
-from .label_sets import encode_label_sets
+from .label_sets import encode_label_sets, label_proximities
 from .maps import flatten
 from .matching import Impl, match, resolve
 from .union import refusals_told, unite
@@ -32,6 +33,10 @@ from .weights import entropy_weights
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+EntropyOver = Literal["sets", "labels"]
+ENTROPY_OVER: tuple[EntropyOver, ...] = get_args(EntropyOver)
 
 
 class PseudoLabels(NamedTuple):
@@ -55,6 +60,7 @@ def rpg_pseudo_labels(
     k: int | float,
     *,
     balanced_k: bool = False,
+    entropy_over: EntropyOver = "sets",
     valid_u: Tensor | None = None,
     ignore_index: int = -100,
     impl: Impl = "auto",
@@ -84,6 +90,10 @@ def rpg_pseudo_labels(
             k references always reach into other sets, and its weight is small however clear the choice.  A whole set
             counts N / |S|, so ``k`` should be below that: at a share q / |S|, weight 1 takes the share q of the
             references of the query's set to be nearer than those of any other set, in rare and frequent sets alike.
+        entropy_over: what the entropy of Eq. 6-7 is taken over where labels overlap: ``"sets"``, the label vectors that
+            occur, or ``"labels"``, single labels and "none of them" (background), each as near as the nearest of its
+            sets.  Over labels a query amid references that have two of them is never sure, both being near.  Classes
+            of a class map are the same either way.
         valid_u: ``(B, *S)`` or ``(M,)`` bool, False where a query is to be ignored: its weight is 0 and its label
             ``ignore_index`` (0 in every label of a label vector).
         ignore_index: a reference with this value as its class, or in any entry of its label vector, is left out.
@@ -113,9 +123,9 @@ def rpg_pseudo_labels(
     """
     if group is not None:
         return _outside_of_graphs()(
-            feat_u, feat_ref, y_ref, k, balanced_k, valid_u, ignore_index, impl, group, check_values
+            feat_u, feat_ref, y_ref, k, balanced_k, entropy_over, valid_u, ignore_index, impl, group, check_values
         )
-    _check(feat_u, feat_ref, y_ref, k, balanced_k, valid_u)
+    _check(feat_u, feat_ref, y_ref, k, balanced_k, entropy_over, valid_u)
     if torch.compiler.is_compiling():
         share = not isinstance(k, numbers.Integral)
         return PseudoLabels(
@@ -127,6 +137,7 @@ def rpg_pseudo_labels(
                 float(k),
                 share,
                 balanced_k,
+                entropy_over,
                 ignore_index,
                 impl,
                 check_values,
@@ -142,7 +153,7 @@ def rpg_pseudo_labels(
     k = share_k(k, len(labels)) if balanced_k else resolve_k(k, len(labels))
     with torch.autocast(device_type=feat_u.device.type, enabled=False):
         matches = match(flatten(feat_u), references, set_ids, len(set_labels), k, impl, balanced=balanced_k)
-        weights = entropy_weights(matches.proximities)
+        weights = entropy_weights(_compared(matches.proximities, set_labels, entropy_over))
     return _shaped(set_labels[matches.nearest_sets], weights, feat_u, y_ref, valid_u, ignore_index)
 
 
@@ -159,6 +170,7 @@ def _pseudo_labels_of_group(
     y_ref: Tensor,
     k: int | float,
     balanced_k: bool,
+    entropy_over: EntropyOver,
     valid_u: Tensor | None,
     ignore_index: int,
     impl: Impl,
@@ -166,16 +178,22 @@ def _pseudo_labels_of_group(
     check_values: bool,
 ) -> PseudoLabels:
     with refusals_told(group):
-        _check(feat_u, feat_ref, y_ref, k, balanced_k, valid_u)
+        _check(feat_u, feat_ref, y_ref, k, balanced_k, entropy_over, valid_u)
         impl = resolve(impl, feat_u.device)
         references, labels = _used_references(feat_u, feat_ref, y_ref, ignore_index, check_values)
-    settings = {"k": k, "balanced_k": balanced_k, "impl": impl, "kind of device": feat_u.device.type}
+    settings = {
+        "k": k,
+        "balanced_k": balanced_k,
+        "entropy_over": entropy_over,
+        "impl": impl,
+        "kind of device": feat_u.device.type,
+    }
     union = unite(group, flatten(feat_u), references, labels, settings)
     total, num_sets = union.shards.total, len(union.set_labels)
     k = share_k(k, total) if balanced_k else resolve_k(k, total)
     with torch.autocast(device_type=feat_u.device.type, enabled=False):
         matches = match(union.queries, references, union.set_ids, num_sets, k, impl, union.shards, balanced=balanced_k)
-        weights = entropy_weights(matches.proximities[union.mine])
+        weights = entropy_weights(_compared(matches.proximities[union.mine], union.set_labels, entropy_over))
     labels_u = union.set_labels[matches.nearest_sets[union.mine]]
     return _shaped(labels_u, weights, feat_u, y_ref, valid_u, ignore_index)
 
@@ -185,7 +203,7 @@ def _pseudo_labels_of_group(
     mutates_args=(),
     schema=(
         "(Tensor feat_u, Tensor feat_ref, Tensor y_ref, Tensor? valid_u, float k, bool share, bool balanced_k, "
-        "int ignore_index, str impl, bool check_values) -> (Tensor, Tensor)"
+        "str entropy_over, int ignore_index, str impl, bool check_values) -> (Tensor, Tensor)"
     ),
 )
 def _operator(
@@ -196,6 +214,7 @@ def _operator(
     k: float,
     share: bool,
     balanced_k: bool,
+    entropy_over: EntropyOver,
     ignore_index: int,
     impl: Impl,
     check_values: bool,
@@ -207,6 +226,7 @@ def _operator(
         y_ref,
         k if share else int(k),
         balanced_k=balanced_k,
+        entropy_over=entropy_over,
         valid_u=valid_u,
         ignore_index=ignore_index,
         impl=impl,
@@ -223,6 +243,7 @@ def _(
     k: float,
     share: bool,
     balanced_k: bool,
+    entropy_over: EntropyOver,
     ignore_index: int,
     impl: Impl,
     check_values: bool,
@@ -233,6 +254,11 @@ def _(
     else:
         labels = y_ref.new_empty(shape, dtype=torch.int64)
     return labels, feat_u.new_empty(shape, dtype=torch.float32)
+
+
+def _compared(proximities: Tensor, set_labels: Tensor, entropy_over: EntropyOver) -> Tensor:
+    """The proximities that the entropy is taken over."""
+    return label_proximities(proximities, set_labels) if entropy_over == "labels" else proximities
 
 
 def _used_references(
@@ -300,7 +326,13 @@ def _check_features(name: str, features: Tensor) -> None:
 
 
 def _check(
-    feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor, k: int | float, balanced_k: bool, valid_u: Tensor | None
+    feat_u: Tensor,
+    feat_ref: Tensor,
+    y_ref: Tensor,
+    k: int | float,
+    balanced_k: bool,
+    entropy_over: EntropyOver,
+    valid_u: Tensor | None,
 ) -> None:
     """Check everything that costs no look at values."""
     check_floating("feat_u", feat_u)
@@ -315,4 +347,4 @@ def _check(
     check_same_device(feat_u=feat_u, feat_ref=feat_ref, y_ref=y_ref, valid_u=valid_u)
     resolve_k(k)
     check_bool("balanced_k", balanced_k)
-    check_bool("balanced_k", balanced_k)
+    check_choice("entropy_over", entropy_over, ENTROPY_OVER)

@@ -62,6 +62,12 @@ PSEUDO_LABELS = {
     "k > 1": ((U, R, Y, 1.5), {}, ValueError, r"k: got the float 1.5, .*a number of references must be an int"),
     "k NaN": ((U, R, Y, float("nan")), {}, ValueError, r"k: got the float nan"),
     "k string": ((U, R, Y, "all"), {}, TypeError, r"k: got 'all' of type str"),
+    "entropy_over": (
+        (U, R, Y, 5),
+        {"entropy_over": "classes"},
+        ValueError,
+        r"entropy_over: got 'classes', expected one of 'sets', 'labels'",
+    ),
     "balanced_k": ((U, R, Y, 5), {"balanced_k": 0.5}, TypeError, r"balanced_k: got 0.5, expected True or False"),
     "k bool": ((U, R, Y, True), {}, TypeError, r"k: got True of type bool"),
     "negative class": (
@@ -175,6 +181,7 @@ def test_rpg_loss_types():
     [
         ({"k": 0}, ValueError, r"k: got 0"),
         ({"k": 50.0}, ValueError, r"k: got the float 50.0"),
+        ({"entropy_over": None}, ValueError, r"entropy_over: got None, expected"),
         ({"balanced_k": None}, TypeError, r"balanced_k: got None, expected True or False"),
         ({"map_size": 0}, ValueError, r"map_size: got 0, expected sides of 1 or more"),
         ({"map_size": (8, -1)}, ValueError, r"map_size: got \(8, -1\)"),

@@ -43,11 +43,9 @@ def check_union(rank, world, impl="auto"):
         feat_u, feat_ref, y = problem(multilabel)
         mine = shares(len(feat_ref), world, rank)
         for k in (1, 20, 75, 150, 0.3, 1.0):
-            for balanced in (False, True):
-                expected = rpg_pseudo_labels(feat_u, feat_ref, y, k, balanced_k=balanced)
-                got = rpg_pseudo_labels(
-                    feat_u, feat_ref[mine], y[mine], k, balanced_k=balanced, group=dist.group.WORLD, impl=impl
-                )
+            for option in ({}, {"balanced_k": True}, {"entropy_over": "labels"}):
+                expected = rpg_pseudo_labels(feat_u, feat_ref, y, k, **option)
+                got = rpg_pseudo_labels(feat_u, feat_ref[mine], y[mine], k, group=dist.group.WORLD, impl=impl, **option)
                 assert_same(got, expected)
 
 

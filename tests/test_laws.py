@@ -339,3 +339,18 @@ def test_entropy_weights_in_half_precision(impl):
     """With eps below the smallest half, 0 log 0 would be NaN."""
     weights = entropy_weights(torch.tensor([[0.5, 0.0], [0.0, 0.0]], dtype=torch.float16))
     torch.testing.assert_close(weights, torch.tensor([1.0, 0.0]), atol=1e-5, rtol=0)
+
+
+@given(problem=problems(multilabel=False))
+def test_entropy_over_labels_of_a_class_map_is_over_its_sets(impl, problem):
+    assert_same(pseudo_labels(*problem.args, impl=impl, entropy_over="labels"), pseudo_labels(*problem.args, impl=impl))
+
+
+def test_over_labels_a_query_with_two_labels_is_never_sure(impl):
+    """Amid references of lung + clavicle: the set alone is near, but so are both of its labels."""
+    references = torch.tensor([[1.0, 0.1, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    labels = torch.tensor([[1, 1], [1, 0], [0, 0]])
+    args = torch.tensor([[1.0, 0.1, 0.0]]), references, labels, 1
+    assert pseudo_labels(*args, impl=impl).weights > 0.999
+    over_labels = pseudo_labels(*args, impl=impl, entropy_over="labels").weights
+    torch.testing.assert_close(over_labels, torch.tensor([1 - math.log(2) / math.log(3)]), atol=1e-5, rtol=0)

@@ -179,6 +179,15 @@ def test_module_equals_functions(problem, seed):
     torch.testing.assert_close(loss, segmentation_cross_entropy(logits_u, *expected))
 
 
+def test_the_module_takes_the_entropy_over_labels():
+    _, feat_u, feat_ref, _, _ = step()
+    y_ref = torch.randint(2, (len(feat_ref), 3, *feat_ref.shape[2:]))
+    pseudo = RPGLoss(0.1, entropy_over="labels").pseudo_labels(feat_u, feat_ref, y_ref)
+    expected = rpg_pseudo_labels(feat_u, feat_ref, y_ref, 0.1, entropy_over="labels")
+    assert torch.equal(pseudo.weights, expected.weights)
+    assert not torch.equal(pseudo.weights, RPGLoss(0.1).pseudo_labels(feat_u, feat_ref, y_ref).weights)
+
+
 def test_the_module_balances_k():
     _, feat_u, feat_ref, y_ref, _ = step()
     y_ref[y_ref == 3] = 0  # classes of other sizes
@@ -323,6 +332,6 @@ def test_the_module_has_no_state_and_says_what_it_is():
     criterion = RPGLoss(7000, map_size=(32, 16), resolution="full", normalize_by="weights", balanced_k=True)
     assert not criterion.state_dict()
     assert (
-        "k=7000, balanced_k=True, map_size=(32, 16), weighted=True, resolution='full', normalize_by='weights'"
-        in repr(criterion)
+        "k=7000, balanced_k=True, entropy_over='sets', map_size=(32, 16), weighted=True, resolution='full', "
+        "normalize_by='weights'" in repr(criterion)
     )

@@ -31,10 +31,11 @@ from .problems import (
 )
 
 
-def oracle(problem, *, balanced=False):
+def oracle(problem, *, balanced=False, over_labels=False):
     """Eq. 3-7 with Python floats and loops: sort the references, take the k first and all ties with the k-th.
 
     Balanced: go on until those passed, each counting N / (|S| n) with n the size of its set, count k.
+    Over labels: what is near or not is a label, or none at all, and no longer a set.
     """
     results = []
     references = [
@@ -57,15 +58,22 @@ def oracle(problem, *, balanced=False):
         label = max((minus_i, label) for p, minus_i, label in found if p >= best - TIE)[1]
         passed = list(accumulate(counted[of] for *_, of in found))
         kth = found[next(i for i, count in enumerate(passed) if count >= min(problem.k, len(found)))][0]
-        proximity = dict.fromkeys(sets, 0.0)
+        proximity = dict.fromkeys((name for s in sets for name in names(s, problem, over_labels)), 0.0)
         for p, _, of in found:
-            if p >= kth - TIE:
-                proximity[of] = max(proximity[of], p)
+            for name in names(of, problem, over_labels) if p >= kth - TIE else ():
+                proximity[name] = max(proximity[name], p)
         total = sum(p + 1e-8 for p in proximity.values())
         shares = [(p + 1e-8) / total for p in proximity.values()]
-        weight = 1 + sum(p * math.log(p) for p in shares) / math.log(len(sets)) if len(sets) > 1 else 1.0
+        weight = 1 + sum(p * math.log(p) for p in shares) / math.log(len(shares)) if len(shares) > 1 else 1.0
         results.append((label, min(max(weight, 0.0), 1.0)))
     return results
+
+
+def names(label, problem, over_labels):
+    """What a reference counts as: its label vector, or (over labels) each of its labels, or none of them."""
+    if not over_labels or not problem.multilabel:
+        return [label]
+    return [i for i, held in enumerate(label) if held] or ["none"]
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -82,6 +90,15 @@ def test_oracle(impl, problem):
 def test_oracle_of_balanced_k(impl, problem):
     _, weights = pseudo_labels(*problem.args, impl=impl, balanced_k=True)
     torch.testing.assert_close(weights, torch.tensor([w for _, w in oracle(problem, balanced=True)]), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@given(problem=flat_problems())
+def test_oracle_of_entropy_over_labels(impl, problem):
+    labels, weights = pseudo_labels(*problem.args, impl=impl, entropy_over="labels")
+    assert torch.equal(labels, pseudo_labels(*problem.args, impl=impl).labels)
+    expected = torch.tensor([w for _, w in oracle(problem, over_labels=True)])
+    torch.testing.assert_close(weights, expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("balanced", [False, True])

@@ -16,6 +16,7 @@ class RPG(Method):
         self.criterion = RPGLoss(
             config.k,
             balanced_k=config.balanced_k,
+            entropy_over=config.entropy_over,
             map_size=config.map_size,
             weighted=config.weighted,
             resolution=config.resolution,

@@ -24,6 +24,7 @@ STUDIED: dict[str, tuple[str, ...] | None] = {
     "pool_size": None,
     "balanced_crops": None,
     "map_size": MATCHING,
+    "entropy_over": ("rpg", "rpg_plus"),
     "weighted": ("rpg", "rpg_plus"),
     "resolution": MATCHING,
     "normalize_by": ("rpg", "rpg_plus"),
