@@ -134,6 +134,13 @@ class Config:
     bank_age: int = 10
     """Steps that references of past pools are kept for, with --bank-mib."""
 
+    coordinates: float = 0.0
+    """nearest_neighbor, rpg, rpg_plus: length of a pixel's place in the image beside its features of length 1, appended
+    to them before they are matched; 0: features alone (paper)."""
+
+    agreement: bool = False
+    """nearest_neighbor, rpg, rpg_plus: weight 0 where the network itself predicts another label (paper: not)."""
+
     threshold: float = 0.95
     """Confidence above which pseudolabel, fixmatch and rpg_plus keep a prediction, tau (paper: 0.8 and 0.95)."""
 
@@ -145,6 +152,12 @@ class Config:
 
     lambda_u: float = 1.0
     """Weight of the loss on unlabelled images (paper: 1)."""
+
+    warm_up: float = 0.0
+    """Share of the run before unlabelled images are learned from (paper: 0)."""
+
+    average: bool = False
+    """Keep and evaluate a moving average of the weights, as mean_teacher and mlds do anyway (paper: not)."""
 
     learning_rate: float = 5e-4
     """Learning rate of Adam (paper: 5e-4)."""
@@ -171,6 +184,8 @@ class Config:
         require(self.bank_mib >= 0, "bank_mib", self.bank_mib, "0 or more")
         require(0.5 <= self.threshold < 1, "threshold", self.threshold, "in [0.5, 1)")
         require(self.lambda_u >= 0, "lambda_u", self.lambda_u, "0 or more")
+        require(0 <= self.warm_up < 1, "warm_up", self.warm_up, "a share in [0, 1)")
+        require(self.coordinates >= 0, "coordinates", self.coordinates, "0 or more")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         references = self.pool_size * self.side**2

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from examples.augment import View
 from examples.config import Config
 from examples.data import Dataset
+from examples.methods.teacher import Teacher
 from examples.unet import UNet
 from rpg_loss import PseudoLabels
 
@@ -50,6 +51,7 @@ class Method(nn.Module, ABC):
         self.multilabel = data.multilabel
         self.iterations = iterations
         self.generator = Generator().manual_seed(config.seed)
+        self.teacher = Teacher(net, iterations) if config.average else None
 
     def get_extra_state(self) -> Tensor:
         """Where the random stream stands: with it, ``state_dict`` holds all that a method needs to go on."""
@@ -62,12 +64,18 @@ class Method(nn.Module, ABC):
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         """Computes the loss of one step, counted from 1; ``net(images)`` returns logits and features."""
 
+    def lambda_u(self, step: int) -> float:
+        """Weight of the loss on unlabelled images at a step, counted from 1."""
+        return self.config.lambda_u if step > self.config.warm_up * self.iterations else 0.0
+
     def after_step(self, net: UNet, step: int) -> None:
         """Called when the optimiser has moved the network."""
+        if self.teacher is not None:
+            self.teacher.follow(net, step)
 
     def evaluated(self, net: UNet) -> UNet:
         """The network to validate, test and keep."""
-        return net
+        return net if self.teacher is None else self.teacher.net
 
     def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels | None:
         """What the method would teach about these images, for pictures; None where it uses no pseudo-labels."""

@@ -25,7 +25,7 @@ class FixMatch(Method):
         fixmatch = self.criterion(
             logits_u, logits_strong, warp=strong.warp, cutout=strong.cutout, valid_weak=unlabeled.valid
         )
-        loss = supervised + self.config.lambda_u * fixmatch
+        loss = supervised + self.lambda_u(step) * fixmatch
         return Step(loss, {"supervised": supervised, "fixmatch": fixmatch}, self.kept_predictions(logits_u))
 
     def kept_predictions(self, logits: Tensor) -> PseudoLabels:

@@ -37,7 +37,7 @@ class IIC(Method):
         p = self.clusters(features).softmax(1)
         q = mirror(self.clusters(features_other).softmax(1), flip)
         information = dense_mutual_information(p, q, unlabeled.valid, self.reach)
-        loss = supervised - self.config.lambda_u * WEIGHT * information
+        loss = supervised - self.lambda_u(step) * WEIGHT * information
         return Step(loss, {"supervised": supervised, "mutual_information": information})
 
 

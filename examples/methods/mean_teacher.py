@@ -1,5 +1,7 @@
 """Mean teacher for segmentation (Perone & Cohen-Adad 2018): the student agrees with an average of its past."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from examples.augment import View
@@ -14,9 +16,10 @@ WEIGHT = 20.0  # of the consistency once ramped up
 
 
 class MeanTeacher(Method):
+    teacher: Teacher
+
     def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
-        super().__init__(config, data, net, iterations)
-        self.teacher = Teacher(net, iterations)
+        super().__init__(replace(config, average=True), data, net, iterations)
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         (logits_ref, _), (logits_u, _) = self.forward_views(net, pool.images, unlabeled.images)
@@ -25,15 +28,9 @@ class MeanTeacher(Method):
         valid = unlabeled.valid[:, None]
         error = (self.probabilities(logits_u) - target).square() * valid
         consistency = error.sum() / (valid.sum() * error.shape[1]).clamp(min=1)
-        weight = self.config.lambda_u * WEIGHT * ramp_up(step, self.iterations)
+        weight = self.lambda_u(step) * WEIGHT * ramp_up(step, self.iterations)
         loss = supervised + weight * consistency
         return Step(loss, {"supervised": supervised, "consistency": consistency}, self.rounded(target))
-
-    def after_step(self, net: UNet, step: int) -> None:
-        self.teacher.follow(net, step)
-
-    def evaluated(self, net: UNet) -> UNet:
-        return self.teacher.net
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.multilabel else logits.softmax(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,8 +19,10 @@ from rpg_loss import PseudoLabels, segmentation_cross_entropy
 
 
 class MLDS(Method):
+    teacher: Teacher
+
     def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
-        super().__init__(config, data, net, iterations)
+        super().__init__(replace(config, average=True), data, net, iterations)
         self.num_classes = len(data.class_names)
         self.heads = nn.ModuleList(
             nn.Sequential(
@@ -29,7 +33,6 @@ class MLDS(Method):
             )
             for width in net.widths
         )
-        self.teacher = Teacher(net, iterations)
         self.augment = WeakAugmentation(data.flip_pairs, self.generator, multilabel=data.multilabel)
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
@@ -38,7 +41,7 @@ class MLDS(Method):
         known = unlabeled.valid[:, None] if self.multilabel else unlabeled.valid
         view = self.augment(unlabeled.images, target.masked_fill(~known, IGNORE_INDEX))
         taught, scales_taught = self.losses(net, view)
-        weight = self.config.lambda_u * ramp_up(step, self.iterations)
+        weight = self.lambda_u(step) * ramp_up(step, self.iterations)
         loss = supervised + scales + weight * (taught + scales_taught)
         terms = {"supervised": supervised, "scales": scales, "teacher": taught, "teacher_scales": scales_taught}
         return Step(loss, terms, self.trusted(target))
@@ -49,12 +52,6 @@ class MLDS(Method):
         masks, known = one_hot(view.labels, self.num_classes)
         scales = [scale_loss(head(level), masks, known) for head, level in zip(self.heads, levels, strict=True)]
         return segmentation_cross_entropy(net.head(levels[-1]), view.labels), torch.stack(scales).sum()
-
-    def after_step(self, net: UNet, step: int) -> None:
-        self.teacher.follow(net, step)
-
-    def evaluated(self, net: UNet) -> UNet:
-        return self.teacher.net
 
     def predicted(self, logits: Tensor) -> Tensor:
         return (logits > 0).to(torch.int8) if self.multilabel else logits.argmax(1)

@@ -16,7 +16,7 @@ class PseudoLabel(Method):
         # The mean over what is kept: entries that are not sure have no part in it.
         kept = sure & (unlabeled.valid[:, None] if self.multilabel else unlabeled.valid)
         pseudolabel = segmentation_cross_entropy(logits_u, target, valid=kept)
-        loss = supervised + self.config.lambda_u * pseudolabel
+        loss = supervised + self.lambda_u(step) * pseudolabel
         return Step(
             loss, {"supervised": supervised, "pseudolabel": pseudolabel}, PseudoLabels(target, sure.float())
         )  # fmt: skip

@@ -1,5 +1,9 @@
 """Reference-guided pseudo-labels, the paper's method (Eq. 1-8)."""
 
+import math
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from examples.augment import View
@@ -8,6 +12,7 @@ from examples.data import Dataset
 from examples.methods.base import Method, Step
 from examples.unet import UNet
 from rpg_loss import PseudoLabels, ReferenceBank, RPGLoss, segmentation_cross_entropy
+from rpg_loss.maps import subsample
 
 
 class RPG(Method):
@@ -29,25 +34,60 @@ class RPG(Method):
         (logits_ref, feat_ref), (logits_u, feat_u) = self.forward_views(net, pool.images, unlabeled.images)
         supervised = segmentation_cross_entropy(logits_ref, pool.labels)
         rpg, pseudo_labels = self.rpg(logits_u, feat_u, feat_ref, pool, unlabeled)
-        loss = supervised + self.config.lambda_u * rpg
+        loss = supervised + self.lambda_u(step) * rpg
         return Step(loss, {"supervised": supervised, "rpg": rpg}, pseudo_labels)
 
     def rpg(
         self, logits_u: Tensor, feat_u: Tensor, feat_ref: Tensor, pool: View, unlabeled: View
     ) -> tuple[Tensor, PseudoLabels]:
         """The loss against this step's pool and, with --bank-mib, those of the steps before."""
-        outcome = self.criterion(
-            logits_u, feat_u, feat_ref, pool.labels,
-            extra_ref=self.past_references(), valid_u=unlabeled.valid, return_pseudo_labels=True,
-        )  # fmt: skip
+        feat_u, feat_ref = self.placed(feat_u), self.placed(feat_ref)
+        past, valid = self.past_references(), unlabeled.valid
+        if self.config.agreement:
+            pseudo_labels = self.criterion.pseudo_labels(feat_u, feat_ref, pool.labels, extra_ref=past, valid_u=valid)
+            outcome = self.where_agreed(logits_u, pseudo_labels, valid)
+        else:
+            outcome = self.criterion(
+                logits_u, feat_u, feat_ref, pool.labels, extra_ref=past, valid_u=valid, return_pseudo_labels=True
+            )
         if self.bank is not None:
             self.bank.push(feat_ref, pool.labels)
         return outcome
+
+    def placed(self, features: Tensor) -> Tensor:
+        """The features to match: as they are, or with --coordinates of length 1 and with their place behind them."""
+        length = self.config.coordinates
+        return features if not length else with_places(features, length)
+
+    def where_agreed(self, logits_u: Tensor, pseudo_labels: PseudoLabels, valid: Tensor) -> tuple[Tensor, PseudoLabels]:
+        """The loss against those pseudo-labels that the network's own prediction agrees with."""
+        grid = tuple(logits_u.shape[2:])
+        if self.config.resolution == "map":
+            grid = tuple(pseudo_labels.weights.shape[1:])
+        labels, weights = (subsample(maps, grid) for maps in pseudo_labels)
+        logits_u = subsample(logits_u, grid)
+        agreed = ((logits_u > 0) == (labels > 0)).all(1) if self.multilabel else logits_u.argmax(1) == labels
+        pseudo_labels = PseudoLabels(labels, weights * agreed)
+        normalize_by = self.config.normalize_by
+        valid = subsample(valid, grid)
+        loss = segmentation_cross_entropy(logits_u, *pseudo_labels, valid=valid, normalize_by=normalize_by)
+        return loss, pseudo_labels
 
     def past_references(self) -> tuple[Tensor, Tensor] | None:
         return None if self.bank is None else self.bank.references()
 
     def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels:
-        return self.criterion.pseudo_labels(
-            net(images)[1], net(pool.images)[1], pool.labels, extra_ref=self.past_references()
-        )
+        feat_u, feat_ref = (self.placed(net(view)[1]) for view in (images, pool.images))
+        return self.criterion.pseudo_labels(feat_u, feat_ref, pool.labels, extra_ref=self.past_references())
+
+
+def with_places(features: Tensor, length: float) -> Tensor:
+    """Features (B, D, H, W) of length 1, and behind them each pixel's place as a vector of the given length.
+
+    The place turns with x and y, so that the cosine between two pixels falls with the distance between them and no
+    further than between opposite sides of the image: (B, D + 4, H, W).
+    """
+    sides = [torch.linspace(-1, 1, side, device=features.device) * math.pi / 2 for side in features.shape[2:]]
+    y, x = torch.meshgrid(*sides, indexing="ij")
+    places = length / math.sqrt(2) * torch.stack([x.cos(), x.sin(), y.cos(), y.sin()])
+    return torch.cat([F.normalize(features.float(), dim=1), places.expand(len(features), -1, -1, -1)], dim=1)

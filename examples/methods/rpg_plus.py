@@ -25,5 +25,5 @@ class RPGPlus(RPG):
         fixmatch = self.fixmatch(
             logits_u, logits_strong, warp=strong.warp, cutout=strong.cutout, valid_weak=unlabeled.valid
         )
-        loss = supervised + self.config.lambda_u * (rpg + fixmatch)
+        loss = supervised + self.lambda_u(step) * (rpg + fixmatch)
         return Step(loss, {"supervised": supervised, "rpg": rpg, "fixmatch": fixmatch}, pseudo_labels)

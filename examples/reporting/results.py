@@ -30,10 +30,14 @@ STUDIED: dict[str, tuple[str, ...] | None] = {
     "normalize_by": ("rpg", "rpg_plus"),
     "bank_mib": MATCHING,
     "bank_age": MATCHING,
+    "coordinates": MATCHING,
+    "agreement": MATCHING,
     "threshold": ("pseudolabel", "fixmatch", "rpg_plus"),
     "cutout": ("fixmatch", "rpg_plus"),
     "batch_norm": None,
     "lambda_u": tuple(method for method in METHODS if method != "supervised"),
+    "warm_up": tuple(method for method in METHODS if method != "supervised"),
+    "average": tuple(method for method in METHODS if method not in ("mean_teacher", "mlds")),
 }
 # What makes no other setting: the row and the cell of a table, the length (which ``iterations`` holds); nor does PLACE.
 CELL = {"dataset", "method", "labeled", "split", "seed", "epochs", "iterations", "double_length"}

@@ -17,6 +17,7 @@ from examples.data import Dataset, ImageSet
 from examples.methods import METHODS
 from examples.methods.iic import dense_mutual_information, mutual_information
 from examples.methods.mlds import coarse_targets, one_hot
+from examples.methods.rpg import with_places
 from examples.methods.teacher import EARLY, LATE, Teacher, decay, ramp_up
 from examples.unet import UNet
 
@@ -229,8 +230,64 @@ def test_late_teacher_is_the_closed_form(seed, steps):
     torch.testing.assert_close(teacher.net.weight.detach(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_teacher_is_what_is_evaluated(data):
-    method, net = build("mean_teacher", data)
+@pytest.mark.parametrize("name", METHODS)
+def test_warm_up_leaves_the_unlabelled_images_out_at_first(name, data):
+    pool, unlabeled = views(data)
+    method, net = build(name, data, warm_up=0.5)
+    early, late = (method(net, pool, unlabeled, step) for step in (35, 70))
+    learned = [
+        (step.loss - step.terms["supervised"] - step.terms.get("scales", 0)).abs().item() for step in (early, late)
+    ]
+    assert learned[0] < 1e-6
+    assert (learned[1] > 1e-6) == (name != "supervised")
+
+
+def test_only_agreed_pseudo_labels_weigh(data):
+    pool, unlabeled = views(data)
+    method, net = build("nearest_neighbor", data, agreement=True, map_size=None)
+    _, (labels, weights) = method(net, pool, unlabeled, 1)[1:]
+    logits = net(unlabeled.images)[0]
+    predicted = (logits > 0).to(labels.dtype) if data.multilabel else logits.argmax(1)
+    agreed = (predicted == labels).all(1) if data.multilabel else predicted == labels
+    assert torch.equal(weights, (agreed & unlabeled.valid).float())
+    assert 0 < agreed.float().mean() < 1
+
+
+@pytest.mark.parametrize("resolution", ["map", "full"])
+def test_agreement_with_every_pseudo_label_changes_nothing(data, resolution, monkeypatch):
+    pool, unlabeled = views(data)
+    losses = []
+    for agreement in (False, True):
+        method, net = build("rpg", data, agreement=agreement, resolution=resolution, normalize_by="weights")
+        bias = torch.full((data.num_outputs,), -50.0 if data.multilabel else 0.0)
+        bias[:1] = -50.0 if data.multilabel else 50.0
+        net.head.bias.data = bias  # background everywhere
+        pool = pool._replace(labels=torch.zeros_like(pool.labels))
+        losses.append(method(net, pool, unlabeled, 1).terms["rpg"].item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+@given(seed=seeds)
+def test_far_longer_than_the_features_places_decide(seed):
+    """A pixel of equal images is matched with the pixel at its own place, whatever its features."""
+    features = torch.randn(1, 5, 6, 4, generator=Generator().manual_seed(seed))
+    other = torch.randn(1, 5, 6, 4, generator=Generator().manual_seed(seed + 1))
+    one, two = (with_places(maps, 100.0).flatten(2)[0].T for maps in (features, other))
+    nearest = F.cosine_similarity(one[:, None], two[None], dim=-1).argmax(1)
+    assert nearest.tolist() == list(range(24))
+
+
+def test_places_of_no_length_change_no_similarity():
+    features = torch.randn(2, 5, 6, 4)
+    placed = with_places(features, 0.0)
+    assert placed.shape == (2, 9, 6, 4)
+    torch.testing.assert_close(placed[:, :5], F.normalize(features, dim=1))
+    assert not placed[:, 5:].any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_average_is_what_is_evaluated(name, data):
+    method, net = build(name, data, average=True)
     before = method.evaluated(net).head.weight.clone()
     assert method.evaluated(net) is not net
     with torch.no_grad():
