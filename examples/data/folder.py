@@ -255,7 +255,11 @@ def check_ids(first_with: Mapping[int, Path], names: tuple[str, ...] | None, roo
 
 def read_image(path: Path, size: int) -> Tensor:
     """One image, grey, in the middle of (size, size); what is left is filled with its darkest value."""
-    shown = resize(open_grey(path), size, Image.Resampling.BOX)
+    return to_square(open_grey(path), size)
+
+
+def to_square(image: Image.Image, size: int) -> Tensor:
+    shown = resize(image, size, Image.Resampling.BOX)
     return torch.from_numpy(pad(shown, size, shown.min()))
 
 
