@@ -128,7 +128,7 @@ def read_image(path: Path, size: int) -> NDArray[np.float32]:
 
 def open_radiograph(path: Path) -> Image.Image:
     """One radiograph with dark lungs, mode F."""
-    if path.suffix == ".IMG":
+    if path.suffix.upper() == ".IMG":
         values = np.fromfile(path, dtype=">u2")
         if values.size != IMG_SIDE**2:
             raise ValueError(f"{path} holds {values.size} 16-bit values, expected {IMG_SIDE} x {IMG_SIDE}; is it cut?")
