@@ -1,4 +1,4 @@
-"""Measure what was trained: IoU, Dice and surface distances of every class, over all images and for each.
+"""Measure what was trained: IoU, Dice and surface distances of every class, of each image and on average.
 
     python -m examples.evaluate runs/jsrt/rpg_plus-n3-s0-seed0/best.pt
     python -m examples.evaluate runs/jsrt/rpg_plus-n3-s0-seed0/best.pt folder --root my_radiographs --part all
@@ -6,8 +6,11 @@
 The first tests as the run itself did: its IoU is that of result.json. The second tests on other data, whose labels are
 found by their names; those that --fuse made in training count as well.
 
-A class that is in neither the prediction nor the truth of an image has no IoU and no Dice there, one that is in only one
-of them has 0 of both, and neither has a distance. What there is not is "nan" in the CSV file and left out of means. The
+ASSD is the average symmetric surface distance, HD95 the larger of the 95th percentiles of the distances from either
+surface to the other, in pixels of the size that is evaluated at and, where the spacing is known, in mm.
+
+A class that is in neither the prediction nor the truth of an image has no IoU and no Dice there; one that is in only
+one of them has 0 of both; neither has a distance. What there is not is "nan" in the CSV file and left out of means. The
 table counts the images whose truth shows a class, of these the ones where it was missed (nothing of it predicted), and
 of the others the ones where it was predicted all the same (false): distances say nothing about either.
 """
@@ -48,7 +51,7 @@ Spacing = tuple[float, float]  # mm from row to row and from column to column
 
 JSRT_FIELD = 2048 * 0.175  # mm: side of the film
 PIXELS: Spacing = (1.0, 1.0)
-PER_IMAGE = ("iou", "dice", "mean_distance_px", "hausdorff95_px", "mean_distance_mm", "hausdorff95_mm")
+PER_IMAGE = ("iou", "dice", "assd_px", "hd95_px", "assd_mm", "hd95_mm")
 
 
 @dataclass(frozen=True)
@@ -324,7 +327,7 @@ def table(evaluation: Evaluation) -> Table:
     means = torch.from_numpy(measures.values()).nanmean(0)  # (C, 6)
     pooled = measures.pooled().double()
     figures = torch.stack([means[:, 0], pooled, means[:, 1], dice(pooled), *means[:, 2:].T], dim=1)
-    columns = ["IoU", "pooled", "Dice", "pooled", "mean px", "95% px", "mean mm", "95% mm"]
+    columns = ["IoU", "pooled", "Dice", "pooled", "ASSD px", "HD95 px", "ASSD mm", "HD95 mm"]
     if figures[:, 6:].isnan().all():
         figures, columns = figures[:, :6], columns[:6]
     predicted, true = (measures.pixels() > 0).transpose(1, 0, 2)

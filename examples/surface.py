@@ -16,13 +16,13 @@ class SurfaceDistance(NamedTuple):
     """Distances between two surfaces, in the unit of the spacing; NaN where one of the masks is empty.
 
     Attributes:
-        mean: Of the distances of every surface pixel of either mask to the nearest of the other: the average symmetric
-            surface distance.
-        hausdorff95: The larger of the 95th percentiles of both directions.
+        assd: Average symmetric surface distance: the mean over the surface pixels of both masks of the distance to the
+            nearest of the other.
+        hd95: 95 % Hausdorff distance: the larger of the 95th percentiles of the distances in both directions.
     """
 
-    mean: float
-    hausdorff95: float
+    assd: float
+    hd95: float
 
 
 def surface_distance(a: NDArray[np.bool_], b: NDArray[np.bool_], spacing: Sequence[float]) -> SurfaceDistance:

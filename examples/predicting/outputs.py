@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +151,9 @@ def as_npz(predicted: Sequence[Predicted], labels: Labels, *, is_volume: bool) -
 
 
 def write_volume(path: Path, values: NDArray[np.uint8], like: SimpleITK.Image) -> None:
-    """Writes (Z, H, W) with the geometry of another volume: the header last, so that it never names what is not there.
+    """Writes (Z, H, W) with the geometry of another volume, as a header and a file of values beside it.
+
+    The header comes last, and an old one goes first: none ever names values that are not its own.
 
     Raises:
         OSError: it could not be written.
@@ -164,6 +165,7 @@ def write_volume(path: Path, values: NDArray[np.uint8], like: SimpleITK.Image) -
         try:
             SimpleITK.WriteImage(image, str(header), useCompression=True)
         except RuntimeError as error:
-            raise OSError(f"{path} cannot be written: {str(error).strip().splitlines()[-1]}") from error
+            raise OSError(f"{path} cannot be written: {str(error).strip().splitlines()[-1].strip()}") from error
+        path.unlink(missing_ok=True)
         for file in sorted(Path(aside).iterdir(), key=lambda file: file == header):
-            os.replace(file, path.with_name(file.name))
+            write_whole(path.with_name(file.name), file.read_bytes())
