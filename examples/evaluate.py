@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from examples.checkpoints import write_whole
 from examples.config import Config, DatasetName
 from examples.data import Dataset, Images, ImageSet, LazyImages, load
+from examples.data.folder import load_undivided
 from examples.data.retouch_index import Volume
 from examples.evaluation import evaluate
 from examples.metrics import IoU, known_pixels
@@ -207,7 +208,8 @@ def measure(options: Evaluate) -> Evaluation:
     path = options.csv or trained.path.with_name(f"evaluation-{config.dataset}-{options.part}.csv")
     if path.exists() and not options.overwrite:
         raise FileExistsError(f"csv: {path} is there; pass --overwrite or another --csv")
-    data = load(config)
+    # How a folder would be divided for a training does not matter for all of its images.
+    data = load_undivided(config) if (config.dataset, options.part) == ("folder", "all") else load(config)
     labels = trained.labels or Labels.of(data)
     net = matched(trained.net(labels), labels, data)
     if labels.fused is not None and set(labels.names) <= set(data.class_names):
@@ -257,7 +259,7 @@ def matched(net: nn.Module, labels: Labels, data: Dataset) -> nn.Module:
     if lacking:
         raise ValueError(
             f"dataset: its classes are {', '.join(data.class_names)}, those of the network {', '.join(known)}; expected"
-            f" the same, but {lacking[0]} is in one of them alone"
+            f" the same, but {lacking[0]} is in one of them alone (classes.txt names those of a folder)"
         )
     if labels.multilabel:
         return Renamed(net, [known[name] for name in data.class_names])
