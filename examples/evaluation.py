@@ -13,13 +13,13 @@ BATCH = 4
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, images: Images, data: Dataset) -> IoU:
+def evaluate(net: nn.Module, images: Images, data: Dataset, iou: IoU | None = None) -> IoU:
     """Collects the IoU of the network's predictions, without augmentation; ignored pixels count nowhere.
 
-    Where the images' original size is known, predictions are brought back to it.
+    Where the images' original size is known, predictions are brought back to it. ``iou`` is added to if it is given.
     """
     net.eval()
-    iou = IoU()
+    iou = IoU() if iou is None else iou
     for start in range(0, len(images), BATCH):
         batch = images[range(start, min(start + BATCH, len(images)))]
         logits = net(batch.images)[0]

@@ -41,6 +41,7 @@ from examples.methods import METHODS, Step
 from examples.pictures import save_overlays, save_pictures
 from examples.resuming import GlobalRandomness, Stateful, changes, check_same_run, image_names, restore
 from examples.runlog import RunLog, claimed_folder, environment, write_json
+from examples.trained import Labels
 from examples.unet import UNet, settle_batch_norm
 
 SETTLING_POOLS = 20  # labelled pools that batch-norm statistics for evaluation are taken from
@@ -135,6 +136,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
                 checkpoint = {
                     "model": evaluated.state_dict(),
                     "config": config.plain(),
+                    "labels": Labels.of(data).plain(),
                     "step": step,
                     "validation": score,
                 }

@@ -11,6 +11,7 @@ Images without a mask are unlabelled. The README tells the rest: ``classes.txt``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,8 +33,77 @@ GREY_MODES = ("L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 MAX_CLASS = 254
 
 
+@dataclass(frozen=True)
+class Contents:
+    """All that a folder holds, before it is divided."""
+
+    images: ImageSet
+    labelled: list[str]  # names of those with a mask
+    class_names: tuple[str, ...]
+    multilabel: bool
+    skipped: str  # how many cannot be read, in words
+
+    @property
+    def found(self) -> str:
+        return f"{len(self.images)} images ({len(self.labelled)} labelled)"
+
+    def part(self, names: Iterable[str]) -> ImageSet:
+        position = {name: i for i, name in enumerate(self.images.names)}
+        return self.images[[position[name] for name in names]]
+
+    def dataset(
+        self, found: str, labeled: ImageSet, unlabeled: ImageSet, validation: ImageSet, test: ImageSet
+    ) -> Dataset:
+        return Dataset(
+            labeled=labeled,
+            unlabeled=unlabeled,
+            validation=validation,
+            test=test,
+            class_names=self.class_names,
+            flip_pairs=find_flip_pairs(self.class_names),
+            multilabel=self.multilabel,
+            found=found,
+            # Class maps often hold rare classes, absent from most images.
+            score="miou" if self.multilabel else "miou_pooled",
+        )
+
+
 def load(config: Config) -> Dataset:
     """Reads the images and masks below ``config.root`` and divides them for a run."""
+    contents = read_contents(config)
+    assert config.root is not None  # or nothing would have been read
+    groups = find_groups(contents.images.names, config.group_pattern)
+    shown = {
+        name: classes_shown(label, contents.class_names)
+        for name, label in zip(contents.images.names, contents.images.labels, strict=True)
+        if name in contents.labelled
+    }
+    if (config.root / "splits.json").is_file():
+        split = read_split(
+            config.root / "splits.json", shown, groups, contents.class_names, config.labeled, config.split
+        )
+    else:
+        split = draw_split(shown, groups, contents.class_names, config.labeled, config.split)
+    train = training_images(split, groups)
+    found = contents.found
+    found += f" of {len(set(groups.values()))} groups" if config.group_pattern else ""
+    found += contents.skipped
+    found += f"; {len(train)} train, {len(split['validation'])} validation, {len(split['test'])} test"
+    if left_out := len(groups) - len(train) - len(split["validation"]) - len(split["test"]):
+        found += f", {left_out} left out because their group is in validation or test"
+    parts = map(contents.part, (split["labeled"], train, split["validation"], split["test"]))
+    return contents.dataset(found, *parts)
+
+
+def load_undivided(config: Config) -> Dataset:
+    """Reads the images and masks below ``config.root``; every part is all of those with a mask."""
+    contents = read_contents(config)
+    images = contents.part(contents.labelled).to(config.device)
+    found = f"{contents.found}{contents.skipped}, not divided"
+    return contents.dataset(found, images, images, images, images)
+
+
+def read_contents(config: Config) -> Contents:
     root = config.root
     if root is None:
         raise ValueError("root: None, but folder is read from disk; pass --root FOLDER (images/ and masks/ in it)")
@@ -45,21 +115,11 @@ def load(config: Config) -> Dataset:
         folders = label_folders(root / "masks") or [root / "masks"]
         files = [images, *map(files_by_stem, folders)]
         images, skipped = skip_unreadable(images, lambda stem: [open_image(of[stem]) for of in files if stem in of])
-    groups = find_groups(images, config.group_pattern)
     names = read_names(root / "classes.txt")
-
     if multilabel := any(label_folders(root / "masks")):
         labels, class_names, labelled, read_original = read_label_masks(root, images, names, config.image_size)
     else:
         labels, class_names, labelled, read_original = read_class_maps(root, images, names, config.image_size)
-    position = {stem: i for i, stem in enumerate(images)}
-    shown = {stem: classes_shown(labels[position[stem]], class_names) for stem in labelled}
-
-    if (root / "splits.json").is_file():
-        split = read_split(root / "splits.json", shown, groups, class_names, config.labeled, config.split)
-    else:
-        split = draw_split(shown, groups, class_names, config.labeled, config.split)
-    train = training_images(split, groups)
     everything = ImageSet(
         images=torch.stack([to_unit_range(read_image(path, config.image_size)) for path in images.values()])[:, None],
         labels=labels,
@@ -70,27 +130,7 @@ def load(config: Config) -> Dataset:
             for stem, path in images.items()
         ),
     )
-
-    def part(stems: Iterable[str]) -> ImageSet:
-        return everything[[position[stem] for stem in stems]]
-
-    found = f"{len(images)} images ({len(labelled)} labelled)"
-    found += f" of {len(set(groups.values()))} groups" if config.group_pattern else ""
-    found += skipped
-    found += f"; {len(train)} train, {len(split['validation'])} validation, {len(split['test'])} test"
-    if left_out := len(images) - len(train) - len(split["validation"]) - len(split["test"]):
-        found += f", {left_out} left out because their group is in validation or test"
-    return Dataset(
-        labeled=part(split["labeled"]),
-        unlabeled=part(train),
-        validation=part(split["validation"]),
-        test=part(split["test"]),
-        class_names=class_names,
-        flip_pairs=find_flip_pairs(class_names),
-        multilabel=multilabel,
-        found=found,
-        score="miou" if multilabel else "miou_pooled",  # class maps often hold rare classes, absent from most images
-    )
+    return Contents(everything, labelled, class_names, multilabel, skipped)
 
 
 def classes_shown(label: Tensor, class_names: tuple[str, ...]) -> frozenset[str]:
@@ -255,7 +295,11 @@ def check_ids(first_with: Mapping[int, Path], names: tuple[str, ...] | None, roo
 
 def read_image(path: Path, size: int) -> Tensor:
     """One image, grey, in the middle of (size, size); what is left is filled with its darkest value."""
-    shown = resize(open_grey(path), size, Image.Resampling.BOX)
+    return to_square(open_grey(path), size)
+
+
+def to_square(image: Image.Image, size: int) -> Tensor:
+    shown = resize(image, size, Image.Resampling.BOX)
     return torch.from_numpy(pad(shown, size, shown.min()))
 
 

@@ -123,14 +123,17 @@ def read_set(names: Iterable[str], images: dict[str, Path], masks: dict[tuple[st
 
 def read_image(path: Path, size: int) -> NDArray[np.float32]:
     """One radiograph with dark lungs, averaged down to (size, size)."""
-    if path.suffix == ".IMG":
+    return area_resize(open_radiograph(path), size)
+
+
+def open_radiograph(path: Path) -> Image.Image:
+    """One radiograph with dark lungs, mode F."""
+    if path.suffix.upper() == ".IMG":
         values = np.fromfile(path, dtype=">u2")
         if values.size != IMG_SIDE**2:
             raise ValueError(f"{path} holds {values.size} 16-bit values, expected {IMG_SIDE} x {IMG_SIDE}; is it cut?")
-        image = Image.fromarray(IMG_MAX - values.reshape(IMG_SIDE, IMG_SIDE).astype(np.float32))
-    else:
-        image = open_image(path).convert("F")
-    return area_resize(image, size)
+        return Image.fromarray(IMG_MAX - values.reshape(IMG_SIDE, IMG_SIDE).astype(np.float32))
+    return open_image(path).convert("F")
 
 
 def read_mask(path: Path, size: int) -> NDArray[np.bool_]:

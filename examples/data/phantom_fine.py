@@ -31,16 +31,12 @@ Mask = NDArray[np.bool_]
 def load_fine(config: Config) -> Dataset:
     """The phantoms of :func:`phantom.load` with ``config.fine_labels`` labels, evaluated as the five structures."""
     counts = part_counts(config.fine_labels)
-    names: list[str] = []
-    fused: dict[str, tuple[int, ...]] = {}
-    for structure, count in counts.items():
-        fused[structure] = tuple(range(len(names), len(names) + count))
-        names += [f"{structure}_{part:02d}" for part in range(1, count + 1)]
+    names, fused = name_parts(counts)
     data = phantom.load(config)
     return phantom.relabel(
         data,
         lambda masks: torch.stack([fine_masks(structures, counts) for structures in masks]),
-        class_names=tuple(names),
+        class_names=names,
         flip_pairs=tuple(
             pair for a, b in FLIP_PAIRS for pair in zip(fused[CLASSES[a]], fused[CLASSES[b]], strict=True)
         ),
@@ -57,6 +53,16 @@ def part_counts(total: int) -> dict[str, int]:
     rest = total - 2 * clavicle
     lung = min(max(1, round(LUNG_SHARE / 2 * rest)), (rest - 1) // 2)
     return dict(zip(CLASSES, (lung, lung, rest - 2 * lung, clavicle, clavicle), strict=True))
+
+
+def name_parts(counts: dict[str, int]) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
+    """The labels' names, and which of them make up each structure."""
+    names: list[str] = []
+    fused: dict[str, tuple[int, ...]] = {}
+    for structure, count in counts.items():
+        fused[structure] = tuple(range(len(names), len(names) + count))
+        names += [f"{structure}_{part:02d}" for part in range(1, count + 1)]
+    return tuple(names), fused
 
 
 def fine_masks(structures: Tensor, counts: dict[str, int]) -> Tensor:

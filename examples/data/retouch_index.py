@@ -69,12 +69,7 @@ class Volume:
     def placement(self, scan: int, view: RetinaView, size: int) -> Placement:
         """How a B-scan comes into a square; whole where its retina was not found."""
         width, height, _ = self.size
-        found = self.retinas[scan]
-        if view == "whole" or found is None:
-            return Placement(height, width, size)
-        if view == "crop":
-            return Placement(height, width, size, found.crop)
-        return Placement(height, width, size, found.flat, found.shift(width))
+        return placed(height, width, self.retinas[scan], view, size)
 
     def read_scan(self, scan: int) -> NDArray[Any]:
         """Intensities (height, width) of one B-scan."""
@@ -83,6 +78,15 @@ class Volume:
     def read_reference(self, scan: int) -> NDArray[Any]:
         """Class ids (height, width) of one B-scan."""
         return read_slice(self.folder / "reference.mhd", scan)
+
+
+def placed(height: int, width: int, found: Retina | None, view: RetinaView, size: int) -> Placement:
+    """How a B-scan comes into a square; whole where its retina was not found."""
+    if view == "whole" or found is None:
+        return Placement(height, width, size)
+    if view == "crop":
+        return Placement(height, width, size, found.crop)
+    return Placement(height, width, size, found.flat, found.shift(width))
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""What examples.predict reads and writes."""

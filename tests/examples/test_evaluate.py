@@ -1,0 +1,319 @@
+"""What is measured of a checkpoint is what its run measured, and what the files of truth and prediction say."""
+
+import csv
+import json
+import math
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from examples import evaluate
+from examples.config import Config
+from examples.data import Dataset, jsrt, load, phantom
+from examples.data.folder import load_undivided
+from examples.evaluate import Evaluate, Measures, Renamed, matched, measure
+from examples.surface import surface_distance
+from examples.train import train
+from examples.trained import Labels, read_trained
+from tests.examples.tiny import shrink, tiny
+from tests.examples.trained import write_checkpoint
+from tests.examples.volumes import write_tree
+
+SIDE = 32
+NAN = math.nan
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    shrink(monkeypatch.setattr)
+
+
+def command(monkeypatch, capsys, *words: object) -> tuple[int | str | None, str]:
+    """Exit status, and what was printed."""
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
+    try:
+        evaluate.main()
+    except SystemExit as ended:
+        return ended.code, capsys.readouterr().out
+    return 0, capsys.readouterr().out
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def config(dataset: str = "folder", **changes: object) -> Config:
+    return Config(dataset, **{"image_size": SIDE, "base_channels": 2, "map_size": 8, "k": 0.5, "labeled": 1, **changes})
+
+
+def write_folder(root: Path, names: tuple[str, ...] = (), count: int = 6) -> Path:
+    """Images of 30 x 20 pixels; a mask for each of ``names``, the first larger than the second, or else class maps."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        masks = np.zeros((max(2, len(names)), 20, 30), np.uint8)
+        for c in range(len(masks)):
+            masks[c, 2 + c : 12 - c, 3 + 12 * (c % 2) : 12 + 12 * (c % 2) + i] = 255
+        ids = np.where(masks[0] > 0, 1, 2 * (masks[1] > 0)).astype(np.uint8)
+        files = {f"masks/{name}": mask for name, mask in zip(names, masks, strict=False)} or {"masks": ids}
+        for folder, values in {"images": rng.integers(0, 255, ids.shape, np.uint8), **files}.items():
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(root / folder / f"p{i}.png")
+    return root
+
+
+# --- the same as the run's own
+
+
+@pytest.mark.parametrize("dataset", ["phantom", "phantom_exclusive", "phantom_fine", "folder", "labels"])
+def test_the_iou_is_that_of_the_runs_own_result(dataset, tmp_path):
+    if dataset in ("folder", "labels"):
+        root = write_folder(tmp_path / "data", ("left_lung", "right_lung") if dataset == "labels" else ())
+        of_run = replace(tiny(tmp_path / "run"), dataset="folder", root=root, labeled=2)
+    else:
+        of_run = replace(tiny(tmp_path / "run"), dataset=dataset, fine_labels=7)
+    train(replace(of_run, iterations=6))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    evaluation = measure(Evaluate(tmp_path / "run"))
+    for iou, expected in (
+        (evaluation.measures.per_class(), result["iou_per_class"]),
+        (evaluation.measures.pooled(), result["iou_per_class_pooled"]),
+    ):
+        mine = dict(zip(evaluation.classes, iou.tolist(), strict=True))
+        assert {name: None if math.isnan(value) else value for name, value in mine.items()} == expected
+    assert any(expected.values())
+    assert measure(Evaluate(tmp_path / "run" / "last.pt", overwrite=True)).images == evaluation.images
+
+
+def test_fusing_needs_no_file_once_trained(tmp_path):
+    fuse = tmp_path / "fuse.json"
+    fuse.write_text(json.dumps({"lungs": ["left_lung", "right_lung"], "clavicle": ["left_clavicle"]}))
+    train(tiny(tmp_path / "run", iterations=2, fuse=fuse))
+    fuse.unlink()
+    assert measure(Evaluate(tmp_path / "run")).classes == ("lungs", "clavicle")
+
+
+# --- what is measured
+
+
+def test_measures_are_those_of_the_masks_and_what_there_is_not_is_nan():
+    masks = torch.zeros(4, 8, 9, dtype=torch.bool)
+    masks[0, 1:5, 1:5] = masks[1, 2:7, 3:6] = masks[2, 0:2, 0:2] = True  # and the last is empty
+    big, other, small, empty = masks
+    prediction = torch.stack([torch.stack([big, small, empty]), torch.stack([other, empty, empty])])
+    truth = torch.stack([torch.stack([other, empty, empty]), torch.stack([other, small, empty])])
+    measures = Measures([(0.5, 2.0), None])
+    for one in (slice(0, 1), slice(1, 2)):
+        measures.update(prediction[one], truth[one])
+    both, union = (big & other).sum().item(), (big | other).sum().item()
+    distances = [*surface_distance(big.numpy(), other.numpy(), (1, 1))]
+    distances += surface_distance(big.numpy(), other.numpy(), (0.5, 2.0))
+    nothing = [NAN] * 4
+    expected = [
+        [[both / union, 2 * both / (both + union), *distances], [0, 0, *nothing], [NAN, NAN, *nothing]],
+        [[1, 1, 0, 0, NAN, NAN], [0, 0, *nothing], [NAN, NAN, *nothing]],
+    ]
+    assert measures.values() == pytest.approx(np.array(expected), nan_ok=True)
+    assert measures.pixels().tolist() == [[[16, 4, 0], [15, 0, 0]], [[15, 0, 0], [15, 4, 0]]]
+
+
+class Fixed(nn.Module):
+    """Gives the same masks whatever it sees; the network of a checkpoint, in its place."""
+
+    def __init__(self, masks: Tensor):
+        super().__init__()
+        self.masks = masks
+
+    def forward(self, images: Tensor) -> tuple[Tensor, None]:
+        return (self.masks.float() * 2 - 1).expand(len(images), -1, -1, -1), None
+
+
+def test_the_table_counts_what_is_missed_and_what_is_not_there(tmp_path, monkeypatch, capsys):
+    names = ("everywhere", "missed", "nowhere")
+    root = write_folder(tmp_path / "data", names)
+    for path in (root / "masks" / "nowhere").iterdir():
+        Image.fromarray(np.zeros((20, 30), np.uint8)).save(path)
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(root / "masks" / "everywhere" / "p0.png")
+    (root / "classes.txt").write_text("\n".join(names))
+    checkpoint = write_checkpoint(tmp_path / "best.pt", config(root=root), Labels(names, multilabel=True))
+    masks = torch.zeros(3, SIDE, SIDE, dtype=torch.bool)
+    masks[0] = True
+    monkeypatch.setattr(evaluate, "matched", lambda net, labels, data: Fixed(masks))
+    status, text = command(monkeypatch, capsys, checkpoint, "--part", "all", "--spacing", "0.5", "0.25")
+    assert status == 0
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert rows["class"][:3] == ["images", "missed", "false"]
+    assert rows["everywhere"][:3] == ["5", "0", "1"]
+    assert rows["missed"] == ["6", "6", "0", *["0.000"] * 4, *["-"] * 4]
+    assert rows["nowhere"] == ["0", "0", "0", *["-"] * 8]
+    halves = [float(value) / 2 for value in rows["everywhere"][3:7]]  # nowhere has no mean
+    assert [float(value) for value in rows["mean"][:4]] == pytest.approx(halves, abs=1e-3)
+    lines = rows_of(tmp_path / "evaluation-folder-all.csv")
+    assert len(lines) == 6 * 3
+    by = {(line["image"], line["class"]): line for line in lines}
+    assert by["p0", "everywhere"]["iou"] == "0"
+    assert by["p0", "everywhere"]["assd_px"] == "nan"
+    assert by["p0", "nowhere"]["dice"] == "nan"
+    truth = np.array(Image.open(root / "masks" / "everywhere" / "p3.png")) > 0
+    line = by["p3", "everywhere"]
+    assert float(line["iou"]) == pytest.approx(truth.mean(), rel=1e-5)
+    assert (line["truth_pixels"], line["predicted_pixels"]) == (str(truth.sum()), "600")
+    expected = surface_distance(np.ones_like(truth), truth, (0.5, 0.25))
+    assert [float(line["assd_mm"]), float(line["hd95_mm"])] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_spacing_comes_from_the_headers_of_volumes(known, tmp_path):
+    tree = write_tree(tmp_path / "tree", volumes=3)
+    if known:
+        for number, path in enumerate(sorted(tree.rglob("oct.mhd"))):
+            path.write_text(path.read_text().replace("ElementType", f"ElementSpacing = 2 {number + 3} 9\nElementType"))
+    of_run = config("retouch", root=tree, labeled=3, image_size=64)
+    checkpoint = write_checkpoint(tmp_path / "best.pt", of_run, Labels(("IRF", "SRF", "PED"), multilabel=False))
+    for part in ("test", "labeled"):
+        lines = rows_of(measure(Evaluate(checkpoint, part=part)).csv)
+        there = [line for line in lines if line["assd_px"] != "nan"]
+        assert there
+        for line in there:
+            if known:  # 2 mm from column to column, 3 to 5 from row to row
+                assert 2 <= float(line["assd_mm"]) / float(line["assd_px"]) <= int(line["image"][5:8]) - 25 + 3
+            else:
+                assert line["assd_mm"] == "nan"
+
+
+def test_the_film_of_jsrt_has_a_known_side(tmp_path):
+    data = load(config("phantom"))
+    assert evaluate.spacings_of(["a"], data, config("jsrt", image_size=512), None) == [pytest.approx((0.7, 0.7))]
+    assert evaluate.spacings_of(["a"], data, config("jsrt"), (1.0, 2.0)) == [(1.0, 2.0)]
+    assert evaluate.spacings_of(["a"], data, config("phantom"), None) == [None]
+
+
+# --- other data
+
+
+def test_labels_of_other_data_are_found_by_their_names(tmp_path):
+    """What the network says about a label must not depend on where that label stands in another data set."""
+    names = ("right_lung", "left_lung", "heart")
+    trained = Labels(names, multilabel=True, fused={"lungs": (0, 1)})
+    checkpoint = write_checkpoint(tmp_path / "best.pt", config("phantom"), trained)
+    both = write_folder(tmp_path / "both", names)  # read in the order of the alphabet
+    other = measure(Evaluate(checkpoint, "folder", root=both, part="all", csv=tmp_path / "both.csv"))
+    assert other.classes == ("lungs",)  # fused as in training
+    write_checkpoint(tmp_path / "plain.pt", config("phantom"), replace(trained, fused=None))
+    plain = measure(Evaluate(tmp_path / "plain.pt", "folder", root=both, part="all", csv=tmp_path / "plain.csv"))
+    assert plain.classes == ("heart", "left_lung", "right_lung")
+    (both / "classes.txt").write_text("\n".join(names))
+    ordered = measure(Evaluate(tmp_path / "plain.pt", "folder", root=both, part="all", csv=tmp_path / "o.csv"))
+    assert ordered.classes == names
+    assert torch.equal(plain.measures.pooled(), ordered.measures.pooled().flip(0)[[0, 1, 2]])
+    few = write_folder(tmp_path / "few", ("heart", "lungs"))  # one of three, and one that is fused
+    known = measure(Evaluate(checkpoint, "folder", root=few, part="all", csv=tmp_path / "few.csv"))
+    assert known.classes == ("heart", "lungs")
+
+
+def test_outputs_of_unions_are_the_unions_of_outputs():
+    masks = torch.rand(4, 5, 5) > 0.6
+    labels = Labels(("a", "b", "c", "d"), multilabel=True, fused={"ab": (0, 1)})
+    data = replace(load(config("phantom")), class_names=("d", "ab"))
+    logits = matched(Fixed(masks), labels, data)(torch.zeros(1, 1, 5, 5))[0]
+    assert torch.equal(logits[0] > 0, torch.stack([masks[3], masks[0] | masks[1]]))
+
+
+def test_classes_in_another_order_keep_their_background():
+    masks = torch.eye(3)[:, :, None] > 0  # background, a, b
+    data = replace(load(config("phantom_exclusive")), class_names=("b", "a"))
+    net = matched(Fixed(masks), Labels(("a", "b"), multilabel=False), data)
+    assert isinstance(net, Renamed)
+    assert torch.equal(net(torch.zeros(1, 1, 3, 1))[0][0] > 0, masks[[0, 2, 1]])
+
+
+@pytest.mark.parametrize(
+    ("names", "multilabel", "message"),
+    [
+        (("right_lung", "left_lung"), False, "it has labels that may overlap, the network classes that exclude"),
+        (("right_lung", "left_lung"), True, "but heart is in one of them alone"),
+    ],
+)
+def test_networks_for_other_labels_are_refused(names, multilabel, message):
+    with pytest.raises(ValueError, match=message):
+        matched(nn.Identity(), Labels(names, multilabel), load(config("phantom")))
+
+
+def test_networks_of_more_classes_than_there_are_to_judge_are_refused():
+    data: Dataset = replace(load(config("phantom_exclusive")), class_names=("a",))
+    with pytest.raises(ValueError, match="but b is in one of them alone"):
+        matched(nn.Identity(), Labels(("a", "b"), multilabel=False), data)
+
+
+# --- which images
+
+
+def test_all_are_those_with_labels_each_once(tmp_path):
+    root = write_folder(tmp_path / "data", ("left_lung", "right_lung"), count=7)
+    for name in ("left_lung", "right_lung"):
+        (root / "masks" / name / "p6.png").unlink()
+    data = load(config(root=root))
+    assert "p6" in data.unlabeled.names
+    assert set(load_undivided(config(root=root)).test.names) == {f"p{i}" for i in range(6)}
+    chosen = evaluate.choose(data, "all")
+    assert sorted(name for part in chosen for name in part.names) == [f"p{i}" for i in range(6)]
+    for part in chosen:
+        for i, name in enumerate(part.names):
+            assert part[[i]].names == (name,)
+    assert evaluate.choose(data, "validation") == [data.validation]
+
+
+def test_no_name_is_counted_twice_where_parts_overlap():
+    data = load(config("phantom"))
+    data = replace(data, validation=data.unlabeled[range(5)])
+    names = [name for part in evaluate.choose(data, "all") for name in part.names]
+    assert len(names) == len(set(names)) == phantom.TRAIN + phantom.TEST
+
+
+# --- what goes wrong
+
+
+def test_the_csv_file_is_not_written_over_without_the_flag(tmp_path, monkeypatch, capsys):
+    root = write_folder(tmp_path / "data")
+    labels = Labels(("class1", "class2"), multilabel=False)
+    checkpoint = write_checkpoint(tmp_path / "best.pt", config(root=root), labels)
+    path = tmp_path / "evaluation-folder-test.csv"
+    path.write_text("mine")
+    status, _ = command(monkeypatch, capsys, checkpoint)
+    assert status == f"error: csv: {path} is there; pass --overwrite or another --csv"
+    assert path.read_text() == "mine"
+    assert command(monkeypatch, capsys, checkpoint, "--csv", tmp_path / "new" / "other.csv")[0] == 0
+    assert command(monkeypatch, capsys, checkpoint, "--overwrite")[0] == 0
+    assert path.read_bytes() == (tmp_path / "new" / "other.csv").read_bytes()
+
+
+def test_options_that_cannot_be_meant_are_refused(tmp_path, monkeypatch, capsys):
+    labels = Labels(jsrt.CLASSES, multilabel=True)
+    checkpoint = write_checkpoint(tmp_path / "best.pt", config("jsrt", root=tmp_path / "gone", labeled=3), labels)
+    with pytest.raises(ValueError, match=r"spacing: got \(0\.0, 1\.0\), expected two lengths in mm"):
+        Evaluate(checkpoint, spacing=(0.0, 1.0))
+    assert "gone is not a folder" in command(monkeypatch, capsys, checkpoint)[0]
+
+
+def test_jsrt(tmp_path):
+    default = Path(__file__).resolve().parents[3] / "shared" / "data" / "jsrt"
+    root = Path(os.environ.get("RPG_LOSS_JSRT", default))
+    if not root.is_dir():
+        pytest.skip(f"no JSRT at {root}; name its folder in RPG_LOSS_JSRT")
+    labels = Labels(jsrt.CLASSES, multilabel=True)
+    checkpoint = write_checkpoint(tmp_path / "best.pt", config("jsrt", labeled=3), labels)
+    evaluation = measure(Evaluate(checkpoint, root=root, part="validation"))
+    assert len(evaluation.images) == 5
+    trained = read_trained(checkpoint)
+    assert trained.labels == labels
+    lines = rows_of(evaluation.csv)
+    ratios = {float(line["assd_mm"]) / float(line["assd_px"]) for line in lines if float(line["assd_px"]) > 0}
+    assert all(ratio == pytest.approx(358.4 / SIDE, rel=1e-4) for ratio in ratios)

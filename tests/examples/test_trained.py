@@ -1,0 +1,123 @@
+"""A checkpoint tells what its network says; one of before, or none, gets an answer that says what to do."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from examples.checkpoints import Checkpoints, save_whole
+from examples.config import Config
+from examples.data import load
+from examples.predict import Predict, predict
+from examples.train import train
+from examples.trained import Labels, labels_before, read_trained
+from tests.examples.tiny import shrink, tiny
+from tests.examples.trained import talkative, write_checkpoint
+
+FLUIDS = Labels(("irf", "srf", "ped"), multilabel=False)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    shrink(monkeypatch.setattr)
+
+
+def config(dataset: str, **changes: object) -> Config:
+    return Config(dataset, **{"image_size": 32, "base_channels": 2, "map_size": 8, "k": 0.5, **changes})
+
+
+@pytest.mark.parametrize("name", ["best.pt", "last.pt", ""])
+def test_a_run_leaves_all_that_is_needed_to_use_its_network(name, tmp_path):
+    fuse = tmp_path / "fuse.json"
+    fuse.write_text(json.dumps({"lungs": ["left_lung", "right_lung"]}))
+    of_run = tiny(tmp_path / "run", iterations=2, fuse=fuse)
+    train(of_run)
+    trained = read_trained(tmp_path / "run" / name)
+    assert trained.config == of_run
+    assert trained.labels == Labels.of(load(of_run))
+    assert trained.labels.fused == {"lungs": (1, 0)}
+    logits, _ = trained.net(trained.labels)(torch.zeros(1, 1, 32, 32))
+    assert logits.shape == (1, 5, 32, 32)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("dataset", ["phantom", "phantom_exclusive", "phantom_fine", "oct_phantom"])
+def test_a_checkpoint_without_labels_has_those_of_its_data_set(dataset, tmp_path):
+    of_run = config(dataset, fine_labels=9)
+    labels = Labels.of(load(of_run))
+    path = write_checkpoint(tmp_path / "best.pt", of_run, None, model=talkative(labels.num_outputs).state_dict())
+    assert read_trained(path).labels == labels
+    fine = labels.names[:2]
+    fuse = tmp_path / "fuse.json"
+    fuse.write_text(json.dumps({"both": fine}))
+    assert labels_before(config(dataset, fine_labels=9, fuse=fuse)).fused == {"both": (0, 1)}
+
+
+def test_of_data_on_disk_without_labels_only_a_folders_are_unknown(tmp_path):
+    assert labels_before(config("jsrt")).names[0] == "right_lung"
+    assert labels_before(config("jsrt")).multilabel
+    assert labels_before(config("retouch")) == Labels(("IRF", "SRF", "PED"), multilabel=False)
+    path = write_checkpoint(tmp_path / "best.pt", config("folder"), None)
+    assert read_trained(path).labels is None
+    with pytest.raises(
+        ValueError, match=r"best\.pt is from before checkpoints held the names .*examples\.evaluate can"
+    ):
+        predict(Predict(path, (tmp_path,), tmp_path / "out"))
+
+
+def test_what_is_no_checkpoint_of_a_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint: .*absent\.pt is not a file; expected the best\.pt"):
+        read_trained(tmp_path / "absent.pt")
+    with pytest.raises(FileNotFoundError, match=r"checkpoint: .*best\.pt is not a file"):
+        read_trained(tmp_path)
+    Checkpoints(tmp_path / "checkpoints").save(7, {"step": 7})
+    with pytest.raises(ValueError, match=r"step-00000007\.ckpt is what an unfinished run goes on from; expected"):
+        read_trained(tmp_path / "checkpoints" / "step-00000007.ckpt")
+    path = write_checkpoint(tmp_path / "best.pt", config("oct_phantom"), FLUIDS)
+    for content in (b"", b"noise", path.read_bytes()[:-500]):
+        (tmp_path / "broken.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"broken\.pt cannot be read \("):
+            read_trained(tmp_path / "broken.pt")
+    save_whole(tmp_path / "weights.pt", nn.Linear(2, 2).state_dict())
+    with pytest.raises(ValueError, match=r"weights\.pt holds no model with its configuration; expected"):
+        read_trained(tmp_path / "weights.pt")
+
+
+def test_no_code_in_a_checkpoint_is_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "trapped"),)
+
+    torch.save({"model": Trap(), "config": {}}, tmp_path / "best.pt")
+    with pytest.raises(ValueError, match=r"best\.pt cannot be read"):
+        read_trained(tmp_path / "best.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Trap(), protocol=2))
+    with pytest.raises(ValueError, match=r"plain\.pt cannot be read"):
+        read_trained(tmp_path / "plain.pt")
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_what_does_not_fit_is_said(tmp_path):
+    of_run = config("oct_phantom")
+    path = write_checkpoint(tmp_path / "best.pt", of_run, FLUIDS, model=talkative(9).state_dict())
+    with pytest.raises(ValueError, match=r"not those of a UNet of 2 base channels for 3 classes \(size mismatch"):
+        read_trained(path).net(FLUIDS)
+    write_checkpoint(path, of_run, FLUIDS, config={**of_run.plain(), "depth": 3})
+    with pytest.raises(ValueError, match=r"best\.pt was written by other code: it has depth, unknown here"):
+        read_trained(path)
+    write_checkpoint(path, of_run, FLUIDS)
+    with pytest.raises(ValueError, match="device: nowhere cannot be used"):
+        read_trained(path, "nowhere").net(FLUIDS)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device: cuda cannot be used"):
+            read_trained(path, "cuda").net(FLUIDS)
+
+
+def test_it_is_used_where_it_is_asked_for_not_where_it_was_trained(tmp_path):
+    path = write_checkpoint(tmp_path / "best.pt", config("oct_phantom", device="cuda:7"), FLUIDS)
+    trained = read_trained(path)
+    assert trained.config.device == "cpu"
+    assert next(trained.net(FLUIDS).parameters()).device.type == "cpu"
