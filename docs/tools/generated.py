@@ -125,9 +125,17 @@ def options() -> str:
     for field in fields(Command):
         docstring = documented[field.name].docstring
         help_text = docstring.value.replace("\n", " ") if docstring else {"dataset": DATASET_HELP}[field.name]
-        flag = f"`{field.name.upper()}`" if field.default is MISSING else f"`--{field.name.replace('_', '-')}`"
+        flag = field.name.upper() if field.default is MISSING else f"--{field.name.replace('_', '-')}"
+        flags = [flag, flag.replace("--", "--no-", 1)] if hints[field.name] is bool else [flag]
         default = "" if field.default is MISSING else f"`{plain(field.default)}`"
-        rows.append([flag, values(hints[field.name]), default, re.sub(r"(?<![\w`])(--[a-z-]+)", r"`\1`", help_text)])
+        rows.append(
+            [
+                ", ".join(f"`{flag}`" for flag in flags),
+                values(hints[field.name]),
+                default,
+                re.sub(r"(?<![\w`])(--[a-z-]+)", r"`\1`", help_text),
+            ]
+        )
     header, *body = tables.markdown(["option", "values", "default", "what it is"], rows).split("\n")
     return "\n".join([header, "|---|---|---|---|", *body[1:]])
 
@@ -138,9 +146,7 @@ def values(hint: Any) -> str:
         return ", ".join(f"`{value}`" for value in typing.get_args(hint))
     if isinstance(hint, types.UnionType):
         return " or ".join(values(kind) for kind in typing.get_args(hint))
-    return {bool: "yes or `--no-…`", int: "integer", float: "number", str: "text", Path: "path", type(None): "`None`"}[
-        hint
-    ]
+    return {bool: "flag", int: "integer", float: "number", str: "text", Path: "path", type(None): "`None`"}[hint]
 
 
 def plain(value: Any) -> str:
@@ -184,14 +190,14 @@ def training_step() -> str:
     return "\n\n".join(parts)
 
 
-def plots(kind: str) -> str:
-    """The pictures of benchmarks.matching in a mode, with what they were measured on."""
+def plots(mode: str) -> str:
+    """The pictures of benchmarks.matching in a mode, which say themselves what they were measured on."""
     parts = []
     for path in sorted(RESULTS.glob("*.json")):
         figures = json.loads(path.read_text())
-        if figures.get("mode") == kind and (RESULTS / "plots" / f"{path.stem}.png").exists():
-            caption = f"`{command(figures)}`: {conditions(figures['environment'])}"
-            parts.append(f"![{kind}](pictures/{path.stem}.png)\n\n*{caption}.*")
+        if figures.get("mode") == mode and (RESULTS / "plots" / f"{path.stem}.png").exists():
+            told = f"{command(figures)}, {conditions(figures['environment'])}"
+            parts.append(f"![{told}](pictures/{path.stem}.png)")
     return "\n\n".join(parts)
 
 

@@ -109,7 +109,8 @@ def test_options_are_all_there(site):
 
     page = text_of(site["trainer/options.html"])
     for field in fields(Config):
-        assert field.name == "dataset" or f"\n--{field.name.replace('_', '-')}\n" in page, field.name
+        flag = "DATASET" if field.name == "dataset" else f"--{field.name.replace('_', '-')}"
+        assert re.search(rf"^{flag}(,|$)", page, re.MULTILINE), flag
 
 
 def test_a_page_for_every_recipe(generated, tmp_path):
