@@ -27,6 +27,7 @@ from examples.reporting import tables
 from examples.reporting.results import read_results, sections
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 RECIPES = ROOT / "examples" / "recipes"
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -45,7 +46,7 @@ def pages() -> dict[str, str]:
 def pictures() -> dict[str, bytes]:
     """Every picture that a page shows, by its place below docs/."""
     found = [*(RESULTS / "plots").glob("*.png"), ROOT / "examples" / "demo.png"]
-    drawn = {name: content for folder in result_folders() for name, content in drawn_report(folder)[1].items()}
+    drawn = {name: content for folder in reported() for name, content in drawn_report(folder)[1].items()}
     return {f"pictures/{path.name}": path.read_bytes() for path in found} | {
         f"pictures/{name}": content for name, content in drawn.items()
     }
@@ -144,9 +145,10 @@ def values(hint: Any) -> str:
     """A type as what may be typed on the command line."""
     if typing.get_origin(hint) is typing.Literal:
         return ", ".join(f"`{value}`" for value in typing.get_args(hint))
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(values(kind) for kind in typing.get_args(hint))
-    return {bool: "flag", int: "integer", float: "number", str: "text", Path: "path", type(None): "`None`"}[hint]
+    words = {bool: "flag", int: "integer", float: "number", str: "text", Path: "path", type(None): "`None`"}
+    return words.get(hint, f"`{hint}`")
 
 
 def plain(value: Any) -> str:
@@ -217,8 +219,11 @@ def legend() -> str:
     return tables.LEGEND
 
 
-def result_folders() -> list[str]:
-    return sorted(path.name for path in RESULTS.iterdir() if path.is_dir() and any(path.glob("*.json")))
+def reported() -> set[str]:
+    """The folders of benchmarks/results of which a page shows the results."""
+    return {
+        name for page in DOCS.rglob("*.md") for name in re.findall(r"<!-- build: results (\w+) -->", page.read_text())
+    }
 
 
 def results(folder: str) -> str:
