@@ -43,6 +43,11 @@ def fixmatch_targets(logits: Tensor, threshold: float = 0.95, *, multilabel: boo
     Raises:
         TypeError: ``logits`` is not floating point.
         ValueError: ``logits`` has no class axis, ``threshold`` is out of range.
+
+    Example:
+        >>> logits = torch.tensor([[[4.0, 0.5], [0.0, 0.0]]])  # two classes at two pixels
+        >>> fixmatch_targets(logits, 0.95)
+        FixMatchTargets(target=tensor([[0, 0]]), mask=tensor([[ True, False]]))
     """
     check_floating("logits", logits)
     if logits.ndim < 2:

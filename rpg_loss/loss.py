@@ -106,7 +106,9 @@ def segmentation_cross_entropy(
 class RPGLoss(nn.Module):
     r"""Reference-guided pseudo-label loss (Eq. 8), for any network that gives logits and features.
 
-    .. math:: L = \mathrm{mean}(CE(logits_{ref}, y_{ref})) + \mathrm{mean}(W \cdot CE(logits_u, l(feat_u)))
+    .. math::
+        L = \text{mean}(\text{CE}(\text{logits}_\text{ref}, y_\text{ref}))
+            + \text{mean}(W \cdot \text{CE}(\text{logits}_u, l(\text{feat}_u)))
 
     Logits, features and labels are sub-sampled to a map of ``map_size`` with nearest neighbours, every query is
     given the label of its nearest reference and a weight (:func:`rpg_pseudo_labels`), and the weighted

@@ -46,6 +46,12 @@ class PseudoLabels(NamedTuple):
         labels: ``(B, *S)`` int64 class map, or ``(B, C, *S)`` 0/1 in the dtype of ``y_ref``.  Flat input
             gives ``(M,)`` or ``(M, C)``.
         weights: ``(B, *S)`` float32 in [0, 1], W of Eq. 7.  Flat input gives ``(M,)``.
+
+    Example:
+        >>> feat_ref, y_ref = torch.eye(3), torch.tensor([0, 1, 1])
+        >>> labels, weights = rpg_pseudo_labels(torch.tensor([[0.1, 0.2, 1.0]]), feat_ref, y_ref, k=2)
+        >>> labels, weights
+        (tensor([1]), tensor([1.0000]))
     """
 
     labels: Tensor

@@ -49,6 +49,14 @@ def test_docstring_examples(module):
     assert result.failed == 0
 
 
+def test_every_public_name_has_an_example_that_is_executed():
+    finder = doctest.DocTestFinder(recurse=False)
+    for name in rpg_loss.__all__:
+        public = getattr(rpg_loss, name)
+        (found,) = finder.find(public, name, module=inspect.getmodule(public))
+        assert found.examples, f"{name} has no example, or one that is not executed"
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()

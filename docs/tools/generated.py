@@ -1,0 +1,255 @@
+"""Pages, blocks of pages and pictures made of the code, its docstrings and what was measured."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import re
+import statistics
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import griffe
+
+import rpg_loss
+from benchmarks.measure import conditions
+from benchmarks.plots import mebibytes, milliseconds, number, sizes
+from examples import report
+from examples.command_line import Command
+from examples.config import DATASET_HELP
+from examples.reporting import tables
+from examples.reporting.results import read_results, sections
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+RECIPES = ROOT / "examples" / "recipes"
+RESULTS = ROOT / "benchmarks" / "results"
+
+# What a public function returns and is no public name itself.
+RETURNED = {"fixmatch_targets": "rpg_loss.fixmatch.FixMatchTargets"}
+SPELLINGS = {
+    "3d": "3-D", "ddp": "DDP", "huggingface": "Hugging Face", "monai": "MONAI", "pytorch": "PyTorch", "unet": "UNet",
+}  # fmt: skip
+
+
+def pages() -> dict[str, str]:
+    """The Markdown of every page that is made as a whole, by its place below docs/."""
+    return reference_pages() | recipe_pages()
+
+
+def pictures() -> dict[str, bytes]:
+    """Every picture that a page shows, by its place below docs/."""
+    found = [*(RESULTS / "plots").glob("*.png"), ROOT / "examples" / "demo.png"]
+    drawn = {name: content for folder in reported() for name, content in drawn_report(folder)[1].items()}
+    return {f"pictures/{path.name}": path.read_bytes() for path in found} | {
+        f"pictures/{name}": content for name, content in drawn.items()
+    }
+
+
+def reference_pages() -> dict[str, str]:
+    """A page per public name."""
+    names = sorted(rpg_loss.__all__, key=str.lower)
+    return {f"reference/{name}.md": reference_page(name) for name in names}
+
+
+def reference_page(name: str) -> str:
+    text = f"---\ntitle: {name}\n---\n\n::: rpg_loss.{name}\n"
+    if name in RETURNED:
+        text += f"\n::: {RETURNED[name]}\n    options:\n      heading_level: 2\n"
+    return text
+
+
+def reference_list() -> str:
+    """Public names with the first sentence of what they are."""
+    sentences = {name: (getattr(rpg_loss, name).__doc__ or "").partition("\n")[0] for name in rpg_loss.__all__}
+    return "\n".join(f"- [`{name}`]({name}.md): {sentences[name]}" for name in sorted(sentences, key=str.lower))
+
+
+def recipe_pages(folder: Path = RECIPES) -> dict[str, str]:
+    """A page per file of the folder: its docstring, then the file."""
+    return {f"recipes/{path.stem}.md": recipe_page(path) for path in recipes(folder)}
+
+
+def recipes(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
+
+
+def recipe_page(path: Path) -> str:
+    code = path.read_text()
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
+    place = f"examples/recipes/{path.name}"
+    return (
+        f'# {recipe_title(path.stem)}\n\n{opening(code)}\n\n{fence}python title="{place}"\n{code.rstrip()}\n{fence}\n'
+    )
+
+
+def opening(code: str) -> str:
+    """The docstring of a module, its indented blocks left as they are."""
+    return (ast.get_docstring(ast.parse(code), clean=False) or "").strip()
+
+
+def recipe_title(stem: str) -> str:
+    words = " ".join(SPELLINGS.get(word, word) for word in stem.split("_"))
+    return words[0].upper() + words[1:]
+
+
+def recipe_list(folder: Path = RECIPES) -> str:
+    """The recipes with the first line of what they say."""
+    lines = []
+    for path in recipes(folder):
+        first = opening(path.read_text()).partition("\n")[0]
+        lines.append(f"- [{recipe_title(path.stem)}]({path.stem}.md): {first}")
+    return "\n".join(lines) or "There is no recipe in this checkout."
+
+
+def readme(heading: str) -> str:
+    """A section of the README without its heading and the sections below it."""
+    text = (ROOT / "README.md").read_text()
+    match = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^##+ |\Z)", text, re.MULTILINE | re.DOTALL)
+    if not match:
+        raise ValueError(f"README.md has no heading {heading!r}; name one that it has")
+    return match[1].strip()
+
+
+def options() -> str:
+    """Every option of the trainer with its values, default and help."""
+    module = griffe.load("examples.command_line", search_paths=[ROOT], resolve_aliases=True)
+    documented = {**griffe.load("examples.config", search_paths=[ROOT])["Config"].members, **module["Command"].members}
+    hints = typing.get_type_hints(Command)
+    rows = []
+    for field in fields(Command):
+        docstring = documented[field.name].docstring
+        help_text = docstring.value.replace("\n", " ") if docstring else {"dataset": DATASET_HELP}[field.name]
+        flag = field.name.upper() if field.default is MISSING else f"--{field.name.replace('_', '-')}"
+        flags = [flag, flag.replace("--", "--no-", 1)] if hints[field.name] is bool else [flag]
+        default = "" if field.default is MISSING else f"`{plain(field.default)}`"
+        rows.append(
+            [
+                ", ".join(f"`{flag}`" for flag in flags),
+                values(hints[field.name]),
+                default,
+                re.sub(r"(?<![\w`])(--[a-z-]+)", r"`\1`", help_text),
+            ]
+        )
+    header, *body = tables.markdown(["option", "values", "default", "what it is"], rows).split("\n")
+    return "\n".join([header, "|---|---|---|---|", *body[1:]])
+
+
+def values(hint: Any) -> str:
+    """A type as what may be typed on the command line."""
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(f"`{value}`" for value in typing.get_args(hint))
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join(values(kind) for kind in typing.get_args(hint))
+    words = {bool: "flag", int: "integer", float: "number", str: "text", Path: "path", type(None): "`None`"}
+    return words.get(hint, f"`{hint}`")
+
+
+def plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def measured(mode: str) -> str:
+    """The tables of all files of benchmarks.matching in a mode."""
+    return "\n\n".join(matching_table(figures) for figures in benchmarks("matching") if figures["mode"] == mode)
+
+
+def matching_table(figures: dict[str, Any]) -> str:
+    rows = []
+    for row in figures["rows"]:
+        caption = row["caption"]
+        if row["problem"]["sets"] != figures["problem"]["sets"]:
+            caption += f", {row['problem']['sets']} label sets"
+        time, memory = milliseconds(row), mebibytes(row)
+        rows.append([caption, *(number(value) if value else "not measured" for value in (time, memory))])
+    caption = f"*{sizes(figures['problem'])}; `{command(figures)}`: {conditions(figures['environment'])}.*"
+    return f"{tables.markdown(['route', 'median ms', 'peak extra MiB'], rows)}\n\n{caption}"
+
+
+def training_step() -> str:
+    """The tables of all files of benchmarks.training_step."""
+    parts = []
+    for figures in benchmarks("training_step"):
+        problem = figures["problem"]
+        rows = [
+            [row["name"], number(1e3 * statistics.median(row["step"])) if row["step"] else "not measured"]
+            for row in figures["rows"]
+        ]
+        parts.append(
+            f"{tables.markdown(['pseudo-labels by', 'median ms a step'], rows)}\n\n*{problem['size']} px, UNet of "
+            f"{problem['base_channels']} channels, {problem['unlabelled']} unlabelled and {problem['pool']} labelled "
+            f"images, map {problem['map_size']}, k {tables.percent(problem['k'])}; `{command(figures)}`: "
+            f"{conditions(figures['environment'])}.*"
+        )
+    return "\n\n".join(parts)
+
+
+def plots(mode: str) -> str:
+    """The pictures of benchmarks.matching in a mode, which say themselves what they were measured on."""
+    parts = []
+    for path in sorted(RESULTS.glob("*.json")):
+        figures = json.loads(path.read_text())
+        if figures.get("mode") == mode and (RESULTS / "plots" / f"{path.stem}.png").exists():
+            told = f"{command(figures)}, {conditions(figures['environment'])}"
+            parts.append(f"![{told}](pictures/{path.stem}.png)")
+    return "\n\n".join(parts)
+
+
+def benchmarks(name: str) -> Iterator[dict[str, Any]]:
+    for path in sorted(RESULTS.glob("*.json")):
+        figures = json.loads(path.read_text())
+        if figures.get("benchmark") == name:
+            yield figures
+
+
+def command(figures: dict[str, Any]) -> str:
+    """How it was called, but for where it wrote the file."""
+    return re.sub(r" --json \S+", "", figures["environment"]["command"])
+
+
+def legend() -> str:
+    return tables.LEGEND
+
+
+def reported() -> set[str]:
+    """The folders of benchmarks/results of which a page shows the results."""
+    return {
+        name for page in DOCS.rglob("*.md") for name in re.findall(r"<!-- build: results (\w+) -->", page.read_text())
+    }
+
+
+def results(folder: str) -> str:
+    """The sections that examples.report makes of a folder of benchmarks/results, and the list of its runs."""
+    return drawn_report(folder)[0]
+
+
+@functools.cache
+def drawn_report(folder: str) -> tuple[str, dict[str, bytes]]:
+    """Markdown, and the pictures in it by name."""
+    runs, warnings = read_results([RESULTS / folder])
+    if warnings:
+        raise ValueError("; ".join(warnings))
+    text = []
+    with TemporaryDirectory() as scratch:
+        drawn: list[Path] = []
+        for number_, section in enumerate(sections(runs), start=1):
+            body, files = report.section_text(section, f"{folder}-{number_}-{section.dataset}", Path(scratch))
+            text += [f"### {report.heading(section)}", *body]
+            drawn += files
+        pictures = {path.name: path.read_bytes() for path in drawn}
+    text += ["### All runs", tables.runs_table(runs)]
+    return re.sub(r"\]\(([^()/]+\.png)\)", r"](../pictures/\1)", "\n\n".join(text)), pictures
+
+
+BLOCKS: dict[str, Callable[..., str]] = {
+    function.__name__: function
+    for function in (legend, measured, options, plots, readme, recipe_list, reference_list, results, training_step)
+}
