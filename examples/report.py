@@ -3,7 +3,7 @@
     python -m examples.report runs --out report
     python -m examples.report benchmarks/results/jsrt --out report
 
-Reads result.json files (and the pictures that they name) and nothing else; report.md comes first.
+Reads result.json files, the pictures that they name, and the files of examples.label_study; report.md comes first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import tyro
 
 from examples.config import defaults
-from examples.reporting import figures, tables
+from examples.reporting import figures, label_studies, tables
 from examples.reporting.results import Run, Section, read_results, sections
 
 
@@ -61,6 +61,9 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
         body, pictures = section_text(section, name, out)
         text += [f"## {heading(section)}", *body]
         files += pictures
+    if studies := label_studies.read_label_studies(folders):
+        text += ["## Pseudo-labels beside predictions", label_studies.CAPTION]
+        text += [label_studies.label_study_table(content) for _, content in studies]
     text += ["## All runs", tables.runs_table(runs)]
     # A list is one block: no empty lines between its items.
     (out / "report.md").write_text(re.sub(r"(?m)^(- .*)\n\n(?=- )", r"\1\n", "\n\n".join(text)) + "\n")

@@ -23,6 +23,7 @@ from benchmarks.plots import mebibytes, milliseconds, number, sizes
 from examples import report
 from examples.command_line import Command
 from examples.config import DATASET_HELP
+from examples.reporting import label_studies as studied
 from examples.reporting import tables
 from examples.reporting.results import read_results, sections
 
@@ -231,6 +232,12 @@ def results(folder: str) -> str:
     return drawn_report(folder)[0]
 
 
+def label_studies(folder: str) -> str:
+    """What examples.report makes of the label studies in a folder of benchmarks/results."""
+    found = studied.read_label_studies([RESULTS / folder])
+    return "\n\n".join([studied.CAPTION, *(studied.label_study_table(content) for _, content in found)])
+
+
 @functools.cache
 def drawn_report(folder: str) -> tuple[str, dict[str, bytes]]:
     """Markdown, and the pictures in it by name."""
@@ -251,5 +258,16 @@ def drawn_report(folder: str) -> tuple[str, dict[str, bytes]]:
 
 BLOCKS: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (legend, measured, options, plots, readme, recipe_list, reference_list, results, training_step)
+    for function in (
+        label_studies,
+        legend,
+        measured,
+        options,
+        plots,
+        readme,
+        recipe_list,
+        reference_list,
+        results,
+        training_step,
+    )
 }

@@ -282,3 +282,16 @@ def test_labels_are_moved_apart(places, expected):
 def test_numbers_are_written_as_in_the_paper():
     assert [decimals(value) for value in (0.7932, 1.0, -0.05, 0.0)] == [".793", "1.000", "-.050", ".000"]
     assert [decimals(value, 2) for value in (0.8, 0.95)] == [".8", ".95"]
+
+
+def test_what_the_label_study_found_is_shown(tmp_path):
+    write(tmp_path / "runs/a", 0.5)
+    assert "Pseudo-labels beside predictions" not in read(tmp_path)
+    names = ("weight", "right", "own_right", "weighted_right", "weighted_own_right", "differ", "differ_right")
+    found = {"as trained": {**dict.fromkeys(names, 0.251), "differ_own_right": None}}
+    run = Config("jsrt", method="rpg", labeled=6, split=2).plain()
+    (tmp_path / "runs/labels.json").write_text(json.dumps({"run": run, "batches": 7, "variants": found}))
+    (tmp_path / "runs/broken.json").write_text("{")
+    text = read(tmp_path)
+    assert "**`rpg`, N_l = 6, split 2, 7 batches**" in text
+    assert "| as trained |" + " 25.1 |" * 7 + " – |" in text  # noqa: RUF001

@@ -1,0 +1,46 @@
+"""Tables of what ``examples.label_study`` found, as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.reporting.results import from_here
+from examples.reporting.tables import MISSING, markdown
+
+COLUMNS = {
+    "mean W": "weight", "right": "right", "own": "own_right", "right, by W": "weighted_right",
+    "own, by W": "weighted_own_right", "differ": "differ", "then right": "differ_right", "own then": "differ_own_right",
+}  # fmt: skip
+CAPTION = (
+    "Pseudo-labels of the network that a run has trained, under other options, beside its own predictions (own), on "
+    "the held-back labels of the images that it learned from; per cent of pixels. **By W**: each pixel counts as much "
+    "as it weighs. **Differ**: where pseudo-label and prediction differ, and how often each is right there."
+)
+
+
+def read_label_studies(folders: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """The files that ``examples.label_study`` has written below the folders; others, and broken ones, are left out."""
+    paths = {path.resolve() for folder in folders for path in (folder.rglob("*.json") if folder.is_dir() else [folder])}
+    studies = []
+    for path in map(from_here, sorted(paths)):
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue  # named where results are read
+        if isinstance(content, dict) and {"run", "variants"} <= content.keys():
+            studies.append((path, content))
+    return studies
+
+
+def label_study_table(content: dict[str, Any]) -> str:
+    run, variants = content["run"], content["variants"]
+    rows = [[name, *(per_cent(measures[key]) for key in COLUMNS.values())] for name, measures in variants.items()]
+    caption = f"`{run['method']}`, N_l = {run['labeled']}, split {run['split']}, {content['batches']} batches"
+    return f"**{caption}**\n\n{markdown(['option', *COLUMNS], rows)}"
+
+
+def per_cent(share: float | None) -> str:
+    return MISSING if share is None else f"{100 * share:.1f}"

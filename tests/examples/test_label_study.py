@@ -1,0 +1,85 @@
+"""Pseudo-labels of a trained network beside its predictions."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from examples import label_study
+from examples.config import Config
+from examples.data import phantom
+from examples.label_study import Tally, variants
+from examples.train import train
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(phantom, "TRAIN", 8)
+    monkeypatch.setattr(phantom, "VALIDATION", 2)
+    monkeypatch.setattr(phantom, "TEST", 2)
+    config = Config(
+        "phantom", method="rpg", out=tmp_path / "run", image_size=32, base_channels=4, map_size=16, k=0.5, iterations=4
+    )
+    train(config)
+    return config
+
+
+def masks(generator, size=(2, 3, 4, 4)):
+    return label_study.with_background(torch.rand(size, generator=generator) < 0.3)
+
+
+@given(seed=st.integers(0, 2**31))
+def test_what_is_gained_is_gained_where_the_two_differ(seed):
+    generator = torch.Generator().manual_seed(seed)
+    tally = Tally(("a", "b", "c"))
+    for _ in range(2):
+        given_, own, true = (masks(generator) for _ in range(3))
+        weights, known = torch.rand(2, 4, 4, generator=generator), torch.rand(2, 4, 4, generator=generator) < 0.8
+        tally.add(given_, own, true, weights, known)
+    m = tally.measures()
+    gained = m["differ"] * (m["differ_right"] - m["differ_own_right"])
+    assert m["right"] - m["own_right"] == pytest.approx(gained, abs=1e-9)
+
+
+def test_the_truth_is_right_and_an_ignored_pixel_does_not_count():
+    generator = torch.Generator().manual_seed(0)
+    true, own = masks(generator), masks(generator)
+    known = torch.rand(2, 4, 4, generator=generator) < 0.5
+    given_ = torch.where(known[:, None], true, own)
+    tally = Tally(("a", "b", "c"))
+    tally.add(given_, own, true, known.float() * 0.5 + 0.25, known)
+    m = tally.measures()
+    assert (m["right"], m["weighted_right"], m["weight"]) == (1, 1, 0.75)
+    assert set(m["iou_per_class"].values()) == {1}
+    assert m["differ"] == 1 - m["own_right"]
+
+
+def test_the_study_of_a_run(run, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "new" / "labels.json"
+    monkeypatch.setattr(sys, "argv", ["label_study", str(run.out_dir), "--out", str(out), "--batches", "2"])
+    label_study.main()
+    found = json.loads(out.read_text())
+    assert found["variants"].keys() == variants(run).keys()
+    assert "as trained" in capsys.readouterr().out
+    same, different = found["variants"]["k = 50%"], found["variants"]["k = 100%"]
+    assert {**found["variants"]["as trained"], "options": None} == {**same, "options": None}
+    # k moves weights and no label.
+    assert (same["right"], same["differ"]) == (different["right"], different["differ"])
+    assert same["weight"] > different["weight"]
+    assert found["variants"]["pool of 1"]["own_right"] == same["own_right"]
+    assert found["variants"]["map of 32"]["right"] != same["right"]
+
+
+def test_no_run_there_is_an_error_that_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["label_study", str(tmp_path / "no")])
+    with pytest.raises(SystemExit, match="error: checkpoint: "):
+        label_study.main()
+
+
+def test_k_as_a_number_is_its_share(tmp_path):
+    config = Config("phantom", image_size=64, map_size=32, k=1536)
+    assert variants(config)["as trained"] == variants(replace(config, k=0.5))["as trained"]
