@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 import tyro
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import Generator, Tensor
@@ -206,9 +207,9 @@ def features(levels: list[Tensor], variant: Variant) -> Tensor:
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
-    title = "Pseudo-labels (p) and the network's own predictions (o), per cent of pixels"
+    title = "Pseudo-labels (p) and own predictions (o), % of pixels"
     caption = "right; right where weighed by W; where the two differ, and which is right there"
-    shown = Table(title=title, caption=caption)
+    shown = Table(title=title, caption=caption, box=SIMPLE, padding=(0, 0, 0, 1))
     shown.add_column("option", no_wrap=True)
     for heading in ("W", "p", "o", "W·p", "W·o", "differ", "p", "o"):
         shown.add_column(heading, justify="right", no_wrap=True)
