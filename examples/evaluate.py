@@ -210,7 +210,7 @@ def measure(options: Evaluate) -> Evaluation:
         raise FileExistsError(f"csv: {path} is there; pass --overwrite or another --csv")
     # How a folder would be divided for a training does not matter for all of its images.
     data = load_undivided(config) if (config.dataset, options.part) == ("folder", "all") else load(config)
-    labels = trained.labels or Labels.of(data)
+    labels = trained.labels or labels_from(data, trained, options)
     net = matched(trained.net(labels), labels, data)
     if labels.fused is not None and set(labels.names) <= set(data.class_names):
         by_name = {label: [labels.names[i] for i in fine] for label, fine in labels.fused.items()}
@@ -238,6 +238,22 @@ def config_for(trained: Trained, options: Evaluate) -> Config:
     config = replace(trained.config, **given)
     # The checkpoint knows what is fused: the file that told it may be elsewhere by now.
     return config if trained.labels is None else replace(config, fuse=None)
+
+
+def labels_from(data: Dataset, trained: Trained, options: Evaluate) -> Labels:
+    """Those of the run's own data, for a checkpoint from before it held them.
+
+    Raises:
+        ValueError: these are other data: nothing tells whether their labels are those that were trained.
+    """
+    root = trained.config.root
+    elsewhere = options.root is not None and root is not None and options.root.resolve() != root.resolve()
+    if elsewhere or options.dataset not in (None, trained.config.dataset):
+        raise ValueError(
+            f"checkpoint: {trained.path} is from before checkpoints held the names of classes, and can only be"
+            f" evaluated on the data that it was trained on, in {root}; train again"
+        )
+    return Labels.of(data)
 
 
 def matched(net: nn.Module, labels: Labels, data: Dataset) -> nn.Module:
@@ -330,7 +346,7 @@ def table(evaluation: Evaluation) -> Table:
     pooled = measures.pooled().double()
     figures = torch.stack([means[:, 0], pooled, means[:, 1], dice(pooled), *means[:, 2:].T], dim=1)
     columns = ["IoU", "pooled", "Dice", "pooled", "ASSD px", "HD95 px", "ASSD mm", "HD95 mm"]
-    if figures[:, 6:].isnan().all():
+    if not any(measures.spacings):
         figures, columns = figures[:, :6], columns[:6]
     predicted, true = (measures.pixels() > 0).transpose(1, 0, 2)
     rows = Table(box=SIMPLE)

@@ -83,7 +83,6 @@ def predict(options: Predict) -> tuple[int, list[str]]:
             f"checkpoint: {trained.path} is from before checkpoints held the names of classes, and those of 'folder'"
             " are known by its masks alone; train again (examples.evaluate can still use it)"
         )
-    fused = labels.fused if options.fused else None
     outputs = Outputs(options.out, written_labels(labels, trained, options), options.overlays, options.probabilities)
     net = trained.net(labels)
     sources = find_inputs(options.images)
@@ -97,7 +96,7 @@ def predict(options: Predict) -> tuple[int, list[str]]:
         except (OSError, ValueError) as error:
             faults.append(str(error))
             continue
-        predicted = predict_planes(net, scan.planes, labels, fused, options.device)
+        predicted = predict_planes(net, scan.planes, labels, options)
         outputs.write(source, scan, predicted)
     return len(sources) - len(faults), faults
 
@@ -114,26 +113,27 @@ def written_labels(labels: Labels, trained: Trained, options: Predict) -> Labels
         if labels.fused is None:
             raise ValueError(f"fused: {trained.path} was trained without --fuse; leave --fused out")
         labels = Labels(tuple(labels.fused), multilabel=True)  # unions may overlap
-    if labels.multilabel and (
-        bad := [name for name in labels.names if Path(name).name != name or name.startswith(".")]
-    ):
+    bad = [name for name in labels.names if Path(name).name != name or name.startswith(".")]
+    if labels.multilabel and bad:
         raise ValueError(f"checkpoint: {trained.path} has a label {bad[0]!r}, which cannot be the name of a folder")
     return labels
 
 
 @torch.no_grad()
-def predict_planes(
-    net: nn.Module, planes: Sequence[Plane], labels: Labels, fused: dict[str, tuple[int, ...]] | None, device: str
-) -> list[Predicted]:
+def predict_planes(net: nn.Module, planes: Sequence[Plane], labels: Labels, options: Predict) -> list[Predicted]:
     """Predictions at the planes' original sizes."""
+    fused = labels.fused if options.fused else None
     predicted = []
     for start in range(0, len(planes), BATCH):
         batch = planes[start : start + BATCH]
-        squares = net(torch.stack([plane.square for plane in batch]).to(device))[0].float().cpu()
+        squares = net(torch.stack([plane.square for plane in batch]).to(options.device))[0].float().cpu()
         for plane, square in zip(batch, squares, strict=True):
             logits = plane.placement.restore(square, multilabel=labels.multilabel)
             masks = fuse_masks(predicted_masks(logits[None], multilabel=labels.multilabel), fused)[0]
-            predicted.append(Predicted(masks, logits.sigmoid() if labels.multilabel else logits.softmax(0)))
+            probabilities = None
+            if options.probabilities:
+                probabilities = (logits.sigmoid() if labels.multilabel else logits.softmax(0)).half()
+            predicted.append(Predicted(masks, probabilities))
     return predicted
 
 

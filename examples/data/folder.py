@@ -73,11 +73,8 @@ def load(config: Config) -> Dataset:
     contents = read_contents(config)
     assert config.root is not None  # or nothing would have been read
     groups = find_groups(contents.images.names, config.group_pattern)
-    shown = {
-        name: classes_shown(label, contents.class_names)
-        for name, label in zip(contents.images.names, contents.images.labels, strict=True)
-        if name in contents.labelled
-    }
+    labels = dict(zip(contents.images.names, contents.images.labels, strict=True))
+    shown = {name: classes_shown(labels[name], contents.class_names) for name in contents.labelled}
     if (config.root / "splits.json").is_file():
         split = read_split(
             config.root / "splits.json", shown, groups, contents.class_names, config.labeled, config.split
@@ -299,6 +296,7 @@ def read_image(path: Path, size: int) -> Tensor:
 
 
 def to_square(image: Image.Image, size: int) -> Tensor:
+    """The same of an image that is open."""
     shown = resize(image, size, Image.Resampling.BOX)
     return torch.from_numpy(pad(shown, size, shown.min()))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import SimpleITK
@@ -29,11 +29,12 @@ class Predicted:
 
     Attributes:
         masks: (C, H, W) bool, of the classes without background.
-        probabilities: (C, H, W) float32, or (1 + C, H, W) with the background first where classes exclude each other.
+        probabilities: (C, H, W) float16, or (1 + C, H, W) with the background first where classes exclude each other;
+            None where they are not wanted.
     """
 
     masks: Tensor
-    probabilities: Tensor
+    probabilities: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -143,17 +144,17 @@ def as_png(image: Image.Image) -> bytes:
 
 def as_npz(predicted: Sequence[Predicted], labels: Labels, *, is_volume: bool) -> bytes:
     """``probabilities`` (C, [Z,] H, W) float16, and the ``names`` of its first axis."""
-    values: NDArray[Any] = np.stack([of_plane.probabilities.numpy() for of_plane in predicted], axis=1)
+    planes = [of_plane.probabilities.numpy() for of_plane in predicted if of_plane.probabilities is not None]
     names = labels.names if labels.multilabel else ("background", *labels.names)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, probabilities=(values if is_volume else values[:, 0]).astype(np.float16), names=names)
+    np.savez_compressed(buffer, probabilities=np.stack(planes, axis=1) if is_volume else planes[0], names=names)
     return buffer.getvalue()
 
 
 def write_volume(path: Path, values: NDArray[np.uint8], like: SimpleITK.Image) -> None:
     """Writes (Z, H, W) with the geometry of another volume, as a header and a file of values beside it.
 
-    The header comes last, and an old one goes first: none ever names values that are not its own.
+    Both are complete before an old header goes; the new one comes last: none ever names values that are not its own.
 
     Raises:
         OSError: it could not be written.
@@ -166,6 +167,10 @@ def write_volume(path: Path, values: NDArray[np.uint8], like: SimpleITK.Image) -
             SimpleITK.WriteImage(image, str(header), useCompression=True)
         except RuntimeError as error:
             raise OSError(f"{path} cannot be written: {str(error).strip().splitlines()[-1].strip()}") from error
+        files = sorted(Path(aside).iterdir(), key=lambda file: file == header)
+        for file in files:
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
         path.unlink(missing_ok=True)
-        for file in sorted(Path(aside).iterdir(), key=lambda file: file == header):
-            write_whole(path.with_name(file.name), file.read_bytes())
+        for file in files:
+            os.replace(file, path.with_name(file.name))

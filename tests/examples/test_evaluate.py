@@ -24,7 +24,7 @@ from examples.train import train
 from examples.trained import Labels, read_trained
 from tests.examples.tiny import shrink, tiny
 from tests.examples.trained import write_checkpoint
-from tests.examples.volumes import write_tree
+from tests.examples.volumes import SCANS, write_tree
 
 SIDE = 32
 NAN = math.nan
@@ -177,16 +177,16 @@ def test_spacing_comes_from_the_headers_of_volumes(known, tmp_path):
         for number, path in enumerate(sorted(tree.rglob("oct.mhd"))):
             path.write_text(path.read_text().replace("ElementType", f"ElementSpacing = 2 {number + 3} 9\nElementType"))
     of_run = config("retouch", root=tree, labeled=3, image_size=64)
+    data = load(of_run)
+    spacings = evaluate.spacings_of(data.test.names, data, of_run, None)
+    number = int(data.test.names[0][5:8]) - 25
+    assert spacings == [(number + 3, 2) if known else None] * SCANS  # rows, columns
     checkpoint = write_checkpoint(tmp_path / "best.pt", of_run, Labels(("IRF", "SRF", "PED"), multilabel=False))
     for part in ("test", "labeled"):
         lines = rows_of(measure(Evaluate(checkpoint, part=part)).csv)
         there = [line for line in lines if line["assd_px"] != "nan"]
         assert there
-        for line in there:
-            if known:  # 2 mm from column to column, 3 to 5 from row to row
-                assert 2 <= float(line["assd_mm"]) / float(line["assd_px"]) <= int(line["image"][5:8]) - 25 + 3
-            else:
-                assert line["assd_mm"] == "nan"
+        assert all((line["assd_mm"] != "nan") == known for line in there)
 
 
 def test_the_film_of_jsrt_has_a_known_side(tmp_path):
@@ -251,6 +251,17 @@ def test_networks_of_more_classes_than_there_are_to_judge_are_refused():
     data: Dataset = replace(load(config("phantom_exclusive")), class_names=("a",))
     with pytest.raises(ValueError, match="but b is in one of them alone"):
         matched(nn.Identity(), Labels(("a", "b"), multilabel=False), data)
+
+
+def test_a_checkpoint_without_labels_is_only_evaluated_on_its_own_folder(tmp_path, monkeypatch):
+    write_folder(tmp_path / "own")
+    write_folder(tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    checkpoint = write_checkpoint(tmp_path / "best.pt", config(root=Path("own")), None)
+    for root in (None, tmp_path / "own"):
+        assert measure(Evaluate(checkpoint, root=root, overwrite=True)).classes == ("class1", "class2")
+    with pytest.raises(ValueError, match=r"best\.pt is from before .* only be evaluated on the data .* in own"):
+        measure(Evaluate(checkpoint, root=tmp_path / "other", overwrite=True))
 
 
 # --- which images

@@ -352,20 +352,47 @@ def test_on_a_full_disk_every_file_is_the_old_or_the_new_one(
     assert sum(mine == b"old" for mine in now) == len(new) - written
 
 
-def test_a_volume_that_cannot_be_written_leaves_the_old_one(checkpoint, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("failing", ["write", "flush", "rename"])
+def test_a_volume_that_cannot_be_written_leaves_the_old_one_or_none(failing, checkpoint, tmp_path, monkeypatch, capsys):
     write_volume(tmp_path / "scan.mhd")
     out = tmp_path / "out"
-    assert command(monkeypatch, capsys, checkpoint, tmp_path / "scan.mhd", "--out", out)[0] == 0
+    words = (checkpoint, tmp_path / "scan.mhd", "--out", out)
+    assert command(monkeypatch, capsys, *words)[0] == 0
     before = contents(out)
+    rename = os.replace
 
     def half(image: object, file: str, **kwargs: object) -> None:
         Path(file).write_bytes(b"half")
         raise RuntimeError("ITK ERROR:\n no space")
 
-    monkeypatch.setattr(SimpleITK, "WriteImage", half)
-    status, *_ = command(monkeypatch, capsys, checkpoint, tmp_path / "scan.mhd", "--out", out, "--overwrite")
-    assert status.endswith("scan.mhd cannot be written: no space")
-    assert contents(out) == before
+    flushed = []
+
+    def flush(descriptor: int) -> None:
+        flushed.append(descriptor)
+        if len(flushed) > 2:  # classes.txt and its folder
+            raise OSError(28, "No space left on device")
+
+    def rename_values_only(source: Path, target: Path) -> None:
+        if str(target).endswith(".mhd"):
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    if failing == "write":
+        monkeypatch.setattr(SimpleITK, "WriteImage", half)
+    elif failing == "flush":
+        monkeypatch.setattr(os, "fsync", flush)
+    else:
+        monkeypatch.setattr(os, "replace", rename_values_only)
+    status, *_ = command(monkeypatch, capsys, *words, "--overwrite")
+    assert status.startswith("error: ")
+    if failing == "write":
+        assert status.endswith("scan.mhd cannot be written: no space")
+    if failing == "rename":  # then the values are new, and no old header may name them
+        left = len([path for path in before if path.suffix == ".mhd"]) - 1
+        assert len(list(out.rglob("*.mhd"))) == left
+    else:
+        assert contents(out) == before
+    assert not list(out.rglob(".writing*"))
 
 
 def test_inputs_that_cannot_be_meant_are_refused_before_anything_is_predicted(images, tmp_path):

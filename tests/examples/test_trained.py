@@ -35,9 +35,11 @@ def test_a_run_leaves_all_that_is_needed_to_use_its_network(name, tmp_path):
     fuse.write_text(json.dumps({"lungs": ["left_lung", "right_lung"]}))
     of_run = tiny(tmp_path / "run", iterations=2, fuse=fuse)
     train(of_run)
+    labels = Labels.of(load(of_run))
+    fuse.unlink()  # the checkpoint is enough
     trained = read_trained(tmp_path / "run" / name)
     assert trained.config == of_run
-    assert trained.labels == Labels.of(load(of_run))
+    assert trained.labels == labels
     assert trained.labels.fused == {"lungs": (1, 0)}
     logits, _ = trained.net(trained.labels)(torch.zeros(1, 1, 32, 32))
     assert logits.shape == (1, 5, 32, 32)
