@@ -152,6 +152,12 @@ class Config:
     device: str = "cpu"
     """Where to train: cpu, cuda, cuda:1, ..."""
 
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What the network computes in; weights, losses and similarities are float32 with bf16, too, and results differ."""
+
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, for large networks on a GPU; rounding differs."""
+
     def __post_init__(self) -> None:
         """Fill in what depends on the data set, and refuse what could only fail later, naming the argument."""
         for name, value in paper_length(self.dataset).items():
