@@ -35,7 +35,7 @@ def compile_networks(*modules: nn.Module) -> None:
     """Has every UNet in the modules, a teacher's too, compiled at its first forward in training mode.
 
     Evaluation is not compiled: it is rare, and every mode and batch size is compiled by itself. Keys of the
-    ``state_dict`` stay what they are; copies of a network made later are not compiled.
+    ``state_dict`` stay what they are; a copy of a compiled network is not compiled.
     """
     for net in {part for module in modules for part in module.modules() if isinstance(part, UNet)}:
         net.levels = in_training(net, net.levels)  # type: ignore[method-assign]

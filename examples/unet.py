@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,11 @@ class UNet(nn.Module):
         with torch.autocast(images.device.type, self.precision):
             outputs = self.blocks(images)
         return [output.float() for output in outputs]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without a compiled ``levels``, which would make a copy compute with the weights of this network."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {name: value for name, value in state.items() if name != "levels"}
 
     def blocks(self, images: Tensor) -> list[Tensor]:
         x, skips = images, []

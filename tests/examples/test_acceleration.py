@@ -103,6 +103,10 @@ def test_networks_and_teachers_are_compiled_for_training_with_weights_of_their_o
         net.up[3].from_skip.weight.zero_()
     assert not torch.equal(net(images)[0], expected[0])
     assert torch.equal(teacher(images), expected[2])
+    copied = copy.deepcopy(teacher)
+    with torch.no_grad():
+        copied.net.up[3].from_skip.weight.zero_()
+    assert not torch.equal(copied(images), expected[2])
     net.eval()(images)
     assert len(traced) == 2
 

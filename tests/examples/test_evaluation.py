@@ -140,6 +140,27 @@ def test_lazy_images_are_an_image_set_when_asked():
     assert multilabel[[0]].labels.dtype == torch.int8
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "meta",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+        ),
+    ],
+)
+def test_batches_go_to_the_device(device):
+    read = Remembered(one, 10**6)
+    lazy = LazyImages(read, (7, 8), ("a", "b")).to(device)
+    for _ in range(2):
+        batch = lazy[[1, 0]]
+        assert {part.device.type for part in (batch.images, batch.labels, batch.shown)} == {device}
+        assert all(part.device.type == "cpu" for part in read(7)[:3])
+        if device == "cuda":
+            assert batch.images[:, 0, 0, 0].tolist() == batch.labels[:, 0, 0].tolist() == [8, 7]
+
+
 def test_what_is_remembered_is_bounded_and_what_was_read_first():
     reads = []
     each = sum(part.nbytes for part in one(0)[:3])

@@ -44,6 +44,7 @@ def test_it_is_the_same_stream_also_when_it_goes_on_from_a_state(before, after, 
     expected = [next(draws) for draws in [Draws(0)] for _ in range(before + after)]
     one, another = Prefetched(Draws(0), worker), Prefetched(Draws(1), worker)
     found = [next(one) for _ in range(before)]
+    worker.submit(int).result()  # the thread is ahead by now
     state = one.state_dict()
     for _ in range(other):
         next(one), next(another)
