@@ -21,7 +21,7 @@ RetinaView = Literal["whole", "crop", "flatten"]
 LENGTH = {"epochs": 100, "unlabeled_batch": 2}
 LENGTHS = {dataset: {"epochs": 50, "unlabeled_batch": 5} for dataset in ("retouch", "oct_phantom")}
 # Where a run takes place, and how often it is saved, does not make it another one.
-PLACE = ("root", "out", "overwrite", "device", "checkpoint_every")
+PLACE = ("root", "out", "overwrite", "device", "cache_mib", "checkpoint_every")
 
 # Not a docstring: tyro keeps the line breaks of those.
 DATASET_HELP = (
@@ -168,6 +168,15 @@ class Config:
     device: str = "cpu"
     """Where to train: cpu, cuda, cuda:1, ..."""
 
+    cache_mib: int = 4096
+    """retouch: MiB of decoded images to keep in memory; what does not fit is read again every time."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What the network computes in; weights, losses and similarities are float32 with bf16, too, and results differ."""
+
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, for large networks on a GPU; rounding differs."""
+
     def __post_init__(self) -> None:
         """Fill in what depends on the data set, and refuse what could only fail later, naming the argument."""
         for name, value in paper_length(self.dataset).items():
@@ -181,6 +190,7 @@ class Config:
         require(self.image_size % 16 == 0, "image_size", self.image_size, "a multiple of 16, for the UNet")
         require(self.side <= self.image_size, "map_size", self.side, f"at most --image-size {self.image_size}")
         require(0 <= self.balanced_crops <= 1, "balanced_crops", self.balanced_crops, "a share in [0, 1]")
+        require(self.cache_mib >= 0, "cache_mib", self.cache_mib, "0 or more")
         require(self.bank_mib >= 0, "bank_mib", self.bank_mib, "0 or more")
         require(0.5 <= self.threshold < 1, "threshold", self.threshold, "in [0.5, 1)")
         require(self.lambda_u >= 0, "lambda_u", self.lambda_u, "0 or more")
@@ -199,6 +209,10 @@ class Config:
     def side(self) -> int:
         """Side of the maps on which pixels are matched and pseudo-labels logged."""
         return self.image_size if self.map_size is None else self.map_size
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.cache_mib * 2**20
 
     @property
     def uses_references(self) -> bool:

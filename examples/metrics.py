@@ -89,7 +89,8 @@ class PseudoLabelMeter:
         weights = given * self._on_map(torch.cat([weights, weights.amin(1, keepdim=True)], dim=1))
         used = weights > 0
         sums = [used & true, used, weights, given, true, known.expand_as(true)]
-        self.sums += torch.stack([part.sum((0, 2, 3)).double() for part in sums]).cpu()
+        # Stays on the device: whoever brings it to the CPU waits for it.
+        self.sums = self.sums.to(known.device) + torch.stack([part.sum((0, 2, 3)).double() for part in sums])
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"sums": self.sums}

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from concurrent.futures import Executor
 from copy import deepcopy
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
+from examples.acceleration import compile_networks, network_precision
 from examples.batches import PoolBatches, UnlabeledBatches
 from examples.checkpoints import Checkpoints, save_whole
 from examples.command_line import parse_command
@@ -39,6 +41,7 @@ from examples.evaluation import by_class, evaluate
 from examples.interrupts import Interrupted, Interrupts
 from examples.methods import METHODS, Step
 from examples.pictures import save_overlays, save_pictures
+from examples.prefetch import Prefetched, data_thread
 from examples.resuming import GlobalRandomness, Stateful, changes, check_same_run, image_names, restore
 from examples.runlog import RunLog, claimed_folder, environment, write_json
 from examples.trained import Labels
@@ -63,11 +66,11 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
         OSError: something cannot be read or written.
         ValueError: options or data cannot be right, or belong to another run than the one in the folder.
     """
-    with Interrupts() as interrupts, claimed_folder(config) as out:
-        return train_in(out, config, interrupts, resume=resume)
+    with Interrupts() as interrupts, claimed_folder(config) as out, data_thread() as worker:
+        return train_in(out, config, interrupts, worker, resume=resume)
 
 
-def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool) -> dict[str, Any]:
+def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor, *, resume: bool) -> dict[str, Any]:
     started = time.perf_counter()
     checkpoints = Checkpoints(out / "checkpoints")
     saved = checkpoints.load()
@@ -85,16 +88,23 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
     torch.manual_seed(config.seed)
 
     data = load(config)
-    net = UNet(1, data.num_outputs, config.base_channels).to(config.device)
+    precision = network_precision(config.precision, config.device)
+    net = UNet(1, data.num_outputs, config.base_channels, precision).to(config.device)
     assert config.epochs is not None  # the data set's were filled in
     assert config.unlabeled_batch is not None
     epoch = math.ceil(len(data.unlabeled) / config.unlabeled_batch)
     iterations = (config.iterations or config.epochs * epoch) * (2 if config.double_length else 1)
     method = METHODS[config.method](config, data, net, iterations).to(config.device)
+    if config.compile:
+        compile_networks(net, method)
     trained = [weights for weights in (*net.parameters(), *method.parameters()) if weights.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    pools = PoolBatches(data, config.pool_size, Generator().manual_seed(config.seed), config.balanced_crops)
-    unlabeled_views = UnlabeledBatches(data, config.unlabeled_batch, Generator().manual_seed(config.seed))
+    pools = Prefetched(
+        PoolBatches(data, config.pool_size, Generator().manual_seed(config.seed), config.balanced_crops), worker
+    )
+    unlabeled_views = Prefetched(
+        UnlabeledBatches(data, config.unlabeled_batch, Generator().manual_seed(config.seed)), worker
+    )
 
     calibration = [view.images for view in islice(pools, SETTLING_POOLS)]
     best: dict[str, Any] = {"validation": -1.0}
@@ -115,9 +125,9 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
             method.train()  # a teacher was in evaluation mode after a validation
             pool, unlabeled = next(pools), next(unlabeled_views)
             result = method(net, pool, unlabeled, step)
-            stop_if_not_finite(step, result)
             optimizer.zero_grad()
             result.loss.backward()
+            stop_if_not_finite(step, result)  # waits for a GPU, which by now has all of the backward pass to do
             optimizer.step()
             method.after_step(net, step)
             log.step(step, result, unlabeled)

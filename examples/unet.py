@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,17 @@ class UNet(nn.Module):
         in_channels: Channels of the image.
         num_outputs: Channels of the logits.
         base_channels: Width of the first level; the deepest is 16 times as wide (paper: 64 to 1024).
+        precision: Of what is computed below the head, by autocast. Weights, logits and features are float32 anyhow.
 
     Raises:
         ValueError: in ``forward``, if a side is not a multiple of 16.
     """
 
-    def __init__(self, in_channels: int, num_outputs: int, base_channels: int = 64):
+    def __init__(
+        self, in_channels: int, num_outputs: int, base_channels: int = 64, precision: torch.dtype = torch.float32
+    ):
         super().__init__()
+        self.precision = precision
         w1, w2, w3, w4, w5 = (base_channels * 2**level for level in range(5))
         levels = [(in_channels, w1), (w1, w2), (w2, w3), (w3, w4)]
         self.down = nn.ModuleList([nn.Sequential(*conv(i, o), *conv(o, o)) for i, o in levels])
@@ -46,6 +51,18 @@ class UNet(nn.Module):
         """What comes out of the bottom and of each block upwards: widths 8, 4, 2, 1 and 1 times base_channels."""
         if images.shape[-2] % 16 or images.shape[-1] % 16:
             raise ValueError(f"images: got {tuple(images.shape)}, expected sides divisible by 16; resize or pad")
+        if self.precision == torch.float32:
+            return self.blocks(images)
+        with torch.autocast(images.device.type, self.precision):
+            outputs = self.blocks(images)
+        return [output.float() for output in outputs]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without a compiled ``levels``, which would make a copy compute with the weights of this network."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {name: value for name, value in state.items() if name != "levels"}
+
+    def blocks(self, images: Tensor) -> list[Tensor]:
         x, skips = images, []
         for block in self.down:
             x = block(x)
@@ -68,7 +85,7 @@ class UpBlock(nn.Module):
         super().__init__()
         self.from_below = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.from_skip = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.rest = nn.Sequential(batch_norm(width), nn.ReLU(inplace=True), *conv(width, out_channels))
+        self.rest = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), *conv(width, out_channels))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
@@ -79,14 +96,9 @@ class UpBlock(nn.Module):
 def conv(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:
     return (
         nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-        batch_norm(out_channels),
+        nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
-
-
-def batch_norm(channels: int) -> nn.BatchNorm2d:
-    # The running statistics are plain means since the last reset; see settle_batch_norm.
-    return nn.BatchNorm2d(channels, momentum=None)
 
 
 @torch.no_grad()
@@ -96,9 +108,13 @@ def settle_batch_norm(net: nn.Module, batches: Iterable[Tensor]) -> None:
     The usual running average remembers about ten forwards: here that is thirty images, seen by weights that have
     moved since and, in some methods, strongly augmented. Scores would jump from one validation to the next.
     """
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # plain means; in training they would make a GPU wait in every layer
     net.train()
     for images in batches:
         net(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from examples.augment import IGNORE_INDEX
 from examples.config import Config, RetinaView
-from examples.data.dataset import Dataset, LazyImages, Original, remembered
+from examples.data.dataset import Content, Dataset, LazyImages, Original, Remembered
 from examples.data.folder_split import MAX_DRAWS, best_of
 from examples.data.retina import scale
 from examples.data.retouch_index import CLASSES, Volume, survey
@@ -55,7 +55,7 @@ def load(config: Config) -> Dataset:
     validation = parts[(config.split + 1) % len(parts)]
     training = [volume for volume in found.volumes if volume.id not in (*test, *validation)]
     train = scans_of(training)
-    read = remembered(partial(read_scan, view=config.retina, size=config.image_size), config.image_size)
+    read = Remembered(partial(read_scan, view=config.retina, size=config.image_size), config.cache_bytes)
 
     def images(keys: Iterable[Key]) -> LazyImages[Key]:
         chosen = tuple(keys)
@@ -151,7 +151,7 @@ def draw_labeled(train: Sequence[Key], config: Config) -> list[int]:
     return sorted(chosen)
 
 
-def read_scan(key: Key, view: RetinaView, size: int) -> tuple[Tensor, Tensor, Tensor, Original]:
+def read_scan(key: Key, view: RetinaView, size: int) -> Content:
     """One B-scan as :class:`LazyImages` wants it."""
     volume, scan = key
     placement = volume.placement(scan, view, size)

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
 from examples.config import Config
-from examples.data import Dataset, ImageSet, LazyImages, dataset, load
-from examples.data.dataset import Original, remembered
+from examples.data import Dataset, ImageSet, LazyImages, load
+from examples.data.dataset import Original, Remembered
 from examples.data.placement import Placement
 from examples.data.retouch_index import Volume
 from examples.evaluation import evaluate
@@ -138,14 +140,56 @@ def test_lazy_images_are_an_image_set_when_asked():
     assert multilabel[[0]].labels.dtype == torch.int8
 
 
-def test_what_is_remembered_is_bounded(monkeypatch):
+@pytest.mark.parametrize(
+    "device",
+    [
+        "meta",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+        ),
+    ],
+)
+def test_batches_go_to_the_device(device):
+    read = Remembered(one, 10**6)
+    lazy = LazyImages(read, (7, 8), ("a", "b")).to(device)
+    for _ in range(2):
+        batch = lazy[[1, 0]]
+        assert {part.device.type for part in (batch.images, batch.labels, batch.shown)} == {device}
+        assert all(part.device.type == "cpu" for part in read(7)[:3])
+        if device == "cuda":
+            assert batch.images[:, 0, 0, 0].tolist() == batch.labels[:, 0, 0].tolist() == [8, 7]
+
+
+def test_what_is_remembered_is_bounded_and_what_was_read_first():
     reads = []
-    monkeypatch.setattr(dataset, "CACHE_BYTES", 3 * 16 * dataset.BYTES_PER_PIXEL)
-    lazy = LazyImages(remembered(lambda key: reads.append(key) or one(key), 4), tuple(range(5)), tuple("abcde"))
+    each = sum(part.nbytes for part in one(0)[:3])
+    read = Remembered(lambda key: reads.append(key) or one(key), 3 * each + each // 2)
+    lazy = LazyImages(read, tuple(range(5)), tuple("abcde"))
     lazy[[0, 1, 2]], lazy[[2, 1, 0]]
     assert reads == [0, 1, 2]
-    lazy[[3]], lazy[[2]]
-    assert reads == [0, 1, 2, 3, 2]
+    lazy[[3, 4]], lazy[[2, 3, 0]]
+    assert reads == [0, 1, 2, 3, 4, 3]
+    assert len(read.kept) == 3
+    assert lazy[[4, 1]].images[:, 0, 0, 0].tolist() == [4, 1]
+
+
+@given(keys=st.lists(st.integers(0, 6), max_size=40), kept=st.integers(0, 8))
+def test_whatever_is_remembered_images_are_those_on_disk(keys, kept):
+    each = sum(part.nbytes for part in one(0)[:3])
+    read = Remembered(one, kept * each)
+    for key in keys:
+        assert all(torch.equal(a, b) for a, b in zip(read(key)[:3], one(key)[:3], strict=True))
+    assert len(read.kept) == min(kept, len(set(keys)))
+    assert read.room == (kept - len(read.kept)) * each
+
+
+def test_the_size_of_the_cache_makes_no_other_run(tree):
+    a, b = (load_tree(tree, cache_mib=mib) for mib in (0, 4096))
+    assert not Config("retouch", cache_mib=0).differences(Config("retouch").plain())
+    for _ in range(2):
+        assert torch.equal(a.test[range(3)].images, b.test[range(3)].images)
+        assert torch.equal(a.test[range(3)].labels, b.test[range(3)].labels)
 
 
 def test_a_batch_reads_only_its_own_bscans(tree, monkeypatch):

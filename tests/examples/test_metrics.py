@@ -110,3 +110,13 @@ def test_a_pseudo_label_meter_that_saw_nothing_measures_nothing():
     assert {share for by_class in measured(PseudoLabelMeter(["a"], 2)).values() for share in by_class.values()} == {
         None
     }
+
+
+def test_counting_leaves_the_sums_where_the_maps_are():
+    """Nothing can be read from a meta tensor: neither does a GPU have to be waited for in every step."""
+    meter = PseudoLabelMeter(["a", "b"], map_size=2)
+    labels = torch.empty(1, 4, 4, dtype=torch.long, device="meta")
+    weights = torch.empty(1, 2, 2, device="meta")
+    for _ in range(2):
+        meter.update(PseudoLabels(labels, weights), view(labels, torch.empty_like(labels, dtype=torch.bool)))
+    assert meter.sums.device.type == "meta"
