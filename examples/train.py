@@ -39,6 +39,7 @@ from examples.evaluation import by_class, evaluate
 from examples.interrupts import Interrupted, Interrupts
 from examples.methods import METHODS, Step
 from examples.pictures import save_overlays, save_pictures
+from examples.progress import phase
 from examples.resuming import GlobalRandomness, Stateful, changes, check_same_run, image_names, restore
 from examples.runlog import RunLog, claimed_folder, environment, write_json
 from examples.unet import UNet, settle_batch_norm
@@ -83,7 +84,8 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
         environments = saved["environments"] + environments * bool(changed)
     torch.manual_seed(config.seed)
 
-    data = load(config)
+    with phase("preparing: reading the images"):
+        data = load(config)
     net = UNet(1, data.num_outputs, config.base_channels).to(config.device)
     assert config.epochs is not None  # the data set's were filled in
     assert config.unlabeled_batch is not None
@@ -98,7 +100,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
     calibration = [view.images for view in islice(pools, SETTLING_POOLS)]
     best: dict[str, Any] = {"validation": -1.0}
     start = saved["step"] if saved else 0
-    with RunLog(out, config, iterations, data.class_names, start) as log, interrupts.deferred():
+    with RunLog(out, config, iterations, data, environments, start) as log, interrupts.deferred():
         parts: dict[str, Stateful] = {
             "net": net, "method": method, "optimizer": optimizer, "pools": pools, "unlabeled": unlabeled_views,
             "log": log, "random": GlobalRandomness(),
@@ -123,6 +125,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
 
             validates = step % (config.eval_every * epoch) == 0 or step == iterations
             if validates:
+                log.progress.phase("validating")
                 stop_if_weights_are_not_finite(step, net, method)
                 evaluated = method.evaluated(net)
                 settle_batch_norm(evaluated, calibration)
@@ -142,6 +145,8 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
                 if is_best:
                     best = deepcopy(checkpoint)
                     save_whole(out / "best.pt", best)
+                log.look(step, evaluated, method, pool)
+                log.progress.phase("training")
 
             stopped_by = interrupts.received
             if validates or step % config.checkpoint_every == 0 or stopped_by:
@@ -161,7 +166,8 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
                 raise Interrupted(stopped_by, f"after step {step} of {iterations}, which is saved")
 
     net.load_state_dict(best["model"])
-    iou = evaluate(net, data.test, data)
+    with phase(f"testing on {len(data.test)} images"):
+        iou = evaluate(net, data.test, data)
     measures = log.last_tenth.measures()
     summary = {
         "dataset": config.dataset,
@@ -190,9 +196,11 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
         "history": log.history,
         "pictures": save_pictures(out, net, data),
     }
-    save_overlays(out / "overlays.png", net, method, next(pools), data)
-    write_json(out / "result.json", summary)
-    checkpoints.remove()
+    with phase("writing results and pictures"):
+        save_overlays(out / "overlays.png", net, method, pool := next(pools), data)
+        write_json(out / "result.json", summary)
+        checkpoints.remove()
+        log.finish(net, method, pool)
     return summary
 
 
