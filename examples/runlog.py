@@ -314,7 +314,7 @@ class RunLog:
         rows, tagged = [], {}
         for number, (name, strip) in enumerate(zip(drawn.names, strips(seen), strict=True)):
             file = f"pictures/{part}-{number}.png"
-            write_whole(self.folder / file, png(strip.numpy()))
+            write_whole(self.folder / file, png(strip.numpy()), flush=False)
             rows.append({"name": name, "file": file, "miou": float(seen.score[number])})
             tagged[f"{part}: {', '.join(columns(seen))}/{name}"] = strip.numpy()
         self.status["pictures"][part] = {"step": step, "columns": columns(seen), "rows": rows}

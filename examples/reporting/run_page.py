@@ -117,7 +117,7 @@ def write_page(folder: Path) -> Path:
         ValueError: config.json or result.json is no JSON.
     """
     path = folder / "report.html"
-    write_whole(path, page(read_run(folder)).encode())
+    write_whole(path, page(read_run(folder)).encode(), flush=False)
     return path
 
 
