@@ -37,9 +37,10 @@ class RunProgress(Progress):
         console = Console(highlight=False)
         self.note = Text("", style="dim", overflow="ellipsis", no_wrap=True)
         super().__init__(
-            TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=console, disable=not console.is_terminal, speed_estimate_period=SPEED_PERIOD, expand=True,
+            TextColumn("{task.description:<10}"), BarColumn(None), MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"), TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(),
+            TextColumn("left"), console=console, disable=not console.is_terminal,
+            speed_estimate_period=SPEED_PERIOD, expand=True,
         )  # fmt: skip
         self.run = self.add_task("training", total=total, completed=done, speed="")
 

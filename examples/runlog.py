@@ -148,11 +148,11 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 
 @contextmanager
 def sparing_the_run(what: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Says what went wrong with something to look at, and goes on: no picture is worth the end of a run."""
+    """Says what went wrong with something to look at, and no more: no picture is worth the end of a run."""
     try:
         yield
     except Exception as error:
-        say(f"note: {what} could not be written ({type(error).__name__}: {error}); the run goes on")
+        say(f"note: {what} could not be written: {type(error).__name__}: {error}")
 
 
 class RunLog:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,8 +16,11 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
+from rich.console import Console
+from rich.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import examples.progress
 import examples.runlog
 import examples.train
 from examples.augment import IGNORE_INDEX, View
@@ -24,6 +28,7 @@ from examples.config import Config
 from examples.data import ImageSet, load, phantom
 from examples.methods import METHODS
 from examples.pictures import STRIP_GAP, STRIP_SIDE, see, strips
+from examples.progress import RunProgress
 from examples.reporting.run_page import config_table, write_page
 from examples.reporting.run_plots import draw_pseudo_labels
 from examples.run_report import main
@@ -469,6 +474,25 @@ def test_lines_where_the_output_is_no_terminal(tmp_path, capsys):
     assert (testing, writing) == ("testing on 5 images", "writing results and pictures")
 
 
+def test_a_bar_with_losses_where_it_is_a_terminal(monkeypatch):
+    screen = io.StringIO()
+    terminal = partial(Console, file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr(examples.progress, "Console", terminal)
+    with examples.progress.phase("preparing"):
+        pass
+    with RunProgress(total=60, done=20) as progress:
+        progress.step()
+        progress.note.plain = "rpg 0.027"
+        progress.phase("validating")
+        progress.say("validation [mIoU] 0.412")  # not to be taken for markup
+    preparing, rest = Text.from_ansi(screen.getvalue()).plain.split("training", 1)
+    assert "preparing" in preparing
+    assert "20/60" in rest
+    last = rest.rpartition("validation [mIoU] 0.412")[2]
+    assert re.search(r"validating .* 21/60 .* gone, .* left\s+rpg 0\.027", last)
+    assert not progress.speed  # one step says nothing
+
+
 @pytest.mark.parametrize("broken", ["write_page", "strips"])
 def test_no_picture_is_worth_a_run(broken, tmp_path, monkeypatch, capsys):
     def fail(*args):
@@ -478,5 +502,5 @@ def test_no_picture_is_worth_a_run(broken, tmp_path, monkeypatch, capsys):
     config = replace(small(tmp_path / "run"), iterations=2)
     train(config)
     said = capsys.readouterr().out
-    assert "could not be written (ValueError: out of ink); the run goes on" in said
+    assert "could not be written: ValueError: out of ink" in said
     assert (config.out_dir / "result.json").exists()
