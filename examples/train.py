@@ -229,7 +229,7 @@ def main() -> None:
         again = "the same command" + " without --overwrite" * config.overwrite
         print(f"{interrupted}; {again} goes on from the last checkpoint", file=sys.stderr)
         sys.exit(128 + interrupted.number)
-    print(f"test mIoU {summary['miou']:.3f} on {summary['data']}; results and pictures in {config.out_dir}")
+    print(f"test mIoU {summary['miou']:.3f} on {summary['data']}; see {config.out_dir / 'report.html'}")
 
 
 if __name__ == "__main__":
