@@ -119,8 +119,10 @@ def checksum_line(header: bytes, content: bytes | memoryview) -> bytes:
     return header + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
-def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+def write_whole(path: Path, *parts: bytes | memoryview, flush: bool = True) -> None:
     """Writes a file aside, flushes it to the disk and renames it: the path holds the old content or the new.
+
+    Without ``flush`` that does not hold through a power cut, and nothing waits for the disk.
 
     Raises:
         OSError: it could not be written; the old content is as it was.
@@ -130,9 +132,11 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
         with aside.open("wb") as file:
             file.writelines(parts)
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
         os.replace(aside, path)
-        flush_folder(path.parent)
+        if flush:
+            flush_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             aside.unlink(missing_ok=True)

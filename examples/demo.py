@@ -60,12 +60,14 @@ def main() -> None:
     demo = tyro.cli(Demo, description=__doc__)
     # Each process has one thread; without this the libraries below PyTorch would start more when imported.
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TTY_COMPATIBLE"] = "0"  # two bars would be drawn over each other: let the processes print lines
     with multiprocessing.get_context("spawn").Pool(len(METHODS)) as workers:
         results = workers.starmap(run, [(demo, method) for method in METHODS])
+    del os.environ["TTY_COMPATIBLE"]
 
     table = Table(
         title=f"IoU after {demo.iterations} steps with {demo.labeled} labelled images ({results[0]['data']})",
-        caption=f"one split, one seed: --split and --seed show the spread\npictures: {demo.out}/*/overlays.png",
+        caption=f"one split, one seed: --split and --seed show the spread\nreports: {demo.out}/*/report.html",
     )
     table.add_column("method")
     for heading in ("mean", *results[0]["iou_per_class"], "minutes"):

@@ -1,8 +1,9 @@
-"""overlays.png: what the network says about test images, and what it would teach itself about them."""
+"""What a network says about a few images, and what it would teach itself: overlays.png and small strips."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -16,7 +17,7 @@ from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from examples.augment import View
-from examples.data import Dataset
+from examples.data import Dataset, ImageSet
 from examples.data.fusing import fuse_masks
 from examples.methods import Method
 from examples.metrics import IoU, class_masks, known_pixels, predicted_masks
@@ -24,57 +25,125 @@ from examples.unet import UNet
 
 ROWS = 4
 PICTURE_SIDE = 192  # of the pictures for grids
+STRIP_SIDE, STRIP_GAP = 144, 4
 COLORS = ("#0072B2", "#56B4E9", "#D55E00", "#F0E442", "#00C78C", "#CC79A7", "#E69F00", "#999999")
 
 
+class Seen(NamedTuple):
+    """What a network says about images, and what it would teach itself about them; on the CPU.
+
+    Padding and ignored pixels, where nothing counts, are in no mask but the truth's.
+    """
+
+    images: Tensor  # (B, H, W) in [-1, 1]
+    truth: Tensor  # (B, C, H, W) bool
+    known: Tensor  # (B,) bool: whether there is any truth
+    prediction: Tensor  # (B, C, H, W) bool
+    score: Tensor  # (B,) IoU, mean over the classes; NaN: none is in image or prediction
+    pseudo_labels: Tensor | None  # (B, C, H, W) bool; None: the method has none
+    weights: Tensor | None  # (B, h, w) in [0, 1]
+
+
 @torch.no_grad()
+def see(images: ImageSet, net: UNet, method: Method, pool: View, data: Dataset) -> Seen:
+    """Looks at images in evaluation mode; pseudo-labels are what the given pool of references would produce."""
+    net.eval()
+    classes = len(data.class_names)
+    known = known_pixels(images.labels)
+    labelled = known.flatten(1).any(1)
+    # All of an image that has no labels is looked at, but for its padding.
+    counts = (known | ~labelled[:, None, None])[:, None]
+    if images.shown is not None:
+        counts &= images.shown[:, None]
+    truth = fuse_masks(class_masks(images.labels, classes), data.fused)
+    predicted = fuse_masks(predicted_masks(net(images.images)[0], multilabel=data.multilabel), data.fused) & counts
+    iou = IoU()
+    iou.update(predicted & known[:, None], truth & known[:, None])
+    score = iou.per_image().nanmean(1)
+    pseudo_labels = weights = None
+    if given := method.pseudo_labels(net, pool, images.images):
+        masks = F.interpolate(class_masks(given.labels, classes).float(), images.images.shape[2:]) > 0.5
+        pseudo_labels = (fuse_masks(masks, data.fused) & counts).cpu()
+        # Where every label has a weight of its own, the smallest says how sure the whole pixel is.
+        weights = (given.weights.amin(1) if given.weights.ndim == 4 else given.weights).cpu()
+    return Seen(images.images[:, 0].cpu(), truth.cpu(), labelled.cpu(), predicted.cpu(), score, pseudo_labels, weights)
+
+
+def evenly(count: int, most: int = ROWS) -> list[int]:
+    """The indices of a few of ``count`` images."""
+    return torch.linspace(0, count - 1, min(most, count)).long().tolist()
+
+
 def save_overlays(path: Path, net: UNet, method: Method, pool: View, data: Dataset) -> None:
     """Draws one row for each of a few test images, evenly spaced.
 
     Columns: image, truth, prediction and, for methods that have them, pseudo-label and weight, as the given pool of
     references would produce them.
     """
-    net.eval()
-    names, classes = data.evaluated_names, len(data.class_names)
-    chosen = torch.linspace(0, len(data.test) - 1, min(ROWS, len(data.test))).long().tolist()
-    test = data.test[chosen]
-    predicted = fuse_masks(predicted_masks(net(test.images)[0], multilabel=data.multilabel), data.fused)
-    truth = fuse_masks(class_masks(test.labels, classes), data.fused)
-    known = known_pixels(test.labels)[:, None]
-    iou = IoU()
-    predicted = predicted & known  # what stands in padding counts nowhere
-    iou.update(predicted, truth & known)
-    pseudo_labels = method.pseudo_labels(net, pool, test.images)
-
-    titles = ["image", "truth", "prediction"] + (["pseudo-label", "weight"] if pseudo_labels else [])
+    test = data.test[evenly(len(data.test))]
+    seen = see(test, net, method, pool, data)
+    titles = columns(seen)
     size = (2.0 * len(titles) + 0.6, 2.0 * len(test) + 0.7)
     figure, axes = plt.subplots(len(test), len(titles), figsize=size, squeeze=False, layout="constrained")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=11)
-    for row, (image, name) in enumerate(zip(test.images[:, 0].cpu(), test.names, strict=True)):
+    for row, (image, name) in enumerate(zip(seen.images, test.names, strict=True)):
         show(axes[row, 0], image)
         axes[row, 0].set_ylabel(name, fontsize=9)
-        show(axes[row, 1], image, truth[row])
-        show(axes[row, 2], image, predicted[row])
-        score = iou.per_image()[row].nanmean()
+        show(axes[row, 1], image, seen.truth[row])
+        show(axes[row, 2], image, seen.prediction[row])
+        score = seen.score[row]
         axes[row, 2].set_xlabel("nothing to find" if score.isnan() else f"mIoU {score:.2f}", fontsize=9)
-        if pseudo_labels:
-            labels, weights = (maps[row : row + 1] for maps in pseudo_labels)
-            masks = F.interpolate(class_masks(labels, classes).float(), image.shape)[0] > 0.5
-            masks &= known[row].to(masks.device)
-            show(axes[row, 3], image, fuse_masks(masks[None], data.fused)[0])
-            # Where every label has a weight of its own, the smallest says how sure the whole pixel is.
-            weight = weights[0].amin(0) if weights.ndim == 4 else weights[0]
-            shown = axes[row, 4].imshow(weight.cpu().numpy(), vmin=0, vmax=1, cmap="magma")
-    if pseudo_labels:
+        if seen.pseudo_labels is not None and seen.weights is not None:
+            show(axes[row, 3], image, seen.pseudo_labels[row])
+            shown = axes[row, 4].imshow(seen.weights[row].numpy(), vmin=0, vmax=1, cmap="magma")
+    if seen.weights is not None:
         figure.colorbar(shown, ax=axes[:, 4].tolist(), fraction=0.05, aspect=40)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
+    names = data.evaluated_names
     patches = [Patch(color=color(c), label=label.replace("_", " ")) for c, label in enumerate(names)]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(len(names), 6), frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def columns(seen: Seen) -> list[str]:
+    return ["image", "truth", "prediction"] + (["pseudo-label", "weight"] if seen.pseudo_labels is not None else [])
+
+
+def strips(seen: Seen) -> list[Tensor]:
+    """One small picture for each image, its ``columns`` side by side: (side, width, 4) uint8, clear between them.
+
+    What is not known is clear as well: the truth of an image without labels.
+    """
+    pictures = []
+    for row, image in enumerate(seen.images):
+        panels = [tinted(image), tinted(image, seen.truth[row]), tinted(image, seen.prediction[row])]
+        if seen.pseudo_labels is not None and seen.weights is not None:
+            panels += [tinted(image, seen.pseudo_labels[row]), heat(seen.weights[row])]
+        panels = [F.pad(small(panel, STRIP_SIDE), (0, 1), value=1.0) for panel in panels]
+        if not seen.known[row]:
+            panels[1] = torch.zeros_like(panels[1])
+        gaps = torch.zeros(STRIP_SIDE, STRIP_GAP, 4)
+        joined = torch.cat([part for panel in panels for part in (panel, gaps)][:-1], dim=1)
+        pictures.append((255 * joined).round().byte())
+    return pictures
+
+
+def heat(weights: Tensor) -> Tensor:
+    """Weights (h, w) in [0, 1] as colours (H, W, 3) in [0, 1], enlarged in blocks where they are few."""
+    times = max(1, STRIP_SIDE // min(weights.shape))
+    weights = weights.repeat_interleave(times, 0).repeat_interleave(times, 1)
+    return torch.from_numpy(matplotlib.colormaps["magma"](weights.numpy())[..., :3]).float()
+
+
+def small(picture: Tensor, side: int) -> Tensor:
+    """Colours (H, W, 3) in [0, 1] at another size."""
+    channels = picture.movedim(-1, 0)[None]
+    resized = F.interpolate(channels, (side, side), mode="bilinear", antialias=True)
+    return resized[0].movedim(0, -1).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -85,8 +154,7 @@ def save_pictures(out: Path, net: nn.Module, data: Dataset) -> dict[str, dict[st
         Image name -> {"image", "truth", "prediction"} -> file, relative to ``out``.
     """
     net.eval()
-    chosen = torch.linspace(0, len(data.test) - 1, min(ROWS, len(data.test))).long().tolist()
-    test = data.test[chosen]
+    test = data.test[evenly(len(data.test))]
     predicted = predicted_masks(net(test.images)[0], multilabel=data.multilabel)
     predicted &= known_pixels(test.labels)[:, None]
     truth = class_masks(test.labels, len(data.class_names))
@@ -96,11 +164,8 @@ def save_pictures(out: Path, net: nn.Module, data: Dataset) -> dict[str, dict[st
         files[name] = {}
         for kind, masks in (("image", None), ("truth", truth[row]), ("prediction", predicted[row])):
             shown = fuse_masks(masks[None], data.fused)[0] if masks is not None else None
-            picture = F.interpolate(
-                tinted(image, shown).movedim(-1, 0)[None], (PICTURE_SIDE, PICTURE_SIDE), mode="bilinear", antialias=True
-            )[0].movedim(0, -1)
             files[name][kind] = f"pictures/{name}-{kind}.png"
-            plt.imsave(out / files[name][kind], picture.clamp(0, 1).numpy())
+            plt.imsave(out / files[name][kind], small(tinted(image, shown), PICTURE_SIDE).numpy())
     return files
 
 

@@ -1,34 +1,44 @@
-"""What a run leaves behind: a progress bar, metrics.jsonl, TensorBoard, checkpoints and JSON files."""
+"""What a run shows and leaves behind: metrics.jsonl, TensorBoard, pictures, report.html and JSON files."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from examples.augment import View
 from examples.checkpoints import Checkpoints, write_whole
 from examples.config import Config
-from examples.methods import Step
+from examples.data import Dataset, Images
+from examples.methods import Method, Step
 from examples.metrics import PseudoLabelMeter
+from examples.pictures import columns, evenly, see, strips
+from examples.progress import RunProgress
+from examples.reporting.run_page import config_table, write_page
+from examples.unet import UNet
 
 LOG_EVERY = 20  # steps from one line of metrics.jsonl to the next
 POINTS = 25  # of the history in result.json
+LOOKS = 10  # times a run that pictures are drawn, at most
+LOOKED_AT = 2  # images of each part
 LINES = 20  # printed in a run whose output is no terminal
 METERS = ("recent", "last_tenth", "since_history")
 PACKAGES = ("torch", "numpy", "kornia", "pillow", "triton")
@@ -122,41 +132,76 @@ def open_lines(path: Path, step: int) -> TextIO:
     return path.open("a", buffering=1)
 
 
+def read_pictures(path: Path) -> dict[str, Any]:
+    """The pictures that an earlier part of the run named in status.json; none where there is no such file."""
+    try:
+        return dict(json.loads(path.read_text())["pictures"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def png(picture: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@contextmanager
+def sparing_the_run(what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Says what went wrong with something to look at, and no more: no picture is worth the end of a run."""
+    try:
+        yield
+    except Exception as error:
+        say(f"note: {what} could not be written: {type(error).__name__}: {error}")
+
+
 class RunLog:
     """Shows and stores how a run goes; use as a context manager.
 
     Pseudo-labels are compared with the held-back labels of their view, here and nowhere else.
 
     Args:
-        folder: Where metrics.jsonl and the TensorBoard file go.
+        folder: Where metrics.jsonl, status.json, report.html, pictures and the TensorBoard file go.
         config: Of the run.
         iterations: Steps of the whole run.
-        class_names: The classes without background.
+        data: What is learned.
+        environments: Where it has taken place; the last is this one.
         start: Steps done before, of a run that goes on; ``load_state_dict`` brings what the log knew then.
     """
 
-    def __init__(self, folder: Path, config: Config, iterations: int, class_names: Sequence[str], start: int = 0):
+    def __init__(
+        self, folder: Path, config: Config, iterations: int, data: Dataset, environments: Sequence[Any], start: int = 0
+    ) -> None:
+        self.folder = folder
         self.iterations = iterations
+        self.data = data
         self.device = config.device
         self.lines = open_lines(folder / "metrics.jsonl", start)
         if not start:
-            for stale in folder.glob("events.out.tfevents.*"):
-                stale.unlink()
+            for stale in (*folder.glob("events.out.tfevents.*"), folder / "status.json"):
+                stale.unlink(missing_ok=True)
         self.board = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        self.board.add_text("configuration", config_table(config.plain()), start)
         self.print_every = LOG_EVERY * math.ceil(iterations / LINES / LOG_EVERY)
-        self.console = Console()
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=self.console, disable=not self.console.is_terminal,
-        )  # fmt: skip
-        self.task = self.progress.add_task("starting", total=iterations, completed=start, speed="")
+        self.progress = RunProgress(iterations, start)
         self.losses: list[dict[str, Tensor]] = []
-        self.new_meter = partial(PseudoLabelMeter, class_names, config.side)
+        self.new_meter = partial(PseudoLabelMeter, data.class_names, config.side)
         self.recent, self.last_tenth, self.since_history = self.new_meter(), self.new_meter(), self.new_meter()
         self.history: list[dict[str, Any]] = []  # for result.json: a validation, or a share of the run, a point
         self.point_every = math.ceil(iterations / POINTS)
         self.learned = False  # whether there are pseudo-labels
+        self.status: dict[str, Any] = {
+            "state": "under way",
+            "reason": None,
+            "step": start,
+            "iterations": iterations,
+            "data": data.found,
+            "score": data.score,
+            "evaluated": list(data.evaluated_names),
+            "learned": list(data.class_names),
+            "environments": environments,
+            "pictures": read_pictures(folder / "status.json"),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """All that later lines and the result depend on."""
@@ -177,12 +222,15 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         self.progress.start()
+        self.report()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.progress.stop()
         self.board.close()
         self.lines.close()
+        if error is not None:
+            self.report(state="stopped", reason=str(error) or type(error).__name__)
 
     def step(self, step: int, result: Step, unlabeled: View) -> None:
         """Counts a step; every LOG_EVERY steps writes mean losses and the measures of the pseudo-labels."""
@@ -193,14 +241,15 @@ class RunLog:
             self.since_history.update(result.pseudo_labels, unlabeled)
             if step > 0.9 * self.iterations:
                 self.last_tenth.update(result.pseudo_labels, unlabeled)
-        speed = self.progress.tasks[self.task].speed
-        self.progress.update(self.task, advance=1, speed=f"{speed:.1f} it/s" if speed else "")
+        self.status["step"] = step
+        self.progress.step()
         if step % LOG_EVERY == 0 or step == self.iterations:
             losses = {name: float(torch.stack([loss[name] for loss in self.losses]).mean()) for name in result.terms}
             shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
-            self.progress.update(self.task, description=shown)
-            if step % self.print_every == 0 and not self.console.is_terminal:
-                self.console.print(f"step {step}/{self.iterations}  {shown}", soft_wrap=True)
+            self.progress.note.plain = shown
+            if step % self.print_every == 0 and not self.progress.console.is_terminal:
+                parts = (f"step {step}/{self.iterations}", shown, self.progress.speed, self.progress.left)
+                self.progress.say("  ".join(filter(None, parts)))
             self.write(step, "loss", losses)
             for kind, by_class in self.recent.measures().items():
                 self.write(step, kind, by_class)
@@ -220,7 +269,63 @@ class RunLog:
         self.write(step, "validation", iou)
         self.point(step, iou["miou"], learned=False)
         praise = ", the best so far" if best else ""
-        self.console.print(f"step {step}/{self.iterations}  validation mIoU {iou['miou']:.3f}{praise}")
+        self.progress.say(f"step {step}/{self.iterations}  validation mIoU {iou['miou']:.3f}{praise}")
+
+    def look(self, step: int, net: UNet, method: Method, pool: View) -> None:
+        """At a validation: brings report.html up to date and, ten times a run, draws pictures for it and TensorBoard.
+
+        Args:
+            step: That was validated.
+            net: The network that was.
+            method: Says what it would teach.
+            pool: References for its pseudo-labels.
+        """
+        before = max((point["step"] for point in self.history[:-1] if point["miou"] is not None), default=0)
+        if LOOKS * step // self.iterations > LOOKS * before // self.iterations:
+            with sparing_the_run("pictures", self.progress.say):
+                labelled = set(self.data.labeled.names)
+                unlabelled = [i for i, name in enumerate(self.data.unlabeled.names) if name not in labelled]
+                for part, images, chosen in (
+                    ("validation", self.data.validation, evenly(len(self.data.validation), LOOKED_AT)),
+                    ("unlabelled", self.data.unlabeled, [unlabelled[i] for i in evenly(len(unlabelled), LOOKED_AT)]),
+                ):
+                    for tag, picture in self.draw(part, step, images, chosen, net, method, pool).items():
+                        self.board.add_image(tag, picture, step, dataformats="HWC")
+        self.report()
+
+    def finish(self, net: UNet, method: Method, pool: View) -> None:
+        """Draws the test images and writes the last report.html; result.json is there."""
+        with sparing_the_run("pictures", self.progress.say):
+            self.draw("test", self.iterations, self.data.test, evenly(len(self.data.test)), net, method, pool)
+        self.report(state="finished")
+
+    def draw(
+        self, part: str, step: int, images: Images, chosen: Sequence[int], net: UNet, method: Method, pool: View
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Writes strips of a few images to pictures/ and names them in the status.
+
+        Returns:
+            Name for TensorBoard -> strip (H, W, 4).
+        """
+        if not chosen:
+            return {}
+        seen = see(drawn := images[chosen], net, method, pool, self.data)
+        (self.folder / "pictures").mkdir(exist_ok=True)
+        rows, tagged = [], {}
+        for number, (name, strip) in enumerate(zip(drawn.names, strips(seen), strict=True)):
+            file = f"pictures/{part}-{number}.png"
+            write_whole(self.folder / file, png(strip.numpy()), flush=False)
+            rows.append({"name": name, "file": file, "miou": float(seen.score[number])})
+            tagged[f"{part}: {', '.join(columns(seen))}/{name}"] = strip.numpy()
+        self.status["pictures"][part] = {"step": step, "columns": columns(seen), "rows": rows}
+        return tagged
+
+    def report(self, **changes: Any) -> None:
+        """Writes status.json and, from it and what else is in the folder, report.html."""
+        self.status |= changes | {"written": datetime.now().astimezone().isoformat(timespec="seconds")}
+        with sparing_the_run("report.html", self.progress.say):
+            write_json(self.folder / "status.json", self.status)
+            write_page(self.folder)
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float | None]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard; nothing where nothing was measured."""

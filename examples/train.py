@@ -42,6 +42,7 @@ from examples.interrupts import Interrupted, Interrupts
 from examples.methods import METHODS, Step
 from examples.pictures import save_overlays, save_pictures
 from examples.prefetch import Prefetched, data_thread
+from examples.progress import phase
 from examples.resuming import GlobalRandomness, Stateful, changes, check_same_run, image_names, restore
 from examples.runlog import RunLog, claimed_folder, environment, write_json
 from examples.trained import Labels
@@ -87,7 +88,8 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
         environments = saved["environments"] + environments * bool(changed)
     torch.manual_seed(config.seed)
 
-    data = load(config)
+    with phase("preparing: reading the images"):
+        data = load(config)
     precision = network_precision(config.precision, config.device)
     net = UNet(1, data.num_outputs, config.base_channels, precision).to(config.device)
     assert config.epochs is not None  # the data set's were filled in
@@ -109,7 +111,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
     calibration = [view.images for view in islice(pools, SETTLING_POOLS)]
     best: dict[str, Any] = {"validation": -1.0}
     start = saved["step"] if saved else 0
-    with RunLog(out, config, iterations, data.class_names, start) as log, interrupts.deferred():
+    with RunLog(out, config, iterations, data, environments, start) as log, interrupts.deferred():
         parts: dict[str, Stateful] = {
             "net": net, "method": method, "optimizer": optimizer, "pools": pools, "unlabeled": unlabeled_views,
             "log": log, "random": GlobalRandomness(),
@@ -134,6 +136,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
 
             validates = step % (config.eval_every * epoch) == 0 or step == iterations
             if validates:
+                log.progress.phase("validating")
                 stop_if_weights_are_not_finite(step, net, method)
                 evaluated = method.evaluated(net)
                 settle_batch_norm(evaluated, calibration)
@@ -154,6 +157,8 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
                 if is_best:
                     best = deepcopy(checkpoint)
                     save_whole(out / "best.pt", best)
+                log.look(step, evaluated, method, pool)
+                log.progress.phase("training")
 
             stopped_by = interrupts.received
             if validates or step % config.checkpoint_every == 0 or stopped_by:
@@ -173,9 +178,10 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
                 raise Interrupted(stopped_by, f"after step {step} of {iterations}, which is saved")
 
     net.load_state_dict(best["model"])
-    iou = evaluate(net, data.test, data)
-    # On the images learned from, their labels held back: what options are to be chosen by, for the test set is not.
-    held_back = evaluate(net, data.unlabeled, data)
+    with phase(f"testing on {len(data.test)} images"):
+        iou = evaluate(net, data.test, data)
+        # On the images learned from, their labels held back: what options are to be chosen by, for the test set is not.
+        held_back = evaluate(net, data.unlabeled, data)
     measures = log.last_tenth.measures()
     summary = {
         "dataset": config.dataset,
@@ -205,9 +211,11 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
         "history": log.history,
         "pictures": save_pictures(out, net, data),
     }
-    save_overlays(out / "overlays.png", net, method, next(pools), data)
-    write_json(out / "result.json", summary)
-    checkpoints.remove()
+    with phase("writing results and pictures"):
+        save_overlays(out / "overlays.png", net, method, pool := next(pools), data)
+        write_json(out / "result.json", summary)
+        checkpoints.remove()
+        log.finish(net, method, pool)
     return summary
 
 
@@ -236,7 +244,7 @@ def main() -> None:
         again = "the same command" + " without --overwrite" * config.overwrite
         print(f"{interrupted}; {again} goes on from the last checkpoint", file=sys.stderr)
         sys.exit(128 + interrupted.number)
-    print(f"test mIoU {summary['miou']:.3f} on {summary['data']}; results and pictures in {config.out_dir}")
+    print(f"test mIoU {summary['miou']:.3f} on {summary['data']}; see {config.out_dir / 'report.html'}")
 
 
 if __name__ == "__main__":

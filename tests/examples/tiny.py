@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import examples.runlog
 import examples.train
 from examples.config import Config
 from examples.data import phantom
@@ -18,6 +19,8 @@ def shrink(setattr=setattr) -> None:
     setattr(os, "fsync", lambda descriptor: None)
     setattr(examples.train, "save_overlays", lambda *args: None)
     setattr(examples.train, "save_pictures", lambda *args: {})
+    setattr(examples.runlog.RunLog, "draw", lambda *args: {})
+    setattr(examples.runlog, "write_page", lambda folder: None)
 
 
 def tiny(out: Path, **changes) -> Config:

@@ -1,0 +1,376 @@
+"""report.html: all there is to see of one run, in one file that needs no other.
+
+It is made of what the folder of the run holds: config.json, status.json, metrics.jsonl, result.json once there is one,
+and the pictures that status.json names. So it can be made at any time, of a run under way or one that died as well.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from examples.checkpoints import write_whole
+from examples.config import defaults
+from examples.reporting.run_plots import class_colors, draw_losses, draw_pseudo_labels, draw_validation
+from examples.resuming import changes
+
+NEXT_TO_NOTHING = 0.01  # of a mean weight
+OFTEN_WRONG = 0.5  # of a precision
+LIGHTER = {
+    "rpg": "; try a smaller --k",
+    "rpg_plus": "; try a smaller --k",
+    "fixmatch": "; try a lower --threshold",
+    "pseudolabel": "; try a lower --threshold",
+}
+
+Series = dict[str, dict[str, list[tuple[int, float]]]]  # kind -> name -> (step, value), steps rising
+
+PAGE = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    lstrip_blocks=True,
+).get_template("run_page.html")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What the folder of a run holds.
+
+    Attributes:
+        folder: ...
+        options: The configuration.
+        status: What was last known of a run, finished or not; empty for runs of before there was a status.json.
+        series: All measures of metrics.jsonl.
+        result: result.json, if there is one.
+    """
+
+    folder: Path
+    options: dict[str, Any]
+    status: dict[str, Any]
+    series: Series
+    result: dict[str, Any] | None
+
+    @property
+    def step(self) -> int:
+        """The last that is known of."""
+        logged = (points[-1][0] for by_name in self.series.values() for points in by_name.values())
+        return max(self.status.get("step", 0), *logged, 0)
+
+    @property
+    def iterations(self) -> int | None:
+        found = (self.result or self.status).get("iterations")
+        return found if found is None else int(found)
+
+    @cached_property
+    def environments(self) -> list[dict[str, Any]]:
+        """Where it has taken place, the last one last."""
+        if self.result and "environment" in self.result:
+            return [*self.result.get("earlier_environments", ()), self.result["environment"]]
+        return list(self.status.get("environments", ()))
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and score of the validation whose network is kept: of equals the last."""
+        points = self.series.get("validation", {}).get("miou", [])
+        return max(points, key=lambda point: (point[1], point[0]), default=None)
+
+    def at(self, kind: str, name: str, step: int) -> float | None:
+        return dict(self.series.get(kind, {}).get(name, ())).get(step)
+
+    def pseudo_label(self, measure: str, name: str) -> float | None:
+        """A measure of a class's pseudo-labels: over the last tenth of a finished run, or as last logged."""
+        kind = f"pseudo_label_{measure}"
+        if self.result:
+            return (self.result.get(kind) or {}).get(name)
+        points = self.series.get(kind, {}).get(name)
+        return points[-1][1] if points else None
+
+    @property
+    def evaluated(self) -> list[str]:
+        """The classes, or the labels they are fused to, as an evaluation names them."""
+        if self.result:
+            return list(self.result["iou_per_class"])
+        return self.status.get("evaluated") or [name for name in self.series.get("validation", ()) if name != "miou"]
+
+    @property
+    def taught(self) -> list[str]:
+        """The classes that pseudo-labels name, the background last; empty if there are none."""
+        found = [name for name in self.series.get("pseudo_label_share", ()) if name != "background"]
+        order = {name: place for place, name in enumerate(self.status.get("learned", ()))}
+        return [*sorted(found, key=lambda name: order.get(name, len(order))), "background"] if found else []
+
+
+def write_page(folder: Path) -> Path:
+    """Writes report.html into the folder of a run.
+
+    Raises:
+        FileNotFoundError: it is no folder of a run.
+        OSError: a file cannot be read or written.
+        ValueError: config.json or result.json is no JSON.
+    """
+    path = folder / "report.html"
+    write_whole(path, page(read_run(folder)).encode(), flush=False)
+    return path
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Reads what there is; see :func:`write_page`."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"RUN: {folder} holds no config.json, expected the folder of a run of examples.train")
+    options = read_json(folder / "config.json")
+    environment = options.pop("environment", None)
+    status = read_json(folder / "status.json") if (folder / "status.json").is_file() else {}
+    if environment:
+        status.setdefault("environments", [environment])
+    result = read_json(folder / "result.json") if (folder / "result.json").is_file() else None
+    return RunFiles(folder, options, status, read_series(folder / "metrics.jsonl"), result)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, expected an object")
+    return content
+
+
+def read_series(path: Path) -> Series:
+    """The lines of metrics.jsonl; one that was written by halves is left out."""
+    series: Series = {}
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+            step, kind = line.pop("step"), line.pop("kind")
+        except (ValueError, KeyError):
+            continue
+        for name, value in line.items():
+            series.setdefault(kind, {}).setdefault(name, []).append((step, value))
+    return series
+
+
+def page(run: RunFiles) -> str:
+    """The page as HTML; everything that comes from the run is escaped."""
+    options, best = run.options, run.best
+    state, reason = state_of(run)
+    facts = {
+        "steps": f"{run.step:,}" + (f" of {run.iterations:,}" if run.iterations and run.step < run.iterations else ""),
+        "data": (run.result or run.status).get("data"),
+        "took": duration(run.result["seconds"]) if run.result else None,
+        "commit": run.environments[-1]["commit"] if run.environments else None,
+        "as of": run.status.get("written"),
+    }
+    return PAGE.render(
+        title=f"{options['method']} on {options['dataset']}",
+        setting=f"{options['labeled']} labelled images, split {options['split']}, seed {options['seed']}",
+        state=state,
+        reason=reason,
+        facts={name: value for name, value in facts.items() if value},
+        scores=scores(run, best),
+        warnings=[*warnings(run)],
+        swatches=dict(zip(run.evaluated, class_colors(run.evaluated).values(), strict=True)),
+        pictures=[*shown_pictures(run)],
+        classes=class_table(run, best),
+        plots=[
+            (caption, data_uri("image/svg+xml", curves.encode()))
+            for caption, draw, names in (
+                ("Losses: each point a mean of 20 steps, and a running mean", draw_losses, run.evaluated),
+                ("IoU on the validation images", draw_validation, run.evaluated),
+                ("Pseudo-labels, judged by held-back labels: running means", draw_pseudo_labels, run.taught),
+            )
+            if (curves := draw(run.series, names, run.iterations))
+        ],
+        changed=changed_options(options),
+        unchanged=[name for name, value in options.items() if is_default(options, name, value)],
+        options=options,
+        environment=environment_table(run.environments[-1]) if run.environments else {},
+        command=f"python -m examples.train --config {run.folder / 'config.json'} --out AGAIN",
+    )  # fmt: skip
+
+
+HEADINGS = {
+    "test": "Test images, by the network that was best on the validation images",
+    "validation": "Validation images",
+    "unlabelled": "Unlabelled images, beside what was held back",
+}
+
+
+def shown_pictures(run: RunFiles) -> Iterable[dict[str, Any]]:
+    """The parts of the data that there are pictures of, the test images first."""
+    drawn = run.status.get("pictures", {})
+    for part, heading in HEADINGS.items():
+        if part in drawn:
+            yield {
+                "heading": heading + ("" if part == "test" else f", step {drawn[part]['step']:,}"),
+                "columns": drawn[part]["columns"],
+                "rows": [
+                    {**row, "source": source} for row in drawn[part]["rows"] if (source := embedded(run, row["file"]))
+                ],
+            }
+
+
+def state_of(run: RunFiles) -> tuple[str, str | None]:
+    """In a word, and what there is to say about it."""
+    if run.result:
+        return "finished", None
+    if run.status.get("state") == "stopped":
+        return "stopped", run.status.get("reason")
+    if is_claimed(run.folder):
+        return "under way", None
+    return "died", f"it ended without a word after step {run.step:,}; the same command goes on from its last checkpoint"
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a process holds the folder (see ``runlog.claimed_folder``)."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # it cannot be written here, and so nobody trains in it
+        return False
+
+
+def scores(run: RunFiles, best: tuple[int, float] | None) -> list[tuple[str, float, str]]:
+    """The figures that come first: name, value, remark."""
+    shown = []
+    if run.result:
+        ranks = run.result.get("score", "miou")
+        for key, name, remark in (
+            ("miou", "test IoU per image", "mean over images, then classes"),
+            ("miou_pooled", "test IoU pooled", "all images' pixels together, mean over classes"),
+        ):
+            shown.append((name, run.result[key], remark + "; ranks methods here" * (key == ranks)))
+    if best:
+        shown.append(("best validation IoU", best[1], f"step {best[0]:,}"))
+    return shown
+
+
+def warnings(run: RunFiles) -> Iterable[str]:
+    """What a reader has to know before believing the figures, and what to do about it."""
+    for before, now in zip(run.environments, run.environments[1:], strict=False):
+        yield f"It went on elsewhere, and may end elsewhere than uninterrupted: {'; '.join(changes(before, now))}."
+    commit = str(run.environments[-1].get("commit")) if run.environments else "unknown"
+    if commit.endswith("-dirty"):
+        yield "The code was not committed (its commit ends in -dirty): nobody else can run the same."
+    elif commit == "unknown":
+        yield "The code was in no git checkout: which one it was is not known."
+    yield from weak_pseudo_labels(run)
+    validations = run.series.get("validation", {}).get("miou", [])
+    if run.result and len(validations) == 1:
+        yield "There was one validation alone: the network tested is simply the last. Lower --eval-every to choose one."
+    elif run.result and len(validations) > 2 and run.best == validations[-1]:
+        yield "The last validation was the best: training for longer may give more."
+    missed = [name for name in run.evaluated if run.best and run.at("validation", name, run.best[0]) == 0]
+    if missed:
+        yield f"Not found in any validation image: {listed(missed)}."
+
+
+def weak_pseudo_labels(run: RunFiles) -> Iterable[str]:
+    """Classes whose pseudo-labels teach next to nothing, or mostly what is wrong."""
+    names = run.taught
+    weights = {name: run.pseudo_label("weight", name) for name in names}
+    never = [name for name in names if weights[name] is None]
+    if never:
+        yield f"No pixel was given the pseudo-label {listed(never)}: unlabelled images teach nothing about it."
+    light = [name for name in names if (weight := weights[name]) is not None and weight < NEXT_TO_NOTHING]
+    if light:
+        advice = LIGHTER.get(run.options["method"], "")
+        yield (
+            f"Pseudo-labels of {listed(light)} weigh next to nothing (mean weight below {NEXT_TO_NOTHING}), so that"
+            f" unlabelled images teach next to nothing about them{advice}."
+        )
+    wrong = [
+        f"{name} ({precision:.2f})"
+        for name in names
+        if (precision := run.pseudo_label("precision", name)) is not None
+        and precision < OFTEN_WRONG
+        and name not in light
+    ]
+    if wrong:
+        yield f"Pseudo-labels that are wrong more often than right (precision): {listed(wrong)}."
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    names = [name.replace("_", " ") for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def class_table(run: RunFiles, best: tuple[int, float] | None) -> dict[str, Any]:
+    """Headings and, by class, the figures under them (None where there is none); which steps pseudo-labels are of."""
+    columns: dict[str, dict[str, float | None]] = {}
+    if run.result:
+        result = run.result
+        columns["test IoU per image"] = {**result["iou_per_class"], MEAN: result["miou"]}
+        columns["test IoU pooled"] = {**result["iou_per_class_pooled"], MEAN: result["miou_pooled"]}
+    if best:
+        there = {name: run.at("validation", name, best[0]) for name in run.evaluated}
+        columns[f"validation IoU, step {best[0]:,}"] = {**there, MEAN: best[1]}
+    for measure, heading in MEASURES.items():
+        if run.taught:
+            columns[heading] = {name: run.pseudo_label(measure, name) for name in run.taught}
+    names = list(dict.fromkeys([*run.evaluated, *run.taught]))
+    rows = {name: [column.get(name) for column in columns.values()] for name in [*names, MEAN] if columns}
+    when = "over the last tenth of the run" if run.result else "over the steps logged last"
+    return {"headings": list(columns), "rows": rows, "when": when if run.taught else None}
+
+
+MEAN = "mean over classes"
+MEASURES = {
+    "precision": "pseudo-label precision",
+    "recall": "pseudo-label recall",
+    "weight": "mean weight",
+    "weight_share": "part of the weight",
+    "true_share": "part of the pixels",
+}
+
+
+def changed_options(options: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, value and default of the options that have another value."""
+    usual = defaults(options["dataset"])
+    return [(name, value, usual.get(name)) for name, value in options.items() if not is_default(options, name, value)]
+
+
+def is_default(options: Mapping[str, Any], name: str, value: Any) -> bool:
+    """As text: k = 1 is one neighbour and k = 1.0 all of them."""
+    return name != "dataset" and json.dumps(defaults(options["dataset"]).get(name)) == json.dumps(value)
+
+
+def config_table(options: Mapping[str, Any]) -> str:
+    """The options as Markdown, those that are not the defaults first."""
+    changed = [f"| **{name}** | {code(value)} | {code(usual)} |" for name, value, usual in changed_options(options)]
+    rest = [f"| {name} | {code(value)} | |" for name, value in options.items() if is_default(options, name, value)]
+    return "\n".join(["| option | value | default |", "|---|---|---|", *changed, *rest])
+
+
+def code(value: Any) -> str:
+    return f"`{str(value).replace('|', chr(92) + '|')}`"
+
+
+def environment_table(environment: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{name: value for name, value in environment.items() if name != "packages"}, **environment["packages"]}
+
+
+def embedded(run: RunFiles, file: str) -> str | None:
+    """A picture of the run as a data URI; None where it is gone."""
+    path = run.folder / file
+    return data_uri("image/png", path.read_bytes()) if path.is_file() else None
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,506 @@
+"""A run can be seen while it goes, after it and after it died: on the screen, in TensorBoard and in report.html."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+from rich.console import Console
+from rich.text import Text
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import examples.progress
+import examples.runlog
+import examples.train
+from examples.augment import IGNORE_INDEX, View
+from examples.config import Config
+from examples.data import ImageSet, load, phantom
+from examples.methods import METHODS
+from examples.pictures import STRIP_GAP, STRIP_SIDE, see, strips
+from examples.progress import RunProgress
+from examples.reporting.run_page import config_table, write_page
+from examples.reporting.run_plots import draw_pseudo_labels
+from examples.run_report import main
+from examples.runlog import RunLog
+from examples.train import train
+from examples.unet import UNet
+
+VALIDATIONS = (8, 16, 24)
+COLUMNS = "image, truth, prediction, pseudo-label, weight"
+
+
+def small(out: Path, **changes) -> Config:
+    """Passes of four steps, a validation every second one; clavicles are too thin for most of its maps."""
+    options = {
+        "method": "rpg_plus", "image_size": 32, "base_channels": 2, "map_size": 8, "k": 0.5, "iterations": 24,
+        "unlabeled_batch": 3, "eval_every": 2, "checkpoint_every": 4,
+    }  # fmt: skip
+    return Config("phantom", out=out, **{**options, **changes})
+
+
+def shrink(patched: pytest.MonkeyPatch) -> None:
+    patched.setattr(os, "fsync", lambda descriptor: None)
+    for name, count in (("TRAIN", 12), ("VALIDATION", 3), ("TEST", 5)):
+        patched.setattr(phantom, name, count)
+    patched.setattr(examples.train, "SETTLING_POOLS", 2)
+    patched.setattr(examples.train, "save_overlays", lambda *args: None)
+    patched.setattr(examples.train, "save_pictures", lambda *args: {})
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    shrink(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of a whole run; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        shrink(patched)
+        train(small(folder))
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.styles = "", ""
+        self.tables: dict[str, dict[str, list[str]]] = {}  # id -> first cell of a row -> the other cells
+        self.scores: list[float] = []
+        self.table, self.cells, self.values = None, [], []
+        self.open: list[str] = []
+        self.source = (folder / "report.html").read_text()
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+        if tag == "table":
+            self.table = self.tables.setdefault(attributes["id"], {})
+        elif tag in ("th", "td"):
+            self.cells.append("")
+        elif tag == "data":
+            (self.values if "td" in self.open else self.scores).append(float(attributes["value"]))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag == "tr":
+            first, *rest = self.cells
+            self.table[first] = self.values or rest
+            self.cells, self.values = [], []
+
+    def handle_data(self, text):
+        if "style" in self.open:
+            self.styles += text
+        else:
+            self.text += text
+            if self.cells and ("th" in self.open or "td" in self.open):
+                self.cells[-1] += text.strip()
+
+    @property
+    def images(self) -> list[dict[str, str]]:
+        return [attributes for tag, attributes in self.tags if tag == "img"]
+
+    @property
+    def warnings(self) -> str:
+        found = re.search(r'<ul class="warnings">(.*?)</ul>', self.source, re.DOTALL)
+        return found[1] if found else ""
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- report.html
+
+
+def test_the_page_needs_nothing_but_itself(finished):
+    page = Page(finished)
+    assert not page.open
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        assert not {"href", "srcset", "background", "action"} & attributes.keys()
+        assert not any(name.startswith("on") for name in attributes)
+    assert "url(" not in page.styles
+    assert "@import" not in page.styles
+    assert "prefers-color-scheme: dark" in page.styles
+    kinds = []
+    for image in page.images:
+        assert image["alt"]
+        kind, _, content = image["src"].removeprefix("data:").partition(";base64,")
+        kinds.append(kind)
+        content = base64.b64decode(content, validate=True)
+        if kind == "image/png":
+            assert Image.open(io.BytesIO(content)).size == (5 * STRIP_SIDE + 4 * STRIP_GAP, STRIP_SIDE)
+        else:
+            assert b"prefers-color-scheme:dark" in content
+            for element in ElementTree.fromstring(content).iter():
+                references = [value for name, value in element.attrib.items() if name.endswith("href")]
+                assert all(reference.startswith("#") for reference in references)
+    assert kinds == ["image/png"] * (4 + 2 + 2) + ["image/svg+xml"] * 3
+
+
+def test_the_numbers_are_those_of_the_result(finished):
+    page, result = Page(finished), json.loads((finished / "result.json").read_text())
+    validations = [line for line in lines(finished) if line["kind"] == "validation"]
+    assert tuple(line["step"] for line in validations) == VALIDATIONS
+    best = max(validations, key=lambda line: (line["miou"], line["step"]))
+    assert (
+        page.scores == [result["miou"], result["miou_pooled"], best["miou"]] == [*page.scores[:2], result["validation"]]
+    )
+    measures = [f"pseudo_label_{name}" for name in ("precision", "recall", "weight", "weight_share", "true_share")]
+    for name in phantom.CLASSES:
+        expected = [result["iou_per_class"][name], result["iou_per_class_pooled"][name], best[name]]
+        expected += [result[measure][name] for measure in measures]
+        assert page.tables["classes"][name.replace("_", " ")] == [value for value in expected if value is not None]
+    assert page.tables["classes"]["mean over classes"] == page.scores
+    assert "finished" in page.text
+    assert result["data"] in page.text
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_options_that_are_not_the_defaults_come_first(finished):
+    page, options = Page(finished), json.loads((finished / "config.json").read_text())
+    environment = options.pop("environment")
+    assert page.tables["configuration"]["k"] == ["0.5", str(7000 / 12288)]
+    assert page.tables["configuration"]["image_size"] == ["32", "512"]
+    assert page.tables["defaults"]["threshold"] == ["0.95"]
+    changed = page.tables["configuration"].keys() - {"option"}
+    assert changed | page.tables["defaults"].keys() == options.keys()
+    assert not changed & page.tables["defaults"].keys()
+    assert page.tables["environment"]["torch"] == [environment["packages"]["torch"]]
+    assert page.tables["environment"]["commit"] == [environment["commit"]]
+
+
+def test_the_command_makes_the_same_page_from_the_files(run, finished, monkeypatch, capsys):
+    (run / "report.html").unlink()
+    monkeypatch.setattr("sys.argv", ["examples.run_report", str(run)])
+    main()
+    assert capsys.readouterr().out.strip() == str(run / "report.html")
+    again, before = ((folder / "report.html").read_text() for folder in (run, finished))
+    assert again.replace(str(run), str(finished)) == before
+
+
+def test_a_folder_of_no_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["examples.run_report", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"holds no config\.json, expected the folder of a run"):
+        main()
+    (tmp_path / "config.json").write_text('{"dataset": ')
+    with pytest.raises(SystemExit, match=r"config\.json is not JSON"):
+        main()
+
+
+def test_whatever_stands_in_the_files_is_shown_as_text(run):
+    hostile = '"><script src=http://example.org></script>'
+    edit(run / "config.json", group_pattern=hostile)
+    status = json.loads((run / "status.json").read_text())
+    status["pictures"]["test"]["rows"][0]["name"] = hostile
+    edit(run / "status.json", pictures=status["pictures"], reason=hostile)
+    result = json.loads((run / "result.json").read_text())
+    for key in ("iou_per_class", "iou_per_class_pooled"):
+        result[key][hostile] = 0.5
+    edit(run / "result.json", **result | {"data": hostile})
+    write_page(run)
+    page = Page(run)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count(hostile) >= 4
+    assert hostile in page.tables["classes"]
+
+
+def test_a_run_of_before_there_was_a_status(run):
+    for name in ("status.json", "metrics.jsonl"):
+        (run / name).unlink()
+    write_page(run)
+    page = Page(run)
+    assert page.images == []
+    assert page.scores[0] == json.loads((run / "result.json").read_text())["miou"]
+
+
+# --- a run that is not finished
+
+
+def unfinish(run: Path) -> None:
+    """As a run stands after its second validation."""
+    (run / "result.json").unlink()
+    kept = [json.dumps(line) for line in lines(run) if line["step"] <= VALIDATIONS[1]]
+    (run / "metrics.jsonl").write_text("\n".join(kept) + '\n{"step": 20, "kind": "lo')
+    edit(run / "status.json", state="under way", step=VALIDATIONS[1])
+
+
+def test_a_run_under_way_and_one_that_died(run):
+    unfinish(run)
+    with FileLock(run / ".lock"):
+        write_page(run)
+    assert Page(run).tables["classes"]
+    assert ">under way<" in Page(run).source
+    write_page(run)
+    page = Page(run)
+    assert ">died<" in page.source
+    assert "ended without a word after step 16; the same command goes on" in page.text
+    assert "16 of 24" in page.text
+    validation = max((line for line in lines_before(run)), key=lambda line: (line["miou"], line["step"]))
+    assert page.scores == [validation["miou"]]
+    heads = page.tables["classes"]["class"]
+    assert not any("test" in head for head in heads)
+
+
+def lines_before(run: Path) -> list[dict]:
+    whole = (run / "metrics.jsonl").read_text().splitlines()[:-1]
+    return [line for line in map(json.loads, whole) if line["kind"] == "validation"]
+
+
+def test_a_run_that_stops_says_why(tmp_path, monkeypatch):
+    original = RunLog.step
+
+    def step(self, number, *args):
+        original(self, number, *args)
+        if number == 14:
+            raise FloatingPointError("step 14: loss term rpg = nan")
+
+    monkeypatch.setattr(RunLog, "step", step)
+    config = small(tmp_path / "run")
+    with pytest.raises(FloatingPointError):
+        train(config)
+    page = Page(config.out_dir)
+    assert ">stopped<" in page.source
+    assert "step 14: loss term rpg = nan" in page.text
+    assert "14 of 24" in page.text
+    assert len([image for image in page.images if "png" in image["src"][:20]]) == 4
+    monkeypatch.setattr(RunLog, "step", original)
+    train(config)
+    assert ">finished<" in Page(config.out_dir).source
+
+
+def test_what_was_drawn_before_a_cut_is_still_shown_when_the_run_goes_on(tmp_path, monkeypatch):
+    config = small(tmp_path / "run", iterations=9, eval_every=1)
+    pages = []
+    monkeypatch.setattr(RunLog, "finish", lambda self, *args: None)
+    original = RunLog.__enter__
+
+    def enter(self):
+        original(self)
+        pages.append(Page(self.folder))
+        if len(pages) == 2:
+            raise RuntimeError
+        return self
+
+    def step(self, number, *args):
+        original_step(self, number, *args)
+        if number == 6 and len(pages) == 1:
+            raise RuntimeError
+
+    original_step = RunLog.step
+    monkeypatch.setattr(RunLog, "step", step)
+    monkeypatch.setattr(RunLog, "__enter__", enter)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            train(config)
+    assert pages[0].images == []
+    assert [image["alt"] for image in pages[1].images if "phantom" in image["alt"]]
+
+
+# --- warnings
+
+
+def test_a_reader_is_warned(run):
+    result = json.loads((run / "result.json").read_text())
+    weights = dict.fromkeys(result["pseudo_label_weight"], 0.3) | {"heart": 0.001, "left_lung": None}
+    precision = dict.fromkeys(weights, 0.9) | {"right_lung": 0.2, "heart": 0.1}
+    here = result["environment"] | {"commit": "0" * 40 + "-dirty"}
+    there = here | {"threads": 77}
+    edit(
+        run / "result.json", pseudo_label_weight=weights, pseudo_label_precision=precision, environment=here,
+        earlier_environments=[there],
+    )  # fmt: skip
+    write_page(run)
+    warnings = Page(run).warnings
+    assert "Pseudo-labels of heart weigh next to nothing" in warnings
+    assert "try a smaller --k" in warnings
+    assert "No pixel was given the pseudo-label left lung" in warnings
+    assert "wrong more often than right (precision): right lung (0.20)." in warnings
+    assert "not committed" in warnings
+    assert f"threads 77 then, {here['threads']} now" in warnings
+
+
+def test_nothing_is_warned_of_where_all_is_well(run):
+    result = json.loads((run / "result.json").read_text())
+    fine = dict.fromkeys(result["pseudo_label_weight"], 0.9)
+    edit(
+        run / "result.json", pseudo_label_weight=fine, pseudo_label_precision=fine,
+        environment=result["environment"] | {"commit": "0" * 40},
+    )  # fmt: skip
+    scores = zip(VALIDATIONS, (0.5, 0.7, 0.6), strict=True)
+    validations = [{"step": step, "kind": "validation", "miou": miou} for step, miou in scores]
+    kept = [line for line in lines(run) if line["kind"] != "validation"]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, kept + validations)))
+    write_page(run)
+    assert Page(run).warnings == ""
+
+
+# --- pictures and curves
+
+
+def test_tensorboard_has_pictures_scalars_and_the_configuration(finished):
+    board = EventAccumulator(str(finished), size_guidance={"images": 0, "tensors": 0}).Reload()
+    tags = board.Tags()
+    names = {tag.partition("/")[0] for tag in tags["images"]}
+    assert names == {f"validation: {COLUMNS}", f"unlabelled: {COLUMNS}"}
+    assert len(tags["images"]) == 4
+    for tag in tags["images"]:
+        assert tuple(event.step for event in board.Images(tag)) == VALIDATIONS
+        picture = Image.open(io.BytesIO(board.Images(tag)[-1].encoded_image_string))
+        assert picture.size == (5 * STRIP_SIDE + 4 * STRIP_GAP, STRIP_SIDE)
+    assert {"loss/supervised", "loss/rpg", "validation/miou", "validation/heart", "pseudo_label_weight/heart"} <= set(
+        tags["scalars"]
+    )
+    (text,) = board.Tensors("configuration/text_summary")
+    table = text.tensor_proto.string_val[0].decode()
+    assert "| **k** | `0.5` |" in table
+    assert table.index("**iterations**") < table.index("| threshold |")
+
+
+def test_pictures_are_drawn_ten_times_a_run_at_most(tmp_path, monkeypatch):
+    monkeypatch.setattr(examples.runlog, "write_page", lambda folder: None)
+    config = small(tmp_path / "run", method="supervised", iterations=22, eval_every=1, unlabeled_batch=12)
+    train(config)
+    board = EventAccumulator(str(config.out_dir), size_guidance={"images": 0}).Reload()
+    tag = next(tag for tag in board.Tags()["images"] if tag.startswith("validation: image, truth, prediction/"))
+    assert len(board.Images(tag)) == 10
+    assert board.Images(tag)[-1].step == 22
+
+
+def test_looking_changes_nothing(tmp_path, finished, monkeypatch):
+    monkeypatch.setattr(RunLog, "look", lambda *args: None)
+    unseen = small(tmp_path / "unseen")
+    train(unseen)
+    a, b = (json.loads((folder / "result.json").read_text()) for folder in (unseen.out_dir, finished))
+    for content in (a, b):
+        del content["seconds"], content["config"]["out"]
+    assert a == b
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_seen(method, tmp_path):
+    config = small(tmp_path, method=method)
+    data = load(config)
+    net = UNet(1, data.num_outputs, config.base_channels)
+    images = data.labeled.images
+    pool = View(images, data.labeled.labels, torch.ones(3, 32, 32, dtype=torch.bool), images, lambda maps: maps)
+    given = see(data.test, net, METHODS[method](config, data, net, 10), pool, data)
+    (first, *_), panels = strips(given), 5 if given.weights is not None else 3
+    assert (panels == 3) == (method in ("supervised", "iic"))
+    assert first.shape == (STRIP_SIDE, panels * STRIP_SIDE + (panels - 1) * STRIP_GAP, 4)
+
+
+def test_truth_that_is_not_known_is_left_clear(tmp_path):
+    config = small(tmp_path, method="supervised")
+    data = load(config)
+    net = UNet(1, data.num_outputs, config.base_channels)
+    torch.nn.init.constant_(net.head.bias, 100.0)  # every label everywhere
+    shown = torch.ones(2, 32, 32, dtype=torch.bool)
+    shown[:, :16] = False  # padding
+    labels = data.test.labels[:2].clone()
+    labels[1] = IGNORE_INDEX
+    images = ImageSet(data.test.images[:2], labels, ("known", "unknown"), shown)
+    seen = see(images, net, METHODS["supervised"](config, data, net, 10), None, data)
+    assert torch.equal(seen.prediction, shown[:, None].expand(-1, 5, -1, -1))
+    assert seen.score[1].isnan()
+    known, unknown = strips(seen)
+    truth = slice(STRIP_SIDE + STRIP_GAP, 2 * STRIP_SIDE + STRIP_GAP)
+    assert (known[:, truth, 3] == 255).all()
+    assert (unknown[:, truth, 3] == 0).all()
+    assert (unknown[:, :STRIP_SIDE, 3] == 255).all()
+
+
+def test_many_classes_are_drawn_as_their_span():
+    names = [f"part_{number}" for number in range(40)]
+    points = {
+        name: [(20 * step, number / 40) for step in range(1, 5)] for number, name in enumerate([*names, "background"])
+    }
+    series = {"pseudo_label_precision": points, "pseudo_label_weight": points}
+    drawn = draw_pseudo_labels(series, [*names, "background"], 80)
+    assert "all 40 classes" in drawn
+    assert "part 7" not in drawn
+    assert "part 7" in draw_pseudo_labels(series, [*names[:8], "background"], 80)
+
+
+def test_bars_in_options_do_not_break_the_table():
+    options = small(Path("out")).plain() | {"group_pattern": "a|b"}
+    assert "| **group_pattern** | `a\\|b` | `None` |" in config_table(options)
+
+
+# --- what is said
+
+
+def test_lines_where_the_output_is_no_terminal(tmp_path, capsys):
+    train(small(tmp_path / "run", iterations=40, eval_every=100))
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "\r" not in said
+    first, steps, last, validation, testing, writing = said.splitlines()
+    assert first == "preparing: reading the images"
+    pattern = (
+        r"step 20/40  supervised \d\.\d{3}  rpg \d\.\d{3}  fixmatch \d\.\d{3}  [\d.]+ (it/s|s/it)  \d:\d\d:\d\d left"
+    )
+    assert re.fullmatch(pattern, steps)
+    assert last.startswith("step 40/40")
+    assert validation.startswith("step 40/40  validation mIoU")
+    assert (testing, writing) == ("testing on 5 images", "writing results and pictures")
+
+
+def test_a_bar_with_losses_where_it_is_a_terminal(monkeypatch):
+    screen = io.StringIO()
+    terminal = partial(Console, file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr(examples.progress, "Console", terminal)
+    with examples.progress.phase("preparing"):
+        pass
+    with RunProgress(total=60, done=20) as progress:
+        progress.step()
+        progress.note.plain = "rpg 0.027"
+        progress.phase("validating")
+        progress.say("validation [mIoU] 0.412")  # not to be taken for markup
+    preparing, rest = Text.from_ansi(screen.getvalue()).plain.split("training", 1)
+    assert "preparing" in preparing
+    assert "20/60" in rest
+    last = rest.rpartition("validation [mIoU] 0.412")[2]
+    assert re.search(r"validating .* 21/60 .* gone, .* left\s+rpg 0\.027", last)
+    assert not progress.speed  # one step says nothing
+
+
+@pytest.mark.parametrize("broken", ["write_page", "strips"])
+def test_no_picture_is_worth_a_run(broken, tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise ValueError("out of ink")
+
+    monkeypatch.setattr(examples.runlog, broken, fail)
+    config = replace(small(tmp_path / "run"), iterations=2)
+    train(config)
+    said = capsys.readouterr().out
+    assert "could not be written: ValueError: out of ink" in said
+    assert (config.out_dir / "result.json").exists()
