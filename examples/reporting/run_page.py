@@ -249,7 +249,8 @@ def scores(run: RunFiles, best: tuple[int, float] | None) -> list[tuple[str, flo
             ("miou", "test IoU per image", "mean over images, then classes"),
             ("miou_pooled", "test IoU pooled", "all images' pixels together, mean over classes"),
         ):
-            shown.append((name, run.result[key], remark + "; ranks methods here" * (key == ranks)))
+            if run.result[key] is not None:  # none of the classes is in any test image
+                shown.append((name, run.result[key], remark + "; ranks methods here" * (key == ranks)))
     if best:
         shown.append(("best validation IoU", best[1], f"step {best[0]:,}"))
     return shown

@@ -242,6 +242,15 @@ def test_a_run_of_before_there_was_a_status(run):
     assert page.scores[0] == json.loads((run / "result.json").read_text())["miou"]
 
 
+def test_nothing_to_be_found_in_the_test_images(run):
+    nothing = dict.fromkeys(phantom.CLASSES)
+    edit(run / "result.json", miou=None, miou_pooled=None, iou_per_class=nothing, iou_per_class_pooled=nothing)
+    write_page(run)
+    page = Page(run)
+    assert len(page.scores) == 1
+    assert page.tables["classes"]["mean over classes"] == page.scores
+
+
 # --- a run that is not finished
 
 
