@@ -321,6 +321,23 @@ def test_any_label_dtype(dtype):
         )
 
 
+class Unsliceable(torch.Tensor):
+    """As MONAI's MetaTensor is, where the images of a batch went through different transforms."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        assert func is not torch.Tensor.__getitem__ or not isinstance(args[1], slice)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_subclasses_of_tensors_are_not_sliced():
+    logits_u, feat_u, feat_ref, logits_ref = torch.randn(4, 2, 3, 8, 8)
+    batch = logits_u.requires_grad_(), feat_u, feat_ref, torch.randint(3, (2, 8, 8)), logits_ref
+    expected = RPGLoss()(*batch)
+    loss = RPGLoss()(*(tensor.as_subclass(Unsliceable) for tensor in batch))
+    torch.testing.assert_close(loss.as_subclass(torch.Tensor), expected)
+
+
 def test_a_class_that_wraps_round_to_the_ignore_index_is_not_ignored():
     """In torch a uint8 of 156 equals -100."""
     y = torch.tensor([156, 3], dtype=torch.uint8)

@@ -88,6 +88,8 @@ def match(
         ValueError: ``impl`` is not one of the names above, or cannot run on the device of ``queries``.
     """
     impl = resolve(impl, queries.device)
+    # Subclasses may look at every slice that is taken: MONAI's MetaTensor collates its metadata anew, or raises.
+    queries, references, set_ids = (tensor.as_subclass(Tensor) for tensor in (queries, references, set_ids))
     return IMPLEMENTATIONS[impl](queries, references, set_ids, num_sets, k, shards, balanced=balanced)
 
 
