@@ -172,10 +172,10 @@ class Config:
     """retouch: MiB of decoded images to keep in memory; what does not fit is read again every time."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """What the network computes in; weights, losses and similarities are float32 with bf16, too, and results differ."""
+    """What the network computes in; bf16: faster on GPUs from Ampere on and some CPUs; the rest is float32."""
 
     compile: bool = False
-    """Compile the network with torch.compile: minutes at the start, for large networks on a GPU; rounding differs."""
+    """Compile the network with torch.compile; takes minutes at the start and on the CPU we tried did not pay."""
 
     def __post_init__(self) -> None:
         """Fill in what depends on the data set, and refuse what could only fail later, naming the argument."""

@@ -50,7 +50,7 @@ def test_bf16_is_for_the_inside_of_the_network_alone():
 
 
 @pytest.mark.parametrize("method", ["rpg_plus", "mlds", "mean_teacher", "iic"])
-def test_a_run_in_bf16_is_another_one_that_resumes_as_well(method, tmp_path, monkeypatch):
+def test_a_run_in_bf16_is_another_one_with_weights_alike(method, tmp_path, monkeypatch):
     shrink(monkeypatch.setattr)
     runs = [tiny(tmp_path / name, method=method, iterations=3, precision=name) for name in ("fp32", "bf16")]
     for run in runs:
