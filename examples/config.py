@@ -140,6 +140,9 @@ class Config:
     batch_norm: Literal["separate", "shared"] = "separate"
     """Forward pool, weak and strong views each with its own batch statistics, or all in one batch."""
 
+    sync_batch_norm: bool = True
+    """With several processes (torchrun): batch statistics of all of them, not of each one's few images."""
+
     lambda_u: float = 1.0
     """Weight of the loss on unlabelled images (paper: 1)."""
 

@@ -97,7 +97,7 @@ def settle_batch_norm(net: nn.Module, batches: Iterable[Tensor]) -> None:
     moved since and, in some methods, strongly augmented. Scores would jump from one validation to the next.
     """
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             module.reset_running_stats()
     net.train()
     for images in batches:

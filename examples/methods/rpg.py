@@ -6,6 +6,7 @@ from examples.augment import View
 from examples.config import Config
 from examples.data import Dataset
 from examples.methods.base import Method, Step
+from examples.parallel import world
 from examples.unet import UNet
 from rpg_loss import PseudoLabels, ReferenceBank, RPGLoss, segmentation_cross_entropy
 
@@ -20,13 +21,16 @@ class RPG(Method):
             weighted=config.weighted,
             resolution=config.resolution,
             normalize_by=config.normalize_by,
+            group=self.group,
             check_values=False,
         )
-        self.bank = ReferenceBank(int(config.bank_mib * 2**20), max_age=config.bank_age) if config.bank_mib else None
+        # Of several processes each has a bank of its own pools, and all together have --bank-mib.
+        max_bytes = int(config.bank_mib * 2**20 / world())
+        self.bank = ReferenceBank(max_bytes, max_age=config.bank_age) if config.bank_mib else None
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         (logits_ref, feat_ref), (logits_u, feat_u) = self.forward_views(net, pool.images, unlabeled.images)
-        supervised = segmentation_cross_entropy(logits_ref, pool.labels)
+        supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
         rpg, pseudo_labels = self.rpg(logits_u, feat_u, feat_ref, pool, unlabeled)
         loss = supervised + self.config.lambda_u * rpg
         return Step(loss, {"supervised": supervised, "rpg": rpg}, pseudo_labels)
