@@ -65,8 +65,14 @@ def own_device(device: str) -> str:
     """The device of this process: with several processes, ``cuda`` is another GPU for each.
 
     Raises:
-        ValueError: there is no such GPU, or one is named for several processes.
+        ValueError: there is no such device, or one GPU is named for several processes.
     """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device: got {device}, expected cpu, cuda, cuda:1, ...") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: got {device}, but this PyTorch sees no GPU; pass --device cpu")
     if world() == 1 or device == "cpu":
         return device
     number, gpus = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()

@@ -39,7 +39,7 @@ from torch import Generator, nn
 from examples import parallel
 from examples.batches import PoolBatches, UnlabeledBatches
 from examples.checkpoints import Checkpoints, save_whole
-from examples.command_line import parse_command
+from examples.command_line import not_heeded, parse_command
 from examples.config import Config
 from examples.data import load
 from examples.evaluation import by_class, evaluate
@@ -266,6 +266,8 @@ def run_command() -> None:
         with parallel.all_or_none():
             config, resume = parse_command(description=__doc__, prog="python -m examples.train")
             config = replace(config, device=parallel.own_device(config.device))
+        if unread := not_heeded(config):
+            print(f"note: {config.method} does not heed {', '.join(unread)}")
         summary = train(config, resume=resume)
     except (ValueError, OSError, FloatingPointError) as error:  # the message says what to do; a traceback would bury it
         sys.exit(f"error: {error}")
