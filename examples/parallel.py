@@ -104,6 +104,12 @@ def all_or_none() -> Iterator[None]:
         raise error
 
 
+def is_loss_of_another(error: RuntimeError) -> bool:
+    """Whether an exchange failed because another process has ended."""
+    # gloo's are of no class of their own.
+    return world() > 1 and (isinstance(error, dist.DistError) or "gloo/transport" in str(error))
+
+
 def exit_code(error: BaseException) -> int:
     code = getattr(error, "code", 1)
     return code if isinstance(code, int) else 0 if code is None else 1

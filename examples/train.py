@@ -270,7 +270,15 @@ def run_command() -> None:
             print(f"note: {config.method} does not heed {', '.join(unread)}")
         summary = train(config, resume=resume)
     except (ValueError, OSError, FloatingPointError) as error:  # the message says what to do; a traceback would bury it
-        sys.exit(f"error: {error}")
+        # What is not finite is so on all processes.
+        sys.exit(f"error: {error}" if parallel.is_first() or not isinstance(error, FloatingPointError) else 1)
+    except RuntimeError as error:
+        if not parallel.is_loss_of_another(error):
+            raise
+        sys.exit(
+            f"error: process {parallel.rank()} ends because another one did; the last message of that one says why, and"
+            " the same command goes on from the last checkpoint"
+        )
     except Interrupted as interrupted:
         again = "the same command" + " without --overwrite" * config.overwrite
         if parallel.is_first():
