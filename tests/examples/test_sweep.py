@@ -167,7 +167,7 @@ def test_a_failing_cell_is_named_and_the_others_finish(tmp_path, monkeypatch, ca
     assert f"mIoU {result['miou']:.3f}" in shown
 
     # Once more: what is finished is skipped.
-    words = ("--datasets", "phantom", "--methods", "supervised", "--out", tmp_path / "runs", "--", *options)
+    words = ("--datasets", "phantom", "--methods", "supervised", "--out", tmp_path / "runs", "--", *TINY)
     assert command(monkeypatch, *words) == 0
     assert "1 cells, 1 of them finished" in capsys.readouterr().out
 
