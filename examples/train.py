@@ -242,7 +242,8 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, *, resume: bool)
 
 
 def stop_if_not_finite(step: int, result: Step) -> None:
-    if not result.loss.isfinite():
+    # With several processes the loss is this one's and the terms are those of all, which so stop together.
+    if not all(value.isfinite() for value in (result.loss, *result.terms.values())):
         bad = ", ".join(f"{name} = {value.item()}" for name, value in result.terms.items() if not value.isfinite())
         raise FloatingPointError(f"step {step}: loss term {bad}; try a smaller --learning-rate")
 

@@ -23,6 +23,7 @@ from examples.config import Config
 from examples.data import Dataset, load, phantom
 from examples.interrupts import Interrupted
 from examples.methods import METHODS
+from examples.methods.supervised import Supervised
 from examples.runlog import RunLog
 from examples.train import train
 from tests.examples.tiny import shrink, tiny
@@ -129,6 +130,16 @@ def cut_and_go_on(rank, world, folder):
     plain = tiny(folder / "other number", **SIZES)
     cut_short(rank, plain)
     cut_short(rank, replace(plain, out=folder / "unsynced", sync_batch_norm=False))
+    original = Supervised.forward
+
+    def diverged_on_one(self, net, pool, unlabeled, step):
+        outcome = original(self, net, pool, unlabeled, step)
+        loss = outcome.loss * (float("nan") if (rank, step) == (1, 2) else 1)
+        return outcome._replace(loss=loss, terms={"supervised": loss})
+
+    Supervised.forward = diverged_on_one
+    with pytest.raises(FloatingPointError, match="step 2: loss term supervised = nan"):
+        train(tiny(folder / "diverged", method="supervised", **SIZES))
     # What one process refuses, all do, and one says it.
     with (
         pytest.raises(ValueError, match="pool_size: got 3 with 2 processes") if rank == 0 else pytest.raises(SystemExit)
