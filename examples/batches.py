@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from examples.augment import View, WeakAugmentation
 from examples.data import Dataset
 from examples.metrics import class_masks
+from examples.parallel import world
 from rpg_loss import ReferencePool
 
 MAX_DRAWS = 100
@@ -86,7 +87,14 @@ class PoolBatches(Iterator[View]):
 
 
 class UnlabeledBatches(Iterator[View]):
-    """Passes over the shuffled unlabelled images, ``size`` at a time; their labels are for the log only."""
+    """Passes over the shuffled unlabelled images, ``size`` at a time; their labels are for the log only.
+
+    A pass ends with what is left, less than a batch, unless there are more processes (see examples/parallel.py) than
+    images left.
+
+    Raises:
+        ValueError: there are fewer images than processes.
+    """
 
     def __init__(self, data: Dataset, size: int, generator: Generator) -> None:
         self.images = data.unlabeled
@@ -95,9 +103,17 @@ class UnlabeledBatches(Iterator[View]):
         self.weak = WeakAugmentation(data.flip_pairs, generator, multilabel=data.multilabel)
         self.order: list[int] = []  # of the pass under way
         self.start = 0  # in it, of the next batch
+        if not self.steps_per_pass:
+            raise ValueError(
+                f"unlabeled: {len(self.images)} images, expected one or more for each of {world()} processes"
+            )
+
+    @property
+    def steps_per_pass(self) -> int:
+        return len(self.images) // self.size + (len(self.images) % self.size >= world())
 
     def __next__(self) -> View:
-        if self.start >= len(self.order):
+        if len(self.order) - self.start < world():
             self.order = torch.randperm(len(self.images), generator=self.generator).tolist()
             self.start = 0
         drawn = self.images[self.order[self.start : self.start + self.size]]

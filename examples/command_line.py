@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,17 @@ from typing import Any
 import tyro
 
 from examples.config import Config
+from examples.reporting.results import STUDIED, heeds
+
+# Options about data, and the data sets that read them.
+READ_BY = {
+    "root": ("jsrt", "retouch", "folder"),
+    "group_pattern": ("folder",),
+    "vendor": ("retouch",),
+    "retina": ("retouch",),
+    "skip_unreadable": ("jsrt", "folder"),
+    "fine_labels": ("phantom_fine",),
+}
 
 
 @dataclass(frozen=True)
@@ -27,9 +38,21 @@ class Command(Config):
 
 
 def parse_command(
-    words: Sequence[str] | None = None, *, description: str | None = None, prog: str | None = None
+    words: Sequence[str] | None = None,
+    *,
+    description: str | None = None,
+    prog: str | None = None,
+    datasets: Collection[str] = (),
+    varied: Collection[str] = (),
 ) -> tuple[Config, bool]:
     """Reads a command line, by default that of this process.
+
+    Args:
+        words: Of the command line.
+        description: For --help.
+        prog: ...
+        datasets: All that the same options are for, of which one must read each; empty: only this command's.
+        varied: Options whose values are tried against each other, so that some combinations may mean nothing.
 
     Returns:
         The configuration, and whether it has to be a run that goes on.
@@ -46,7 +69,7 @@ def parse_command(
     if path is not None:
         options["default"] = tyro.cli(Command, args=words_for(read_options(path)), prog=f"--config {path}")
     command = tyro.cli(Command, args=words, description=description, prog=prog, **options)
-    check_contradictions(command, words)
+    check_contradictions(command, given_options(words), datasets or (command.dataset,), varied)
     return Config(**{field.name: getattr(command, field.name) for field in fields(Config)}), command.resume
 
 
@@ -80,12 +103,44 @@ def words_for(options: dict[str, Any]) -> list[str]:
     return words
 
 
-def check_contradictions(command: Command, words: Sequence[str]) -> None:
-    """Refuses options that cannot both be meant; what one method heeds and another does not is no contradiction."""
-    if command.iterations is not None and any(word.partition("=")[0] == "--epochs" for word in words):
+def given_options(words: Sequence[str]) -> set[str]:
+    """The names of the options that were typed."""
+    flags = [word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")]
+    return {flag.removeprefix("no-").replace("-", "_") for flag in flags}
+
+
+def check_contradictions(
+    command: Command, given: Collection[str], datasets: Collection[str], varied: Collection[str]
+) -> None:
+    """Refuses options that cannot be meant: two that exclude each other, or one that nothing reads.
+
+    What one method heeds and another does not is no contradiction: see :func:`not_heeded`.
+    """
+    if command.iterations is not None and "epochs" in given:
         raise ValueError(
             f"epochs: given, but iterations is {command.iterations} and decides alone; leave --epochs out, or pass"
             " --iterations None"
         )
     if command.resume and command.overwrite:
         raise ValueError("resume: --resume goes on with a run and --overwrite replaces it; leave one of them out")
+    for option, readers in READ_BY.items():
+        if option in given and not set(readers) & set(datasets):
+            raise ValueError(
+                f"{option}: given, but {' or '.join(datasets)} does not read it, only {', '.join(readers)}; leave"
+                f" --{option.replace('_', '-')} out"
+            )
+    if "bank_age" in given and not command.bank_mib and "bank_mib" not in varied:
+        raise ValueError("bank_age: given, but there is no bank; pass --bank-mib 1, say, or leave --bank-age out")
+    unweighted = not command.weighted and command.normalize_by == "weights"
+    if unweighted and not {"weighted", "normalize_by"} & set(varied):
+        raise ValueError(
+            "normalize_by: weights, but with --no-weighted all are 1; leave --no-weighted or --normalize-by out"
+        )
+
+
+def not_heeded(config: Config, words: Sequence[str] | None = None) -> list[str]:
+    """The options that were typed although the method does not heed them: a command may be for several methods."""
+    given = given_options(sys.argv[1:] if words is None else words)
+    # The log of every method's pseudo-labels is taken on the map.
+    names = [name for name in STUDIED if name in given and name != "map_size" and not heeds(config.method, name)]
+    return ["--" + name.replace("_", "-") for name in names]

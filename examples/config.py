@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -150,6 +151,9 @@ class Config:
     batch_norm: Literal["separate", "shared"] = "separate"
     """Forward pool, weak and strong views each with its own batch statistics, or all in one batch."""
 
+    sync_batch_norm: bool = True
+    """With several processes (torchrun): batch statistics of all of them, not of each one's few images."""
+
     lambda_u: float = 1.0
     """Weight of the loss on unlabelled images (paper: 1)."""
 
@@ -191,13 +195,13 @@ class Config:
         require(self.side <= self.image_size, "map_size", self.side, f"at most --image-size {self.image_size}")
         require(0 <= self.balanced_crops <= 1, "balanced_crops", self.balanced_crops, "a share in [0, 1]")
         require(self.cache_mib >= 0, "cache_mib", self.cache_mib, "0 or more")
-        require(self.bank_mib >= 0, "bank_mib", self.bank_mib, "0 or more")
+        require(0 <= self.bank_mib < math.inf, "bank_mib", self.bank_mib, "0 or more, and finite")
         require(0.5 <= self.threshold < 1, "threshold", self.threshold, "in [0.5, 1)")
-        require(self.lambda_u >= 0, "lambda_u", self.lambda_u, "0 or more")
+        require(0 <= self.lambda_u < math.inf, "lambda_u", self.lambda_u, "0 or more, and finite")
         require(0 <= self.warm_up < 1, "warm_up", self.warm_up, "a share in [0, 1)")
-        require(self.coordinates >= 0, "coordinates", self.coordinates, "0 or more")
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "more than 0")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(0 <= self.coordinates < math.inf, "coordinates", self.coordinates, "0 or more, and finite")
+        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "more than 0, and finite")
+        require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more, and finite")
         references = self.pool_size * self.side**2
         if isinstance(self.k, int):
             expected = f"1 to pool_size * map_size^2 = {references}, or a share such as 0.57"

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from examples.augment import IGNORE_INDEX, View
+from examples.parallel import summed
 from rpg_loss import PseudoLabels
 
 
@@ -78,7 +79,7 @@ class PseudoLabelMeter:
         self.sums = torch.zeros(6, len(self.names), dtype=torch.float64)  # right, used, weight, given, true, known
 
     def update(self, pseudo_labels: PseudoLabels, view: View) -> None:
-        """Adds the pseudo-labels of a view, whose own labels are the held-back truth."""
+        """Adds the pseudo-labels of a view, whose own labels are the held-back truth; of all processes' shares."""
         classes = len(self.names) - 1
         known = self._on_map((known_pixels(view.labels) & view.valid)[:, None]) > 0.5
         given = known & with_background(self._on_map(class_masks(pseudo_labels.labels, classes)) > 0.5)
@@ -90,7 +91,8 @@ class PseudoLabelMeter:
         used = weights > 0
         sums = [used & true, used, weights, given, true, known.expand_as(true)]
         # Stays on the device: whoever brings it to the CPU waits for it.
-        self.sums = self.sums.to(known.device) + torch.stack([part.sum((0, 2, 3)).double() for part in sums])
+        total = summed(torch.stack([part.sum((0, 2, 3)).double() for part in sums]))
+        self.sums = self.sums.to(known.device) + total
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"sums": self.sums}

@@ -9,6 +9,7 @@ import torch
 
 from examples.config import Config
 from examples.data import Dataset
+from examples.parallel import world
 
 PARTS = ("labeled", "unlabeled", "validation", "test")
 
@@ -41,6 +42,21 @@ def check_same_run(options: Mapping[str, Any], config: Config) -> None:
         raise ValueError(
             f"out: {config.out_dir} holds an unfinished run with other options ({'; '.join(other)}); pass those to go"
             " on with it, --overwrite to start again, or another --out"
+        )
+
+
+def check_same_processes(before: Mapping[str, Any], config: Config) -> None:
+    """Refuses to go on with another number of processes where what is trained would be another.
+
+    Raises:
+        ValueError: it says how many there were.
+    """
+    was = before.get("processes", 1)
+    if was != world() and (config.bank_mib or not config.sync_batch_norm):
+        why = "each has its own bank" if config.bank_mib else "each has its own batch statistics"
+        raise ValueError(
+            f"out: {config.out_dir} holds an unfinished run of {was} processes, of which {why}, and {world()} were"
+            f" started; go on with --nproc-per-node {was}, or pass --overwrite to start again"
         )
 
 

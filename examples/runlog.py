@@ -282,13 +282,14 @@ class RunLog:
         """
         before = max((point["step"] for point in self.history[:-1] if point["miou"] is not None), default=0)
         if LOOKS * step // self.iterations > LOOKS * before // self.iterations:
-            with sparing_the_run("pictures", self.progress.say):
-                labelled = set(self.data.labeled.names)
-                unlabelled = [i for i, name in enumerate(self.data.unlabeled.names) if name not in labelled]
-                for part, images, chosen in (
-                    ("validation", self.data.validation, evenly(len(self.data.validation), LOOKED_AT)),
-                    ("unlabelled", self.data.unlabeled, [unlabelled[i] for i in evenly(len(unlabelled), LOOKED_AT)]),
-                ):
+            labelled = set(self.data.labeled.names)
+            unlabelled = [i for i, name in enumerate(self.data.unlabeled.names) if name not in labelled]
+            for part, images, chosen in (
+                ("validation", self.data.validation, evenly(len(self.data.validation), LOOKED_AT)),
+                ("unlabelled", self.data.unlabeled, [unlabelled[i] for i in evenly(len(unlabelled), LOOKED_AT)]),
+            ):
+                # Each by itself: other processes go on to the next part, which takes all of them.
+                with sparing_the_run("pictures", self.progress.say):
                     for tag, picture in self.draw(part, step, images, chosen, net, method, pool).items():
                         self.board.add_image(tag, picture, step, dataformats="HWC")
         self.report()

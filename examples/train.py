@@ -14,27 +14,34 @@ One GPU, the paper's setting:
 
     python -m examples.train jsrt --root PATH/TO/JSRT --method rpg_plus --labeled 3 --split 0 --device cuda
 
+Two GPUs, or two processes on a CPU; every process takes its share of each batch:
+
+    torchrun --nproc-per-node 2 -m examples.train jsrt --root PATH/TO/JSRT --pool-size 4 --device cuda
+
 The loss itself is used in examples/methods/, one short file a method; start with rpg.py.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from copy import deepcopy
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Generator, nn
 
+from examples import parallel
 from examples.acceleration import compile_networks, network_precision
 from examples.batches import PoolBatches, UnlabeledBatches
 from examples.checkpoints import Checkpoints, save_whole
-from examples.command_line import parse_command
+from examples.command_line import not_heeded, parse_command
 from examples.config import Config
 from examples.data import load
 from examples.evaluation import by_class, evaluate
@@ -43,8 +50,17 @@ from examples.methods import METHODS, Step
 from examples.pictures import save_overlays, save_pictures
 from examples.prefetch import Prefetched, data_thread
 from examples.progress import phase
-from examples.resuming import GlobalRandomness, Stateful, changes, check_same_run, image_names, restore
+from examples.resuming import (
+    GlobalRandomness,
+    Stateful,
+    changes,
+    check_same_processes,
+    check_same_run,
+    image_names,
+    restore,
+)
 from examples.runlog import RunLog, claimed_folder, environment, write_json
+from examples.sharing import OfEveryProcess, check_shares, of_all_images, own_images, share_of
 from examples.trained import Labels
 from examples.unet import UNet, settle_batch_norm
 
@@ -55,6 +71,7 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """Trains, tests the network that was best on the validation images, and returns what result.json holds.
 
     A run that was cut short goes on from its last checkpoint to the end that it would have had (on a CPU, to the bit).
+    On several processes (see examples/parallel.py) all call this, and the first writes.
 
     Args:
         config: Of the run.
@@ -67,66 +84,87 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
         OSError: something cannot be read or written.
         ValueError: options or data cannot be right, or belong to another run than the one in the folder.
     """
-    with Interrupts() as interrupts, claimed_folder(config) as out, data_thread() as worker:
+    with ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        with parallel.all_or_none():
+            check_shares(config)
+            if parallel.is_first():
+                out = stack.enter_context(claimed_folder(config))
+            else:
+                out = Path(stack.enter_context(TemporaryDirectory()))
+        worker = stack.enter_context(data_thread())
         return train_in(out, config, interrupts, worker, resume=resume)
+
+
+def begin(out: Path, config: Config, checkpoints: Checkpoints, *, resume: bool) -> tuple[dict[str, Any] | None, Any]:
+    """The last checkpoint, if there is one, and the environments of the run, of which the last is this one."""
+    saved = checkpoints.load()
+    now = environment(config.device) | {"processes": parallel.world()}
+    if saved is None:
+        if resume:
+            raise FileNotFoundError(f"resume: {out} holds no checkpoint; leave --resume out to begin")
+        write_json(out / "config.json", config.plain() | {"environment": now})
+        return None, [now]
+    check_same_run(saved["config"], config)
+    before = saved["environments"]
+    check_same_processes(before[-1], config)
+    if changed := changes(before[-1], now):
+        print(f"note: the end may not be that of an uninterrupted run: {'; '.join(changed)}")
+    return saved, before + [now] * bool(changed)
 
 
 def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor, *, resume: bool) -> dict[str, Any]:
     started = time.perf_counter()
     checkpoints = Checkpoints(out / "checkpoints")
-    saved = checkpoints.load()
-    environments = [environment(config.device)]
-    if saved is None:
-        if resume:
-            raise FileNotFoundError(f"resume: {out} holds no checkpoint; leave --resume out to begin")
-        write_json(out / "config.json", config.plain() | {"environment": environments[0]})
-    else:
-        check_same_run(saved["config"], config)
+    saved, environments = parallel.from_first(lambda: begin(out, config, checkpoints, resume=resume))
+    if saved:
         started -= saved["seconds"]
-        if changed := changes(saved["environments"][-1], environments[0]):
-            print(f"note: the end may not be that of an uninterrupted run: {'; '.join(changed)}")
-        environments = saved["environments"] + environments * bool(changed)
     torch.manual_seed(config.seed)
 
-    with phase("preparing: reading the images"):
-        data = load(config)
-    precision = network_precision(config.precision, config.device)
-    net = UNet(1, data.num_outputs, config.base_channels, precision).to(config.device)
     assert config.epochs is not None  # the data set's were filled in
     assert config.unlabeled_batch is not None
-    epoch = math.ceil(len(data.unlabeled) / config.unlabeled_batch)
+    with phase("preparing: reading the images"), parallel.all_or_none():
+        data = load(config)
+        pool_batches = PoolBatches(data, config.pool_size, Generator().manual_seed(config.seed), config.balanced_crops)
+        unlabeled_batches = UnlabeledBatches(data, config.unlabeled_batch, Generator().manual_seed(config.seed))
+        precision = network_precision(config.precision, config.device)
+    net = UNet(1, data.num_outputs, config.base_channels, precision).to(config.device)
+    epoch = unlabeled_batches.steps_per_pass
     iterations = (config.iterations or config.epochs * epoch) * (2 if config.double_length else 1)
     method = METHODS[config.method](config, data, net, iterations).to(config.device)
+    if config.sync_batch_norm:
+        parallel.with_synced_batch_norm(net)
+        parallel.with_synced_batch_norm(method)
     if config.compile:
         compile_networks(net, method)
+    step_of_all = parallel.data_parallel(net, method)
     trained = [weights for weights in (*net.parameters(), *method.parameters()) if weights.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    pools = Prefetched(
-        PoolBatches(data, config.pool_size, Generator().manual_seed(config.seed), config.balanced_crops), worker
-    )
-    unlabeled_views = Prefetched(
-        UnlabeledBatches(data, config.unlabeled_batch, Generator().manual_seed(config.seed)), worker
-    )
+    pools, unlabeled_views = Prefetched(pool_batches, worker), Prefetched(unlabeled_batches, worker)
 
-    calibration = [view.images for view in islice(pools, SETTLING_POOLS)]
+    calibrating = islice(pools, SETTLING_POOLS)
+    # Whole pools on every process where the statistics are not those of all anyway.
+    calibration = [(share_of(view) if config.sync_batch_norm else view).images for view in calibrating]
     best: dict[str, Any] = {"validation": -1.0}
     start = saved["step"] if saved else 0
     with RunLog(out, config, iterations, data, environments, start) as log, interrupts.deferred():
         parts: dict[str, Stateful] = {
             "net": net, "method": method, "optimizer": optimizer, "pools": pools, "unlabeled": unlabeled_views,
             "log": log, "random": GlobalRandomness(),
+            "banks": OfEveryProcess(getattr(method, "bank", None)),
         }  # fmt: skip
         if saved:
             restore(saved, parts, data)
             best = saved["best"]
-            if "model" in best:
+            if "model" in best and parallel.is_first():
                 save_whole(out / "best.pt", best)  # the file may be from after the checkpoint
             print(f"going on after step {start} of {iterations}")
         for step in range(start + 1, iterations + 1):
             net.train()
             method.train()  # a teacher was in evaluation mode after a validation
-            pool, unlabeled = next(pools), next(unlabeled_views)
-            result = method(net, pool, unlabeled, step)
+            pool, unlabeled = share_of(next(pools)), share_of(next(unlabeled_views))
+            result = step_of_all(pool, unlabeled, step)
+            result = result._replace(terms={name: parallel.averaged(term) for name, term in result.terms.items()})
             optimizer.zero_grad()
             result.loss.backward()
             stop_if_not_finite(step, result)  # waits for a GPU, which by now has all of the backward pass to do
@@ -140,7 +178,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
                 stop_if_weights_are_not_finite(step, net, method)
                 evaluated = method.evaluated(net)
                 settle_batch_norm(evaluated, calibration)
-                iou = evaluate(evaluated, data.validation, data)
+                iou = of_all_images(evaluate(evaluated, own_images(data.validation), data))
                 per_class = iou.per_class() if data.score == "miou" else iou.pooled()
                 # 0 where no class is there to be found or missed: then the last checkpoint is as good as any.
                 score = float(per_class.nanmean().nan_to_num())
@@ -153,14 +191,16 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
                     "step": step,
                     "validation": score,
                 }
-                save_whole(out / "last.pt", checkpoint)
                 if is_best:
                     best = deepcopy(checkpoint)
-                    save_whole(out / "best.pt", best)
+                with parallel.all_or_none():
+                    for name in ("last.pt", "best.pt") if is_best else ("last.pt",):
+                        if parallel.is_first():
+                            save_whole(out / name, checkpoint)
                 log.look(step, evaluated, method, pool)
                 log.progress.phase("training")
 
-            stopped_by = interrupts.received
+            stopped_by = parallel.agreed(interrupts.received)
             if validates or step % config.checkpoint_every == 0 or stopped_by:
                 stop_if_weights_are_not_finite(step, net, method)
                 log.flush()  # nothing that was logged before may be missing when a run goes on from here
@@ -173,15 +213,17 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
                     "best": best,
                     "parts": {name: part.state_dict() for name, part in parts.items()},
                 }
-                checkpoints.save(step, state)
+                with parallel.all_or_none():
+                    if parallel.is_first():
+                        checkpoints.save(step, state)
             if stopped_by:
                 raise Interrupted(stopped_by, f"after step {step} of {iterations}, which is saved")
 
     net.load_state_dict(best["model"])
     with phase(f"testing on {len(data.test)} images"):
-        iou = evaluate(net, data.test, data)
+        iou = of_all_images(evaluate(net, own_images(data.test), data))
         # On the images learned from, their labels held back: what options are to be chosen by, for the test set is not.
-        held_back = evaluate(net, data.unlabeled, data)
+        held_back = of_all_images(evaluate(net, own_images(data.unlabeled), data))
     measures = log.last_tenth.measures()
     summary = {
         "dataset": config.dataset,
@@ -212,7 +254,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
         "pictures": save_pictures(out, net, data),
     }
     with phase("writing results and pictures"):
-        save_overlays(out / "overlays.png", net, method, pool := next(pools), data)
+        save_overlays(out / "overlays.png", net, method, pool := share_of(next(pools)), data)
         write_json(out / "result.json", summary)
         checkpoints.remove()
         log.finish(net, method, pool)
@@ -220,7 +262,8 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
 
 
 def stop_if_not_finite(step: int, result: Step) -> None:
-    if not result.loss.isfinite():
+    # With several processes the loss is this one's and the terms are those of all, which so stop together.
+    if not all(value.isfinite() for value in (result.loss, *result.terms.values())):
         bad = ", ".join(f"{name} = {value.item()}" for name, value in result.terms.items() if not value.isfinite())
         raise FloatingPointError(f"step {step}: loss term {bad}; try a smaller --learning-rate")
 
@@ -235,14 +278,32 @@ def stop_if_weights_are_not_finite(step: int, *modules: nn.Module) -> None:
 
 def main() -> None:
     torch.set_flush_denormal(True)  # tiny activations of a trained net would slow a CPU down
+    with parallel.started_by_torchrun():
+        run_command()
+
+
+def run_command() -> None:
     try:
-        config, resume = parse_command(description=__doc__, prog="python -m examples.train")
+        with parallel.all_or_none():
+            config, resume = parse_command(description=__doc__, prog="python -m examples.train")
+            config = replace(config, device=parallel.own_device(config.device))
+        if unread := not_heeded(config):
+            print(f"note: {config.method} does not heed {', '.join(unread)}")
         summary = train(config, resume=resume)
     except (ValueError, OSError, FloatingPointError) as error:  # the message says what to do; a traceback would bury it
-        sys.exit(f"error: {error}")
+        # What is not finite is so on all processes.
+        sys.exit(f"error: {error}" if parallel.is_first() or not isinstance(error, FloatingPointError) else 1)
+    except RuntimeError as error:
+        if not parallel.is_loss_of_another(error):
+            raise
+        sys.exit(
+            f"error: process {parallel.rank()} ends because another one did; the last message of that one says why, and"
+            " the same command goes on from the last checkpoint"
+        )
     except Interrupted as interrupted:
         again = "the same command" + " without --overwrite" * config.overwrite
-        print(f"{interrupted}; {again} goes on from the last checkpoint", file=sys.stderr)
+        if parallel.is_first():
+            print(f"{interrupted}; {again} goes on from the last checkpoint", file=sys.stderr)
         sys.exit(128 + interrupted.number)
     print(f"test mIoU {summary['miou']:.3f} on {summary['data']}; see {config.out_dir / 'report.html'}")
 

@@ -108,7 +108,7 @@ def settle_batch_norm(net: nn.Module, batches: Iterable[Tensor]) -> None:
     The usual running average remembers about ten forwards: here that is thirty images, seen by weights that have
     moved since and, in some methods, strongly augmented. Scores would jump from one validation to the next.
     """
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in net.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from .checks import check_choice, check_floating, check_mask, check_same_device
 from .loss import segmentation_cross_entropy
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class FixMatchTargets(NamedTuple):
@@ -75,6 +78,7 @@ class FixMatchSegLoss(nn.Module):
         cutout: what pixels inside CutOut squares are to be: ``"background"`` (the paper: class 0, or no label
             at all) or ``"ignore"``.
         ignore_index: value at pixels that are not kept, in the class map of targets that the call returns.
+        group: processes whose pixels together the mean is taken over, see :func:`segmentation_cross_entropy`.
 
     Raises:
         ValueError: an argument out of range.
@@ -92,6 +96,7 @@ class FixMatchSegLoss(nn.Module):
         multilabel: bool = False,
         cutout: Literal["background", "ignore"] = "background",
         ignore_index: int = -100,
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         _check_threshold(threshold)
@@ -100,6 +105,7 @@ class FixMatchSegLoss(nn.Module):
         self.multilabel = multilabel
         self.cutout = cutout
         self.ignore_index = ignore_index
+        self.group = group
 
     def extra_repr(self) -> str:
         return (
@@ -174,7 +180,7 @@ class FixMatchSegLoss(nn.Module):
         check_same_device(logits_weak=logits_weak, logits_strong=logits_strong, cutout=cutout, valid_weak=valid_weak)
 
         target, mask, valid = self._targets(logits_weak, warp, cutout, valid_weak)
-        loss = segmentation_cross_entropy(logits_strong, target, mask, valid=valid)
+        loss = segmentation_cross_entropy(logits_strong, target, mask, valid=valid, group=self.group)
         if not return_pseudo_labels:
             return loss
         return loss, FixMatchTargets(target if self.multilabel else target.masked_fill(~mask, self.ignore_index), mask)

@@ -24,7 +24,7 @@ from .checks import (
 from .maps import flatten, subsample
 from .matching import IMPLEMENTATIONS, Impl
 from .pseudo_labels import ENTROPY_OVER, EntropyOver, PseudoLabels, rpg_pseudo_labels
-from .union import refusals_told
+from .union import mean_over, refusals_told
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -42,6 +42,7 @@ def segmentation_cross_entropy(
     valid: Tensor | None = None,
     ignore_index: int = -100,
     normalize_by: NormalizeBy = "entries",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Mean of W * CE over all entries that are not ignored; multi-class or binary per label, as ``target`` is.
 
@@ -57,6 +58,9 @@ def segmentation_cross_entropy(
         normalize_by: ``"entries"`` divides the sum of W * CE by the number of entries, ``"weights"`` by the sum of
             their weights: a weighted mean, which keeps its scale where most weights are small.  Where all weights are
             0 it is 0, with a live graph.
+        group: processes whose entries together the mean is taken over, however many each has: the mean of what they
+            return is the loss of one process with all entries, and so are the gradients that DistributedDataParallel
+            averages.  Every process of it must call this.
 
     Returns:
         A scalar, float32 (float64 for float64 logits).
@@ -97,10 +101,10 @@ def segmentation_cross_entropy(
     factor = used.to(entries.dtype)
     if weights is not None:
         factor = factor * _per_entry("weights", weights, entries, multilabel=multilabel).to(entries.dtype)
-    if normalize_by == "weights":
-        total = factor.sum()
-        return (entries * factor).sum() / total.masked_fill(total == 0, 1)
-    return (entries * factor).sum() / used.sum().clamp(min=1)
+    total = factor.sum() if normalize_by == "weights" else used.sum()
+    if group is not None:
+        total = mean_over(group, total)
+    return (entries * factor).sum() / total.masked_fill(total == 0, 1)
 
 
 class RPGLoss(nn.Module):
@@ -128,10 +132,12 @@ class RPGLoss(nn.Module):
             the logits' size.
         normalize_by: ``"entries"`` takes the mean of W * CE over all pixels (Eq. 8), ``"weights"`` divides by the sum
             of W instead (see :func:`segmentation_cross_entropy`): not in the paper, for data where W is small almost
-            everywhere.  Every call divides by its own sum, with ``group`` every process.
+            everywhere.  Every call divides by its own sum, with ``group`` by that of all processes.
         ignore_index: value of ``y_ref`` at pixels that are neither references nor supervised.
         impl: see :func:`rpg_pseudo_labels`.
-        group: processes whose pools together are the reference set, see :func:`rpg_pseudo_labels`.
+        group: processes whose pools together are the reference set, see :func:`rpg_pseudo_labels`, and whose pixels
+            together the means are taken over, see :func:`segmentation_cross_entropy`: with a share of the images on
+            each process, the mean over processes is the loss of one process with all.
         check_values: look for NaN, infinities and labels out of range; on a GPU each look waits for the device.
 
     Raises:
@@ -365,9 +371,12 @@ class RPGLoss(nn.Module):
             valid=None if valid_u is None else subsample(valid_u, grid_u),
             ignore_index=self.ignore_index,
             normalize_by=self.normalize_by,
+            group=self.group,
         )
         if logits_ref is not None:
-            loss = loss + segmentation_cross_entropy(logits_ref, y_ref, ignore_index=self.ignore_index)
+            loss = loss + segmentation_cross_entropy(
+                logits_ref, y_ref, ignore_index=self.ignore_index, group=self.group
+            )
         return (loss, pseudo) if return_pseudo_labels else loss
 
     def _grid(self, *sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -108,6 +108,13 @@ def exchange(group: ProcessGroup, facts: Any) -> list[Any]:
     return everyone
 
 
+def mean_over(group: ProcessGroup, value: Tensor) -> Tensor:
+    """The mean over the processes of a scalar that needs no gradient, in floating point."""
+    total = value.clone()
+    dist.all_reduce(total, group=group)
+    return total / dist.get_world_size(group)
+
+
 def refusals_told(group: ProcessGroup | None) -> AbstractContextManager[None]:
     """Let the other processes raise too where this one refuses an argument: they would wait for it for ever."""
     return nullcontext() if group is None else _refusals_told(group)

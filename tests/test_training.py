@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rpg_loss import FixMatchSegLoss, ReferenceBank, RPGLoss
+from rpg_loss import FixMatchSegLoss, ReferenceBank, RPGLoss, segmentation_cross_entropy
 
 from .processes import needs_gloo, run
 
@@ -216,9 +216,56 @@ def check_data_parallel(rank, world):
 
 @needs_gloo
 def test_data_parallel_steps_equal_those_of_one_process(tmp_path):
-    """With ``group`` and equal shares of pool and unlabelled images: the mean loss, and the network after each step.
+    """With ``group`` and shares of pool and unlabelled images: the mean loss, and the network after each step.
 
     That holds with banks too, each of its process's own pools, as long as all fit.  It does not without ``group``,
-    where every process matches its own pool, nor where pixels are ignored, unequally many in each share.
+    where every process matches its own pool and takes the mean over its own pixels.
     """
     run(check_data_parallel, 2, tmp_path)
+
+
+def check_unlike_shares(rank, world):
+    """The first process has three of the four images, and nearly all pixels that are not ignored."""
+    mine = slice(0, 3) if rank == 0 else slice(3, 4)
+    for multilabel in (False, True):
+        images, y, images_u = data(multilabel)
+        valid = torch.ones(4, 8, 8, dtype=torch.bool)
+        valid[3, 1:], y[3, ..., 2:] = False, -100
+        alone = Net()
+        shared = DistributedDataParallel(copy.deepcopy(alone))
+        for normalize_by in ("entries", "weights"):
+            losses = []
+            for net, part, group in ((alone, slice(None), None), (shared, mine, dist.group.WORLD)):
+                rpg = RPGLoss(0.3, map_size=6, normalize_by=normalize_by, group=group)
+                fixmatch = FixMatchSegLoss(0.4, multilabel=multilabel, group=group)
+                logits, features = net(images[part])
+                logits_u, features_u = net(images_u[part])
+                loss = rpg(logits_u, features_u, features, y[part], logits, valid_u=valid[part])
+                loss = loss + fixmatch(logits_u, net(images_u[part].sin())[0], valid_weak=valid[part])
+                loss.backward()
+                losses.append(loss.detach())
+            dist.all_reduce(losses[1])
+            torch.testing.assert_close(losses[1] / world, losses[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(gradient(shared), gradient(alone), atol=1e-6, rtol=1e-4)
+
+
+@needs_gloo
+def test_shares_may_differ_in_images_and_in_ignored_pixels(tmp_path):
+    run(check_unlike_shares, 2, tmp_path)
+
+
+def check_nothing_to_learn(rank, world):
+    """Where all processes ignore everything, and where one does."""
+    for ignored in ((0, 1), (1,)):
+        logits = torch.zeros(1, 2, 3, requires_grad=True)
+        target = torch.full((1, 3), -100 if rank in ignored else 0)
+        loss = segmentation_cross_entropy(logits, target, group=dist.group.WORLD)
+        loss.backward()
+        expected = 0.0 if rank in ignored else world * torch.tensor(2.0).log().item()
+        assert loss.item() == pytest.approx(expected)
+        assert bool((logits.grad == 0).all()) == (rank in ignored)
+
+
+@needs_gloo
+def test_a_process_that_ignores_everything_takes_part(tmp_path):
+    run(check_nothing_to_learn, 2, tmp_path)

@@ -12,6 +12,7 @@ from examples.augment import View
 from examples.config import Config
 from examples.data import Dataset
 from examples.methods.teacher import Teacher
+from examples.parallel import group
 from examples.unet import UNet
 from rpg_loss import PseudoLabels
 
@@ -36,7 +37,9 @@ class Method(nn.Module, ABC):
 
     To add one, write a file like its neighbours and enter it in ``METHODS``.  Whatever a method assigns to itself as a
     module (further heads, a teacher) is trained with the network if it needs gradients.  Randomness comes from
-    ``self.generator``: it and all modules and buffers are in the checkpoints that a run goes on from.
+    ``self.generator``: it and all modules and buffers are in the checkpoints that a run goes on from.  Views are this
+    process's shares of the batches: losses take their means with ``group=self.group``, and what is drawn for a batch is
+    drawn for all of it (``on_whole_batch``).
 
     Args:
         config: Of the run.
@@ -52,6 +55,7 @@ class Method(nn.Module, ABC):
         self.iterations = iterations
         self.generator = Generator().manual_seed(config.seed)
         self.teacher = Teacher(net, iterations) if config.average else None
+        self.group = group()
 
     def get_extra_state(self) -> Tensor:
         """Where the random stream stands: with it, ``state_dict`` holds all that a method needs to go on."""

@@ -6,6 +6,7 @@ from examples.augment import StrongAugmentation, View
 from examples.config import Config
 from examples.data import Dataset
 from examples.methods.base import Method, Step
+from examples.sharing import on_whole_batch
 from examples.unet import UNet
 from rpg_loss import FixMatchSegLoss, PseudoLabels, fixmatch_targets, segmentation_cross_entropy
 
@@ -14,14 +15,16 @@ class FixMatch(Method):
     def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
         super().__init__(config, data, net, iterations)
         self.strong = StrongAugmentation(self.generator)
-        self.criterion = FixMatchSegLoss(config.threshold, multilabel=data.multilabel, cutout=config.cutout)
+        self.criterion = FixMatchSegLoss(
+            config.threshold, multilabel=data.multilabel, cutout=config.cutout, group=self.group
+        )
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
-        strong = self.strong(unlabeled.images)
+        strong = on_whole_batch(self.strong, unlabeled.images)
         (logits_ref, _), (logits_u, _), (logits_strong, _) = self.forward_views(
             net, pool.images, unlabeled.images, strong.images, target=1
         )
-        supervised = segmentation_cross_entropy(logits_ref, pool.labels)
+        supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
         fixmatch = self.criterion(
             logits_u, logits_strong, warp=strong.warp, cutout=strong.cutout, valid_weak=unlabeled.valid
         )

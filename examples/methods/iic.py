@@ -12,6 +12,8 @@ from examples.augment import View, WeakAugmentation
 from examples.config import Config
 from examples.data import Dataset
 from examples.methods.base import Method, Step
+from examples.parallel import summed
+from examples.sharing import on_whole_batch
 from examples.unet import UNet
 from rpg_loss import segmentation_cross_entropy
 
@@ -28,17 +30,21 @@ class IIC(Method):
         self.weak = WeakAugmentation(data.flip_pairs, self.generator)
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
-        flip = (torch.rand(len(unlabeled.images), 1, 1, 1, generator=self.generator) < 0.5).to(unlabeled.images.device)
-        other = mirror(self.weak.jitter(unlabeled.images), flip)
+        other, flip = on_whole_batch(self.other_view, unlabeled.images)
         (logits_ref, _), (_, features), (_, features_other) = self.forward_views(
             net, pool.images, unlabeled.images, other
         )
-        supervised = segmentation_cross_entropy(logits_ref, pool.labels)
+        supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
         p = self.clusters(features).softmax(1)
         q = mirror(self.clusters(features_other).softmax(1), flip)
         information = dense_mutual_information(p, q, unlabeled.valid, self.reach)
         loss = supervised - self.lambda_u(step) * WEIGHT * information
         return Step(loss, {"supervised": supervised, "mutual_information": information})
+
+    def other_view(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images with other colours, about half of them mirrored, and which are."""
+        flip = (torch.rand(len(images), 1, 1, 1, generator=self.generator) < 0.5).to(images.device)
+        return mirror(self.weak.jitter(images), flip), flip
 
 
 def mirror(maps: Tensor, flip: Tensor) -> Tensor:
@@ -50,7 +56,7 @@ def dense_mutual_information(p: Tensor, q: Tensor, valid: Tensor, reach: int) ->
 
     Args:
         p: Cluster probabilities (B, K, H, W) of one view.
-        q: Those of the other view, in the same frame.
+        q: Those of the other view, in the same frame. With several processes, of this one's share.
         valid: (B, H, W) bool, False at pixels to leave out.
         reach: Largest displacement T; the mean is over all displacements in [-T, T]^2.
 
@@ -59,7 +65,7 @@ def dense_mutual_information(p: Tensor, q: Tensor, valid: Tensor, reach: int) ->
     """
     p, q = (maps.float() * valid[:, None] for maps in (p, q))
     # For every displacement, the sum over pixels of p_k(u) q_l(u + displacement): a correlation.
-    joint = F.conv2d(q.transpose(0, 1), p.transpose(0, 1), padding=reach)
+    joint = summed(F.conv2d(q.transpose(0, 1), p.transpose(0, 1), padding=reach))
     return mutual_information(joint.flatten(2).permute(2, 0, 1)).mean()
 
 

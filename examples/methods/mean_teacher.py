@@ -9,6 +9,7 @@ from examples.config import Config
 from examples.data import Dataset
 from examples.methods.base import Method, Step
 from examples.methods.teacher import Teacher, ramp_up
+from examples.parallel import averaged
 from examples.unet import UNet
 from rpg_loss import PseudoLabels, segmentation_cross_entropy
 
@@ -23,11 +24,11 @@ class MeanTeacher(Method):
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         (logits_ref, _), (logits_u, _) = self.forward_views(net, pool.images, unlabeled.images)
-        supervised = segmentation_cross_entropy(logits_ref, pool.labels)
+        supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
         target = unlabeled.carry(self.probabilities(self.teacher(unlabeled.clean)))
         valid = unlabeled.valid[:, None]
         error = (self.probabilities(logits_u) - target).square() * valid
-        consistency = error.sum() / (valid.sum() * error.shape[1]).clamp(min=1)
+        consistency = error.sum() / averaged(valid.sum() * error.shape[1]).clamp(min=1)
         weight = self.lambda_u(step) * WEIGHT * ramp_up(step, self.iterations)
         loss = supervised + weight * consistency
         return Step(loss, {"supervised": supervised, "consistency": consistency}, self.rounded(target))

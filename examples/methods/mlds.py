@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,12 @@ from examples.data import Dataset
 from examples.methods.base import Method, Step
 from examples.methods.teacher import Teacher, ramp_up
 from examples.metrics import class_masks, with_background
+from examples.sharing import on_whole_batch
 from examples.unet import UNet
 from rpg_loss import PseudoLabels, segmentation_cross_entropy
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class MLDS(Method):
@@ -39,7 +44,7 @@ class MLDS(Method):
         supervised, scales = self.losses(net, pool)
         target = self.predicted(self.teacher(unlabeled.images))
         known = unlabeled.valid[:, None] if self.multilabel else unlabeled.valid
-        view = self.augment(unlabeled.images, target.masked_fill(~known, IGNORE_INDEX))
+        view = on_whole_batch(self.augment, unlabeled.images, target.masked_fill(~known, IGNORE_INDEX))
         taught, scales_taught = self.losses(net, view)
         weight = self.lambda_u(step) * ramp_up(step, self.iterations)
         loss = supervised + scales + weight * (taught + scales_taught)
@@ -50,8 +55,11 @@ class MLDS(Method):
         """Cross-entropy of the network's own logits, and the sum over scales of that of the further heads."""
         levels = net.levels(view.images)
         masks, known = one_hot(view.labels, self.num_classes)
-        scales = [scale_loss(head(level), masks, known) for head, level in zip(self.heads, levels, strict=True)]
-        return segmentation_cross_entropy(net.head(levels[-1]), view.labels), torch.stack(scales).sum()
+        scales = [
+            scale_loss(head(level), masks, known, self.group) for head, level in zip(self.heads, levels, strict=True)
+        ]
+        own = segmentation_cross_entropy(net.head(levels[-1]), view.labels, group=self.group)
+        return own, torch.stack(scales).sum()
 
     def predicted(self, logits: Tensor) -> Tensor:
         return (logits > 0).to(torch.int8) if self.multilabel else logits.argmax(1)
@@ -70,16 +78,17 @@ def one_hot(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     return with_background(class_masks(labels, num_classes)) & known, known
 
 
-def scale_loss(logits: Tensor, masks: Tensor, known: Tensor) -> Tensor:
+def scale_loss(logits: Tensor, masks: Tensor, known: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """Mean cross-entropy of a head's cells, each to name every class inside it.
 
     Args:
         logits: (B, C, h, w).
         masks: (B, C, H, W) bool.
         known: (B, 1, H, W) bool; cells with a pixel that is not are left out.
+        group: Processes whose cells together the mean is taken over.
     """
     target, valid = coarse_targets(masks, known, logits.shape[-2:])
-    return segmentation_cross_entropy(logits, target, valid=valid)
+    return segmentation_cross_entropy(logits, target, valid=valid, group=group)
 
 
 def coarse_targets(masks: Tensor, known: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,11 @@ from rpg_loss import PseudoLabels, fixmatch_targets, segmentation_cross_entropy
 class PseudoLabel(Method):
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         (logits_ref, _), (logits_u, _) = self.forward_views(net, pool.images, unlabeled.images)
-        supervised = segmentation_cross_entropy(logits_ref, pool.labels)
+        supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
         target, sure = self.targets(logits_u)
         # The mean over what is kept: entries that are not sure have no part in it.
         kept = sure & (unlabeled.valid[:, None] if self.multilabel else unlabeled.valid)
-        pseudolabel = segmentation_cross_entropy(logits_u, target, valid=kept)
+        pseudolabel = segmentation_cross_entropy(logits_u, target, valid=kept, group=self.group)
         loss = supervised + self.lambda_u(step) * pseudolabel
         return Step(
             loss, {"supervised": supervised, "pseudolabel": pseudolabel}, PseudoLabels(target, sure.float())

@@ -10,6 +10,7 @@ from examples.augment import View
 from examples.config import Config
 from examples.data import Dataset
 from examples.methods.base import Method, Step
+from examples.parallel import world
 from examples.unet import UNet
 from rpg_loss import PseudoLabels, ReferenceBank, RPGLoss, segmentation_cross_entropy
 from rpg_loss.maps import subsample
@@ -26,13 +27,16 @@ class RPG(Method):
             weighted=config.weighted,
             resolution=config.resolution,
             normalize_by=config.normalize_by,
+            group=self.group,
             check_values=False,
         )
-        self.bank = ReferenceBank(int(config.bank_mib * 2**20), max_age=config.bank_age) if config.bank_mib else None
+        # Of several processes each has a bank of its own pools, and all together have --bank-mib.
+        max_bytes = int(config.bank_mib * 2**20 / world())
+        self.bank = ReferenceBank(max_bytes, max_age=config.bank_age) if config.bank_mib else None
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         (logits_ref, feat_ref), (logits_u, feat_u) = self.forward_views(net, pool.images, unlabeled.images)
-        supervised = segmentation_cross_entropy(logits_ref, pool.labels)
+        supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
         rpg, pseudo_labels = self.rpg(logits_u, feat_u, feat_ref, pool, unlabeled)
         loss = supervised + self.lambda_u(step) * rpg
         return Step(loss, {"supervised": supervised, "rpg": rpg}, pseudo_labels)
@@ -68,9 +72,13 @@ class RPG(Method):
         logits_u = subsample(logits_u, grid)
         agreed = ((logits_u > 0) == (labels > 0)).all(1) if self.multilabel else logits_u.argmax(1) == labels
         pseudo_labels = PseudoLabels(labels, weights * agreed)
-        normalize_by = self.config.normalize_by
-        valid = subsample(valid, grid)
-        loss = segmentation_cross_entropy(logits_u, *pseudo_labels, valid=valid, normalize_by=normalize_by)
+        loss = segmentation_cross_entropy(
+            logits_u,
+            *pseudo_labels,
+            valid=subsample(valid, grid),
+            normalize_by=self.config.normalize_by,
+            group=self.group,
+        )
         return loss, pseudo_labels
 
     def past_references(self) -> tuple[Tensor, Tensor] | None:

@@ -5,6 +5,7 @@ from examples.config import Config
 from examples.data import Dataset
 from examples.methods.base import Step
 from examples.methods.rpg import RPG
+from examples.sharing import on_whole_batch
 from examples.unet import UNet
 from rpg_loss import FixMatchSegLoss, segmentation_cross_entropy
 
@@ -13,14 +14,16 @@ class RPGPlus(RPG):
     def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
         super().__init__(config, data, net, iterations)
         self.strong = StrongAugmentation(self.generator)
-        self.fixmatch = FixMatchSegLoss(config.threshold, multilabel=data.multilabel, cutout=config.cutout)
+        self.fixmatch = FixMatchSegLoss(
+            config.threshold, multilabel=data.multilabel, cutout=config.cutout, group=self.group
+        )
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
-        strong = self.strong(unlabeled.images)
+        strong = on_whole_batch(self.strong, unlabeled.images)
         (logits_ref, feat_ref), (logits_u, feat_u), (logits_strong, _) = self.forward_views(
             net, pool.images, unlabeled.images, strong.images
         )
-        supervised = segmentation_cross_entropy(logits_ref, pool.labels)
+        supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
         rpg, pseudo_labels = self.rpg(logits_u, feat_u, feat_ref, pool, unlabeled)
         fixmatch = self.fixmatch(
             logits_u, logits_strong, warp=strong.warp, cutout=strong.cutout, valid_weak=unlabeled.valid

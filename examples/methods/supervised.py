@@ -9,5 +9,5 @@ from rpg_loss import segmentation_cross_entropy
 class Supervised(Method):
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         logits, _ = net(pool.images)
-        loss = segmentation_cross_entropy(logits, pool.labels)
+        loss = segmentation_cross_entropy(logits, pool.labels, group=self.group)
         return Step(loss, {"supervised": loss})

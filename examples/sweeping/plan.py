@@ -81,7 +81,7 @@ def plan(
                 "--out", str(folder), *itertools.chain.from_iterable(arguments_for(*option) for option in varied),
                 *options,
             ]  # fmt: skip
-            config, error = parse(arguments)
+            config, error = parse(arguments, datasets, names)
             if config is None:
                 errors.append(f"  {dataset}/{folder.name}: {error}")
                 continue
@@ -132,12 +132,14 @@ def arguments_for(name: str, value: str) -> list[str]:
     return [f"--{flag}", value]
 
 
-def parse(arguments: Sequence[str]) -> tuple[Config | None, str]:
+def parse(
+    arguments: Sequence[str], datasets: Sequence[str] = (), varied: Sequence[str] = ()
+) -> tuple[Config | None, str]:
     """The configuration, or what the command line of examples.train says is wrong."""
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return parse_command(arguments, prog="examples.train")[0], ""
+            return parse_command(arguments, prog="examples.train", datasets=datasets, varied=varied)[0], ""
     except ValueError as error:
         return None, str(error)
     except SystemExit:

@@ -11,10 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
-from examples.command_line import Command, parse_command
+from examples.command_line import Command, not_heeded, parse_command
 from examples.config import Config
 from examples.data import DATASETS
+from examples.parallel import own_device
 from examples.train import main, train
 from tests.examples.tiny import shrink, tiny
 
@@ -100,6 +102,55 @@ def test_contradictions_are_refused(tmp_path):
     assert parse_command(["--config", path, "--epochs", "3", "--iterations", "None"])[0].epochs == 3
     with pytest.raises(ValueError, match="leave one of them out"):
         parse_command(["phantom", "--resume", "--overwrite"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("phantom --root data", "root: given, but phantom does not read it, only jsrt, retouch, folder; leave --root"),
+        ("jsrt --vendor cirrus", "vendor: .* only retouch"),
+        ("jsrt --retina=crop", "retina: .* only retouch"),
+        ("jsrt --group-pattern a", "group_pattern: .* only folder"),
+        ("retouch --skip-unreadable", "skip_unreadable: .* only jsrt, folder"),
+        ("phantom --fine-labels 9", "fine_labels: .* only phantom_fine"),
+        ("phantom --bank-age 3", "bank_age: .* pass --bank-mib"),
+        ("phantom --no-weighted --normalize-by weights", "normalize_by: .* leave"),
+    ],
+)
+def test_options_that_nothing_reads_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse_command(words.split())
+
+
+def test_options_that_something_reads_are_not_refused(tmp_path):
+    """Neither those of a run's own file, which holds all options."""
+    for words in (
+        "retouch --root data --vendor cirrus --retina crop",
+        "folder --root data --group-pattern a --skip-unreadable",
+        "phantom_fine --fine-labels 9",
+        "phantom --bank-mib 1 --bank-age 3",
+        "phantom --no-weighted",
+    ):
+        parse_command(words.split())
+    parse_command(["--config", written(tmp_path, tiny(tmp_path))])
+
+
+def test_options_that_the_method_does_not_heed_are_told():
+    """A command for several methods passes them to all."""
+    options = "--threshold 0.8 --k 0.5 --map-size 16 --no-balanced-k --cutout=ignore"
+    words = f"phantom --method rpg {options}".split()
+    assert not_heeded(parse_command(words)[0], words) == ["--threshold", "--cutout"]
+    words = f"phantom --method supervised {options}".split()
+    assert set(not_heeded(parse_command(words)[0], words)) == {"--threshold", "--k", "--balanced-k", "--cutout"}
+
+
+def test_devices_that_are_not_there_are_refused():
+    assert own_device("cpu") == "cpu"
+    with pytest.raises(ValueError, match="device: got gpu, expected cpu, cuda"):
+        own_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device: got cuda:1, but this PyTorch sees no GPU; pass --device cpu"):
+            own_device("cuda:1")
 
 
 def test_bad_options_are_one_line(monkeypatch):

@@ -239,7 +239,7 @@ def test_code_that_does_not_fit_the_checkpoint_says_so(tmp_path, monkeypatch):
 def test_another_environment_is_noted(tmp_path, monkeypatch, capsys):
     config = tiny(tmp_path / "run", method="supervised")
     interrupt(config, 5, monkeypatch)
-    before = examples.train.environment("cpu")
+    before = examples.train.environment("cpu") | {"processes": 1}
     monkeypatch.setattr(examples.train, "environment", lambda device: before | {"threads": 7})
     train(config)
     assert f"threads {before['threads']} then, 7 now" in capsys.readouterr().out

@@ -55,6 +55,16 @@ def test_varied_options_are_in_names_and_only_where_heeded(tmp_path):
     assert (planned[-1].config.k, planned[-1].config.weighted, planned[-1].config.pool_size) == (0.5, False, 2)
 
 
+def test_options_that_only_some_cells_read_stop_nothing(tmp_path):
+    read_by_retouch = ("--root", "data", "--vendor", "cirrus")
+    assert len(cells(tmp_path, datasets=("phantom", "retouch"), options=(*TINY, *read_by_retouch))) == 2
+    assert len(cells(tmp_path, methods=("supervised", "rpg"), options=(*TINY, "--threshold", "0.8", "--k", "1"))) == 2
+    assert len(cells(tmp_path, vary=(("bank_mib", "0", "1"),), options=(*TINY, "--bank-age", "3"))) == 2
+    assert len(cells(tmp_path, vary=(("weighted", "true", "false"), ("normalize_by", "entries", "weights")))) == 4
+    with pytest.raises(ValueError, match="vendor: given, but phantom or jsrt does not read it, only retouch"):
+        cells(tmp_path, datasets=("phantom", "jsrt"), options=(*TINY, "--vendor", "cirrus"))
+
+
 def test_all_invalid_cells_are_named(tmp_path):
     with pytest.raises(ValueError, match="nothing was started; 2 of 3 cells") as refused:
         cells(tmp_path, vary=(("map_size", "8", "64", "x"),), options=(*TINY[:4], *TINY[6:]))
@@ -157,7 +167,7 @@ def test_a_failing_cell_is_named_and_the_others_finish(tmp_path, monkeypatch, ca
     assert f"mIoU {result['miou']:.3f}" in shown
 
     # Once more: what is finished is skipped.
-    words = ("--datasets", "phantom", "--methods", "supervised", "--out", tmp_path / "runs", "--", *options)
+    words = ("--datasets", "phantom", "--methods", "supervised", "--out", tmp_path / "runs", "--", *TINY)
     assert command(monkeypatch, *words) == 0
     assert "1 cells, 1 of them finished" in capsys.readouterr().out
 

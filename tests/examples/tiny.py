@@ -30,3 +30,8 @@ def tiny(out: Path, **changes) -> Config:
         "unlabeled_batch": 3, "iterations": 22, "eval_every": 2, "checkpoint_every": 4,
     }  # fmt: skip
     return Config("phantom", out=out, **{**options, **changes})
+
+
+if __name__ == "__main__":  # a command line that starts such a run, for torchrun
+    shrink()
+    examples.train.main()
