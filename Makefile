@@ -15,7 +15,8 @@ demo: $(VENV)/installed-examples
 	$(VENV)/bin/python -m examples.demo
 
 test: $(VENV)/installed-examples $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=100
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--cov --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict

@@ -28,7 +28,7 @@ from examples.config import Config
 from examples.data import Dataset, load
 from examples.methods.rpg import with_places
 from examples.metrics import class_masks, known_pixels, predicted_masks, with_background
-from examples.runlog import write_json
+from examples.runlog import environment, write_json
 from examples.trained import Labels, read_trained
 from examples.unet import UNet
 from rpg_loss import RPGLoss
@@ -230,7 +230,8 @@ def main() -> None:
         results = study(trained.net(Labels.of(data)), data, config, options.batches)
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(options.out, {"run": config.plain(), "batches": options.batches, "variants": results})
+            content = {"run": config.plain(), "batches": options.batches, "variants": results}
+            write_json(options.out, content | {"environment": environment(config.device)})
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     Console().print(table(results))
