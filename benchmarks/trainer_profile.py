@@ -1,9 +1,9 @@
 """Where the time of the example trainer's steps goes, part by part.
 
-    python -m benchmarks.trainer_step                             # phantoms, 128 px, UNet of 16, rpg_plus
-    python -m benchmarks.trainer_step --size 512 --precision bf16
-    python -m benchmarks.trainer_step --root PATH/TO/JSRT         # JSRT instead of phantoms
-    python -m benchmarks.trainer_step --quick                     # a smoke test
+    python -m benchmarks.trainer_profile                             # phantoms, 128 px, UNet of 16, rpg_plus
+    python -m benchmarks.trainer_profile --size 512 --precision bf16
+    python -m benchmarks.trainer_profile --root PATH/TO/JSRT         # JSRT instead of phantoms
+    python -m benchmarks.trainer_profile --quick                     # a smoke test
 
 A real run is trained with a clock round its parts; a part's time is without that of the parts inside it. On a CPU it is
 the time that the thread computed, so that other work on the machine does not count, with one thread of PyTorch. On a
@@ -131,19 +131,19 @@ def main() -> None:
             compile=options.compile, device=options.device, out=Path(folder, "run"),
         )  # fmt: skip
         times = profile(config)
-    record = environment(torch.device(options.device), "benchmarks.trainer_step")
+    record = environment(torch.device(options.device), "benchmarks.trainer_profile")
     print(f"\n{conditions(record)}\n{config.dataset}, {options.size} px, UNet of {options.base_channels},", end=" ")
     print(f"map {options.map_size}, {options.precision}, mean of {options.steps} steps\n")
     print("| part | ms | share of the step |\n|---|---|---|")
     for part, ms in sorted(times.items(), key=lambda item: (item[0].startswith("data thread"), -item[1])):
         print(f"| {part} | {ms:.2f} | {ms / times['step']:.1%} |")
     problem = config.plain() | {"root": None, "out": None}
-    write_json(options.json, {"benchmark": "trainer_step", "environment": record, "problem": problem, "ms": times})
+    write_json(options.json, {"benchmark": "trainer_profile", "environment": record, "problem": problem, "ms": times})
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.trainer_step",
+        prog="python -m benchmarks.trainer_profile",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
