@@ -11,13 +11,14 @@ from examples.reporting.results import from_here
 from examples.reporting.tables import MISSING, markdown
 
 COLUMNS = {
-    "mean W": "weight", "right": "right", "own": "own_right", "right, by W": "weighted_right",
-    "own, by W": "weighted_own_right", "differ": "differ", "then right": "differ_right", "own then": "differ_own_right",
+    "W": "weight", "right": "right", "own": "own_right", "by W": "weighted_right", "own by W": "weighted_own_right",
+    "differ": "differ", "right there": "differ_right", "own there": "differ_own_right",
 }  # fmt: skip
 CAPTION = (
     "Pseudo-labels of the network that a run has trained, under other options, beside its own predictions (own), on "
-    "the held-back labels of the images that it learned from; per cent of pixels. **By W**: each pixel counts as much "
-    "as it weighs. **Differ**: where pseudo-label and prediction differ, and how often each is right there."
+    "the held-back labels of the images that it learned from; per cent of pixels. **W**: mean weight. **By W**: each "
+    "pixel counts as much as it weighs. **Differ**: where pseudo-label and prediction differ, and how often each is "
+    "right there."
 )
 
 
