@@ -57,7 +57,7 @@ def run(demo: Demo, method: MethodName) -> dict[str, Any]:
 
 
 def main() -> None:
-    demo = tyro.cli(Demo, description=__doc__)
+    demo = tyro.cli(Demo, prog="python -m examples.demo", description=__doc__)
     # Each process has one thread; without this the libraries below PyTorch would start more when imported.
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TTY_COMPATIBLE"] = "0"  # two bars would be drawn over each other: let the processes print lines

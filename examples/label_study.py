@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,7 @@ class Variant:
     k: float
     side: int
     pool_size: int
-    entropy_over: str = "sets"
+    entropy_over: Literal["sets", "labels"] = "sets"
     coordinates: float = 0.0
     levels: tuple[int, ...] | None = None
 
@@ -171,9 +171,7 @@ def study(net: UNet, data: Dataset, config: Config, batches: int) -> dict[str, d
         true = with_background(class_masks(view.labels, len(data.class_names)))
         known = known_pixels(view.labels) & view.valid
         for name, variant in wanted.items():
-            criterion = RPGLoss(
-                variant.k, map_size=variant.side, entropy_over=variant.entropy_over, check_values=False  # type: ignore[arg-type]
-            )  # fmt: skip
+            criterion = RPGLoss(variant.k, map_size=variant.side, entropy_over=variant.entropy_over, check_values=False)
             labels, weights = criterion.pseudo_labels(
                 features(levels, variant), features(references[variant.pool_size], variant),
                 views[variant.pool_size].labels, valid_u=view.valid,
@@ -223,7 +221,7 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
 def main() -> None:
     torch.set_flush_denormal(True)
     try:
-        options = tyro.cli(LabelStudy, description=__doc__)
+        options = tyro.cli(LabelStudy, prog="python -m examples.label_study", description=__doc__)
         trained = read_trained(options.run)
         config = trained.config if options.root is None else replace(trained.config, root=options.root)
         data = load(config)

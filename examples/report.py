@@ -138,7 +138,7 @@ def names(runs: Sequence[Run], most: int = 5) -> str:
 
 
 def main() -> None:
-    options = tyro.cli(Report, description=__doc__)
+    options = tyro.cli(Report, prog="python -m examples.report", description=__doc__)
     try:
         files = write_report(options.runs, options.out)
     except OSError as error:

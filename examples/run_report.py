@@ -28,7 +28,7 @@ class RunReport:
 
 def main() -> None:
     try:
-        for folder in tyro.cli(RunReport, description=__doc__).runs:
+        for folder in tyro.cli(RunReport, prog="python -m examples.run_report", description=__doc__).runs:
             print(write_page(folder))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -81,7 +81,7 @@ class Part:
     """Some of the images, by their indices."""
 
     images: Images
-    indices: range
+    indices: Sequence[int]
 
     @property
     def names(self) -> tuple[str, ...]:

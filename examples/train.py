@@ -44,7 +44,7 @@ from examples.checkpoints import Checkpoints, save_whole
 from examples.command_line import not_heeded, parse_command
 from examples.config import Config
 from examples.data import load
-from examples.evaluation import by_class, evaluate
+from examples.evaluation import by_class, evaluate, held_back, mean_iou
 from examples.interrupts import Interrupted, Interrupts
 from examples.methods import METHODS, Step
 from examples.pictures import save_overlays, save_pictures
@@ -222,8 +222,9 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
     net.load_state_dict(best["model"])
     with phase(f"testing on {len(data.test)} images"):
         iou = of_all_images(evaluate(net, own_images(data.test), data))
-        # On the images learned from, their labels held back: what options are to be chosen by, for the test set is not.
-        held_back = of_all_images(evaluate(net, own_images(data.unlabeled), data))
+        # What options are to be chosen by, for the test set is not.
+        unseen = held_back(data)
+        iou_unlabeled = of_all_images(evaluate(net, own_images(unseen), data)) if len(unseen) else None
     measures = log.last_tenth.measures()
     summary = {
         "dataset": config.dataset,
@@ -239,7 +240,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
         "miou_pooled": float(iou.pooled().nanmean()),
         "iou_per_class": by_class(data.evaluated_names, iou.per_class()),
         "iou_per_class_pooled": by_class(data.evaluated_names, iou.pooled()),
-        "miou_unlabeled": float((held_back.per_class() if data.score == "miou" else held_back.pooled()).nanmean()),
+        "miou_unlabeled": None if iou_unlabeled is None else mean_iou(iou_unlabeled, data),
         "validation": best["validation"],
         **(measures if log.learned else dict.fromkeys(measures)),
         "seconds": time.perf_counter() - started,

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+from examples.augment import IGNORE_INDEX
 from examples.config import Config
 from examples.data import Dataset, ImageSet, LazyImages, load
 from examples.data.dataset import Original, Remembered
 from examples.data.placement import Placement
 from examples.data.retouch_index import Volume
-from examples.evaluation import evaluate
+from examples.evaluation import evaluate, held_back
 from tests.examples.volumes import HEIGHT, SCANS, WIDTH, draw_volume, write_tree
 
 
@@ -199,3 +200,13 @@ def test_a_batch_reads_only_its_own_bscans(tree, monkeypatch):
     monkeypatch.setattr(Volume, "read_scan", lambda self, scan: seen.append(scan) or read(self, scan))
     data.test[[2]]
     assert seen == [2]
+
+
+def test_held_back_are_the_images_of_which_only_the_method_does_not_know_the_labels():
+    labels = torch.zeros(4, 2, 8, 8, dtype=torch.int8)
+    labels[2] = IGNORE_INDEX  # nobody knows them
+    every = ImageSet(torch.zeros(4, 1, 8, 8), labels, tuple("abcd"))
+    data = Dataset(every[[1]], every, every, every, ("first", "second"), (), True, "drawn")
+    assert held_back(data).names == ("a", "d")
+    unknown = replace(data, unlabeled=every[[1, 2]])
+    assert len(held_back(unknown)) == 0
