@@ -129,6 +129,14 @@ def share_k(k: int | float, n: int) -> float:
     return resolve_k(k, n) / n if isinstance(k, numbers.Integral) else float(k)
 
 
+def check_temperature(temperature: object) -> None:
+    """Raise unless it is a finite number above 0."""
+    if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
+        raise TypeError(f"temperature: got {temperature!r}, expected a number above 0 (the paper: 1)")
+    if not 0 < float(temperature) < math.inf:
+        raise ValueError(f"temperature: got {temperature!r}, expected a finite number above 0 (the paper: 1)")
+
+
 def check_bool(name: str, value: object) -> None:
     """Raise TypeError unless ``value`` is True or False."""
     if not isinstance(value, bool):

@@ -15,6 +15,7 @@ from .checks import (
     check_labels,
     check_mask,
     check_same_device,
+    check_temperature,
     check_tensor,
     describe,
     is_ignored,
@@ -125,6 +126,7 @@ class RPGLoss(nn.Module):
         balanced_k: give rare and frequent label sets the same say in where the k nearest end, see
             :func:`rpg_pseudo_labels`; ``k`` should then be below one over the number of label sets.  Not in the paper.
         entropy_over: ``"sets"`` (the paper), or ``"labels"``: see :func:`rpg_pseudo_labels`.
+        temperature: sharpens (below 1) or blurs the proximities before their entropy, see :func:`entropy_weights`.
         map_size: side of the map, one int or one per spatial axis; None: no sub-sampling.  An axis that is already
             shorter is left as it is.  The paper: 64.
         weighted: False sets every weight to 1 (the paper's nearest-neighbour baseline).
@@ -141,7 +143,8 @@ class RPGLoss(nn.Module):
         check_values: look for NaN, infinities and labels out of range; on a GPU each look waits for the device.
 
     Raises:
-        TypeError: ``k`` is not a number, ``balanced_k`` not a bool, ``map_size`` is not made of ints.
+        TypeError: ``k`` or ``temperature`` is not a number, ``balanced_k`` not a bool, ``map_size`` is not made of
+            ints.
         ValueError: an argument out of range.
 
     Example:
@@ -157,6 +160,7 @@ class RPGLoss(nn.Module):
         *,
         balanced_k: bool = False,
         entropy_over: EntropyOver = "sets",
+        temperature: float = 1.0,
         map_size: MapSize = 64,
         weighted: bool = True,
         resolution: Literal["map", "full"] = "map",
@@ -170,6 +174,7 @@ class RPGLoss(nn.Module):
         resolve_k(k)
         check_bool("balanced_k", balanced_k)
         check_choice("entropy_over", entropy_over, ENTROPY_OVER)
+        check_temperature(temperature)
         check_choice("resolution", resolution, ("map", "full"))
         check_choice("normalize_by", normalize_by, _NORMALIZE_BY)
         check_choice("impl", impl, ("auto", *IMPLEMENTATIONS))
@@ -181,6 +186,7 @@ class RPGLoss(nn.Module):
         self.k = k
         self.balanced_k = balanced_k
         self.entropy_over: EntropyOver = entropy_over
+        self.temperature = temperature
         self.map_size = map_size
         self.weighted = weighted
         self.resolution = resolution
@@ -193,9 +199,9 @@ class RPGLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"k={self.k}, balanced_k={self.balanced_k}, entropy_over={self.entropy_over!r}, "
-            f"map_size={self.map_size}, weighted={self.weighted}, resolution={self.resolution!r}, "
-            f"normalize_by={self.normalize_by!r}, ignore_index={self.ignore_index}, impl={self.impl!r}, "
-            f"check_values={self.check_values}"
+            f"temperature={self.temperature}, map_size={self.map_size}, weighted={self.weighted}, "
+            f"resolution={self.resolution!r}, normalize_by={self.normalize_by!r}, ignore_index={self.ignore_index}, "
+            f"impl={self.impl!r}, check_values={self.check_values}"
         )
 
     @torch.no_grad()
@@ -273,6 +279,7 @@ class RPGLoss(nn.Module):
             self.k,
             balanced_k=self.balanced_k,
             entropy_over=self.entropy_over,
+            temperature=self.temperature,
             valid_u=None if valid_u is None else subsample(valid_u, grid_u),
             ignore_index=self.ignore_index,
             impl=self.impl,

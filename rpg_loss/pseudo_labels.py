@@ -18,6 +18,7 @@ from .checks import (
     check_labels,
     check_mask,
     check_same_device,
+    check_temperature,
     check_tensor,
     describe,
     is_ignored,
@@ -67,6 +68,7 @@ def rpg_pseudo_labels(
     *,
     balanced_k: bool = False,
     entropy_over: EntropyOver = "sets",
+    temperature: float = 1.0,
     valid_u: Tensor | None = None,
     ignore_index: int = -100,
     impl: Impl = "auto",
@@ -100,6 +102,7 @@ def rpg_pseudo_labels(
             occur, or ``"labels"``, single labels and "none of them" (background), each as near as the nearest of its
             sets.  Over labels a query amid references that have two of them is never sure, both being near.  Classes
             of a class map are the same either way.
+        temperature: T of :func:`entropy_weights`; 1 is the paper's.  Below 1 weights rise, above 1 they fall.
         valid_u: ``(B, *S)`` or ``(M,)`` bool, False where a query is to be ignored: its weight is 0 and its label
             ``ignore_index`` (0 in every label of a label vector).
         ignore_index: a reference with this value as its class, or in any entry of its label vector, is left out.
@@ -117,9 +120,9 @@ def rpg_pseudo_labels(
 
     Raises:
         TypeError: an argument is not a tensor, features are not real floating point, a class map is not of an
-            integer dtype, ``k`` is not a number, ``balanced_k`` not a bool.
-        ValueError: shapes that do not fit, empty input, ``k`` out of range, labels out of range, NaN or infinite
-            features, different devices, an ``impl`` that is unknown or cannot run on the device, every
+            integer dtype, ``k`` or ``temperature`` is not a number, ``balanced_k`` not a bool.
+        ValueError: shapes that do not fit, empty input, ``k`` or ``temperature`` out of range, labels out of range, NaN
+            or infinite features, different devices, an ``impl`` that is unknown or cannot run on the device, every
             reference ignored, or another process of ``group`` with any of these.
 
     Example:
@@ -129,9 +132,20 @@ def rpg_pseudo_labels(
     """
     if group is not None:
         return _outside_of_graphs()(
-            feat_u, feat_ref, y_ref, k, balanced_k, entropy_over, valid_u, ignore_index, impl, group, check_values
+            feat_u,
+            feat_ref,
+            y_ref,
+            k,
+            balanced_k,
+            entropy_over,
+            temperature,
+            valid_u,
+            ignore_index,
+            impl,
+            group,
+            check_values,
         )
-    _check(feat_u, feat_ref, y_ref, k, balanced_k, entropy_over, valid_u)
+    _check(feat_u, feat_ref, y_ref, k, balanced_k, entropy_over, temperature, valid_u)
     if torch.compiler.is_compiling():
         share = not isinstance(k, numbers.Integral)
         return PseudoLabels(
@@ -144,6 +158,7 @@ def rpg_pseudo_labels(
                 share,
                 balanced_k,
                 entropy_over,
+                float(temperature),
                 ignore_index,
                 impl,
                 check_values,
@@ -159,7 +174,7 @@ def rpg_pseudo_labels(
     k = share_k(k, len(labels)) if balanced_k else resolve_k(k, len(labels))
     with torch.autocast(device_type=feat_u.device.type, enabled=False):
         matches = match(flatten(feat_u), references, set_ids, len(set_labels), k, impl, balanced=balanced_k)
-        weights = entropy_weights(_compared(matches.proximities, set_labels, entropy_over))
+        weights = entropy_weights(_compared(matches.proximities, set_labels, entropy_over), temperature=temperature)
     return _shaped(set_labels[matches.nearest_sets], weights, feat_u, y_ref, valid_u, ignore_index)
 
 
@@ -177,6 +192,7 @@ def _pseudo_labels_of_group(
     k: int | float,
     balanced_k: bool,
     entropy_over: EntropyOver,
+    temperature: float,
     valid_u: Tensor | None,
     ignore_index: int,
     impl: Impl,
@@ -184,13 +200,14 @@ def _pseudo_labels_of_group(
     check_values: bool,
 ) -> PseudoLabels:
     with refusals_told(group):
-        _check(feat_u, feat_ref, y_ref, k, balanced_k, entropy_over, valid_u)
+        _check(feat_u, feat_ref, y_ref, k, balanced_k, entropy_over, temperature, valid_u)
         impl = resolve(impl, feat_u.device)
         references, labels = _used_references(feat_u, feat_ref, y_ref, ignore_index, check_values)
     settings = {
         "k": k,
         "balanced_k": balanced_k,
         "entropy_over": entropy_over,
+        "temperature": float(temperature),
         "impl": impl,
         "kind of device": feat_u.device.type,
     }
@@ -199,7 +216,9 @@ def _pseudo_labels_of_group(
     k = share_k(k, total) if balanced_k else resolve_k(k, total)
     with torch.autocast(device_type=feat_u.device.type, enabled=False):
         matches = match(union.queries, references, union.set_ids, num_sets, k, impl, union.shards, balanced=balanced_k)
-        weights = entropy_weights(_compared(matches.proximities[union.mine], union.set_labels, entropy_over))
+        weights = entropy_weights(
+            _compared(matches.proximities[union.mine], union.set_labels, entropy_over), temperature=temperature
+        )
     labels_u = union.set_labels[matches.nearest_sets[union.mine]]
     return _shaped(labels_u, weights, feat_u, y_ref, valid_u, ignore_index)
 
@@ -209,7 +228,7 @@ def _pseudo_labels_of_group(
     mutates_args=(),
     schema=(
         "(Tensor feat_u, Tensor feat_ref, Tensor y_ref, Tensor? valid_u, float k, bool share, bool balanced_k, "
-        "str entropy_over, int ignore_index, str impl, bool check_values) -> (Tensor, Tensor)"
+        "str entropy_over, float temperature, int ignore_index, str impl, bool check_values) -> (Tensor, Tensor)"
     ),
 )
 def _operator(
@@ -221,6 +240,7 @@ def _operator(
     share: bool,
     balanced_k: bool,
     entropy_over: EntropyOver,
+    temperature: float,
     ignore_index: int,
     impl: Impl,
     check_values: bool,
@@ -233,6 +253,7 @@ def _operator(
         k if share else int(k),
         balanced_k=balanced_k,
         entropy_over=entropy_over,
+        temperature=temperature,
         valid_u=valid_u,
         ignore_index=ignore_index,
         impl=impl,
@@ -250,6 +271,7 @@ def _(
     share: bool,
     balanced_k: bool,
     entropy_over: EntropyOver,
+    temperature: float,
     ignore_index: int,
     impl: Impl,
     check_values: bool,
@@ -338,6 +360,7 @@ def _check(
     k: int | float,
     balanced_k: bool,
     entropy_over: EntropyOver,
+    temperature: float,
     valid_u: Tensor | None,
 ) -> None:
     """Check everything that costs no look at values."""
@@ -354,3 +377,4 @@ def _check(
     resolve_k(k)
     check_bool("balanced_k", balanced_k)
     check_choice("entropy_over", entropy_over, ENTROPY_OVER)
+    check_temperature(temperature)

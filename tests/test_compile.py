@@ -28,10 +28,12 @@ def test_the_operator_is_registered_as_compilers_need_it(multilabel):
     y = torch.randint(2, (3, 70, 4, 4)).float() if multilabel else torch.randint(3, (3, 4, 4))
     y[0, ..., :2] = -100
     valid = torch.rand(2, 4, 6) > 0.2
-    torch.library.opcheck(_operator, (feat_u, feat_ref, y, valid, 0.5, True, False, "labels", -100, "auto", True))
-    torch.library.opcheck(_operator, (feat_u, feat_ref, y, None, 20.0, False, True, "sets", -100, "chunked", False))
+    torch.library.opcheck(_operator, (feat_u, feat_ref, y, valid, 0.5, True, False, "labels", 0.5, -100, "auto", True))
     torch.library.opcheck(
-        _operator, (feat_u.half(), feat_ref.half(), y, None, 20.0, False, False, "sets", -100, "chunked", True)
+        _operator, (feat_u, feat_ref, y, None, 20.0, False, True, "sets", 1.0, -100, "chunked", False)
+    )
+    torch.library.opcheck(
+        _operator, (feat_u.half(), feat_ref.half(), y, None, 20.0, False, False, "sets", 1.0, -100, "chunked", True)
     )
     torch.library.opcheck(_checked_copy, (y, multilabel, -100, 70 if multilabel else 3, "y_ref"))
 

@@ -68,6 +68,13 @@ PSEUDO_LABELS = {
         ValueError,
         r"entropy_over: got 'classes', expected one of 'sets', 'labels'",
     ),
+    "temperature": (
+        (U, R, Y, 5),
+        {"temperature": 0},
+        ValueError,
+        r"temperature: got 0, expected a finite number above 0",
+    ),
+    "temperature NaN": ((U, R, Y, 5), {"temperature": float("nan")}, ValueError, r"temperature: got nan, expected"),
     "balanced_k": ((U, R, Y, 5), {"balanced_k": 0.5}, TypeError, r"balanced_k: got 0.5, expected True or False"),
     "k bool": ((U, R, Y, True), {}, TypeError, r"k: got True of type bool"),
     "negative class": (
@@ -182,6 +189,8 @@ def test_rpg_loss_types():
         ({"k": 0}, ValueError, r"k: got 0"),
         ({"k": 50.0}, ValueError, r"k: got the float 50.0"),
         ({"entropy_over": None}, ValueError, r"entropy_over: got None, expected"),
+        ({"temperature": -1.0}, ValueError, r"temperature: got -1.0, expected a finite number above 0"),
+        ({"temperature": None}, TypeError, r"temperature: got None, expected a number"),
         ({"balanced_k": None}, TypeError, r"balanced_k: got None, expected True or False"),
         ({"map_size": 0}, ValueError, r"map_size: got 0, expected sides of 1 or more"),
         ({"map_size": (8, -1)}, ValueError, r"map_size: got \(8, -1\)"),

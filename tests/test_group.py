@@ -43,7 +43,7 @@ def check_union(rank, world, impl="auto"):
         feat_u, feat_ref, y = problem(multilabel)
         mine = shares(len(feat_ref), world, rank)
         for k in (1, 20, 75, 150, 0.3, 1.0):
-            for option in ({}, {"balanced_k": True}, {"entropy_over": "labels"}):
+            for option in ({}, {"balanced_k": True}, {"entropy_over": "labels"}, {"temperature": 0.2}):
                 expected = rpg_pseudo_labels(feat_u, feat_ref, y, k, **option)
                 got = rpg_pseudo_labels(feat_u, feat_ref[mine], y[mine], k, group=dist.group.WORLD, impl=impl, **option)
                 assert_same(got, expected)

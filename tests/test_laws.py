@@ -335,6 +335,41 @@ def test_entropy_weights(impl, proximities, seed):
     torch.testing.assert_close(entropy_weights(torch.stack([values, values])), weight.expand(2))
 
 
+@given(
+    proximities=st.lists(st.floats(0, 1, width=32), min_size=2, max_size=80),
+    temperatures=st.tuples(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3)),
+)
+def test_weights_fall_as_the_temperature_rises(impl, proximities, temperatures):
+    values, (cool, warm) = torch.tensor(proximities, dtype=torch.float64), sorted(temperatures)
+    assert torch.equal(entropy_weights(values, temperature=1), entropy_weights(values))
+    weights = [entropy_weights(values, temperature=temperature) for temperature in (cool, warm)]
+    assert all(0 <= weight <= 1 for weight in weights)
+    assert weights[0] >= weights[1] - 1e-9
+
+
+@given(
+    proximities=st.lists(st.floats(0.125, 1, width=32), min_size=2, max_size=10),
+    temperature=st.floats(0.5, 10),
+)
+def test_the_temperature_is_a_power_of_the_proximities(impl, proximities, temperature):
+    values = torch.tensor(proximities, dtype=torch.float64)
+    expected = entropy_weights(values ** (1 / temperature))
+    torch.testing.assert_close(entropy_weights(values, temperature=temperature), expected, atol=1e-5, rtol=0)
+
+
+def test_at_a_temperature_near_zero_the_nearest_set_alone_counts(impl):
+    """The other's power is too small for a float, and 0 log 0 must not be NaN."""
+    near = torch.tensor([[0.9, 0.8, 0.0], [0.9, 0.9, 0.0], [0.0, 0.0, 0.0]])
+    expected = torch.tensor([1, 1 - math.log(2) / math.log(3), 0])
+    torch.testing.assert_close(entropy_weights(near, temperature=1e-6), expected, atol=1e-5, rtol=0)
+
+
+@given(problem=problems(), temperature=st.floats(0.05, 20))
+def test_a_temperature_changes_no_label(impl, problem, temperature):
+    tempered = pseudo_labels(*problem.args, impl=impl, temperature=temperature)
+    assert torch.equal(tempered.labels, pseudo_labels(*problem.args, impl=impl).labels)
+
+
 def test_entropy_weights_in_half_precision(impl):
     """With eps below the smallest half, 0 log 0 would be NaN."""
     weights = entropy_weights(torch.tensor([[0.5, 0.0], [0.0, 0.0]], dtype=torch.float16))

@@ -188,6 +188,14 @@ def test_the_module_takes_the_entropy_over_labels():
     assert not torch.equal(pseudo.weights, RPGLoss(0.1).pseudo_labels(feat_u, feat_ref, y_ref).weights)
 
 
+def test_the_module_takes_a_temperature():
+    _, feat_u, feat_ref, y_ref, _ = step()
+    pseudo = RPGLoss(0.5, temperature=0.1).pseudo_labels(feat_u, feat_ref, y_ref)
+    expected = rpg_pseudo_labels(feat_u, feat_ref, y_ref, 0.5, temperature=0.1)
+    assert torch.equal(pseudo.weights, expected.weights)
+    assert pseudo.weights.mean() > RPGLoss(0.5).pseudo_labels(feat_u, feat_ref, y_ref).weights.mean() + 0.05
+
+
 def test_the_module_balances_k():
     _, feat_u, feat_ref, y_ref, _ = step()
     y_ref[y_ref == 3] = 0  # classes of other sizes
@@ -346,9 +354,11 @@ def test_a_class_that_wraps_round_to_the_ignore_index_is_not_ignored():
 
 
 def test_the_module_has_no_state_and_says_what_it_is():
-    criterion = RPGLoss(7000, map_size=(32, 16), resolution="full", normalize_by="weights", balanced_k=True)
+    criterion = RPGLoss(
+        7000, temperature=0.5, map_size=(32, 16), resolution="full", normalize_by="weights", balanced_k=True
+    )
     assert not criterion.state_dict()
     assert (
-        "k=7000, balanced_k=True, entropy_over='sets', map_size=(32, 16), weighted=True, resolution='full', "
-        "normalize_by='weights'" in repr(criterion)
+        "k=7000, balanced_k=True, entropy_over='sets', temperature=0.5, map_size=(32, 16), weighted=True, "
+        "resolution='full', normalize_by='weights'" in repr(criterion)
     )
