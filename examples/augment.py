@@ -202,13 +202,20 @@ class StrongAugmentation:
 
     Args:
         generator: Source of all randomness, on the CPU.
+        cutmix: Whether a box of each image then gives way to the image before it in the batch, in maps as well (CutMix,
+            Yun et al. 2019; boxes as in French et al. 2020).
     """
 
-    def __init__(self, generator: Generator):
+    def __init__(self, generator: Generator, *, cutmix: bool = False):
         self.generator = generator
+        self.cutmix = cutmix
 
     def __call__(self, images: Tensor) -> StrongView:
         """Augments weakly augmented images (B, 1, H, W)."""
+        view = self.strong_view(images)
+        return with_boxes_exchanged(view, self.boxes(images)) if self.cutmix else view
+
+    def strong_view(self, images: Tensor) -> StrongView:
         augmented, transforms = zip(*(self.rand_augment(image[None]) for image in images), strict=True)
         transform = torch.stack(transforms).to(images.device)
         cutout = self.cutout_squares(images)
@@ -237,5 +244,25 @@ class StrongAugmentation:
             square[max(y - reach, 0) : y + reach, max(x - reach, 0) : x + reach] = True
         return squares.to(images.device)
 
+    def boxes(self, images: Tensor) -> Tensor:
+        """Boxes of half the area, from square to as high or wide as the image, anywhere in it: (B, H, W) bool."""
+        height, width = images.shape[-2:]
+        boxes = torch.zeros(len(images), height, width, dtype=torch.bool)
+        for box in boxes:
+            share = float(0.5 ** torch.rand((), generator=self.generator))
+            rows, columns = round(height * share), round(width * 0.5 / share)
+            y, x = self.draw(height - rows + 1), self.draw(width - columns + 1)
+            box[y : y + rows, x : x + columns] = True
+        return boxes.to(images.device)
+
     def draw(self, choices: int) -> int:
         return int(torch.randint(choices, (), generator=self.generator))
+
+
+def with_boxes_exchanged(view: StrongView, boxes: Tensor) -> StrongView:
+    """The view with what the image before shows inside each image's box (B, H, W), likewise in all maps."""
+
+    def mixed(maps: Tensor) -> Tensor:
+        return torch.where(boxes.view(len(boxes), *[1] * (maps.ndim - 3), *boxes.shape[1:]), maps.roll(1, 0), maps)
+
+    return StrongView(mixed(view.images), lambda maps: mixed(view.warp(maps)), mixed(view.cutout))

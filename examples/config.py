@@ -120,6 +120,9 @@ class Config:
     entropy_over: Literal["sets", "labels"] = "sets"
     """rpg, rpg_plus: weigh by the entropy over the label sets that occur (paper), or over single labels and "none"."""
 
+    temperature: float = 1.0
+    """rpg, rpg_plus: below 1 weights rise, above 1 they fall: proximities are taken to the power 1 / T (paper: 1)."""
+
     weighted: bool = True
     """rpg, rpg_plus: weigh pseudo-labels by the entropy of their proximities; if not, all alike (W = 1)."""
 
@@ -139,6 +142,13 @@ class Config:
     """nearest_neighbor, rpg, rpg_plus: length of a pixel's place in the image beside its features of length 1, appended
     to them before they are matched; 0: features alone (paper)."""
 
+    matched_levels: int = 1
+    """nearest_neighbor, rpg, rpg_plus: how many of the UNet's five levels upwards are matched, counted from the last,
+    enlarged and side by side, each of length 1 (paper: 1)."""
+
+    average_features: bool = False
+    """nearest_neighbor, rpg, rpg_plus: match the features of the moving average of --average (paper: not)."""
+
     agreement: bool = False
     """nearest_neighbor, rpg, rpg_plus: weight 0 where the network itself predicts another label (paper: not)."""
 
@@ -147,6 +157,12 @@ class Config:
 
     cutout: Literal["background", "ignore"] = "background"
     """fixmatch, rpg_plus: what the strong view's CutOut square is taught (paper: background)."""
+
+    cutmix: bool = False
+    """fixmatch, rpg_plus: half of each strong view is a box of another one's, targets too (paper: not)."""
+
+    strong_labels: bool = False
+    """rpg_plus: teach the reference-guided pseudo-labels to the strong view as well (paper: not)."""
 
     batch_norm: Literal["separate", "shared"] = "separate"
     """Forward pool, weak and strong views each with its own batch statistics, or all in one batch."""
@@ -199,9 +215,14 @@ class Config:
         require(0.5 <= self.threshold < 1, "threshold", self.threshold, "in [0.5, 1)")
         require(0 <= self.lambda_u < math.inf, "lambda_u", self.lambda_u, "0 or more, and finite")
         require(0 <= self.warm_up < 1, "warm_up", self.warm_up, "a share in [0, 1)")
+        require(1 <= self.matched_levels <= 5, "matched_levels", self.matched_levels, "1 to 5, the UNet's levels")
+        require(0 < self.temperature < math.inf, "temperature", self.temperature, "more than 0, and finite")
         require(0 <= self.coordinates < math.inf, "coordinates", self.coordinates, "0 or more, and finite")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "more than 0, and finite")
         require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more, and finite")
+        require(self.average or not self.average_features, "average_features", True, "--average with it")
+        enough = not self.cutmix or (self.unlabeled_batch or 0) > 1
+        require(enough, "unlabeled_batch", self.unlabeled_batch, "2 or more with --cutmix, which mixes two images")
         references = self.pool_size * self.side**2
         if isinstance(self.k, int):
             expected = f"1 to pool_size * map_size^2 = {references}, or a share such as 0.57"

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 import tyro
 from rich.box import SIMPLE
 from rich.console import Console
@@ -26,7 +25,7 @@ from torch import Generator, Tensor
 from examples.batches import PoolBatches, UnlabeledBatches
 from examples.config import Config
 from examples.data import Dataset, load
-from examples.methods.rpg import with_places
+from examples.methods.rpg import side_by_side, with_places
 from examples.metrics import class_masks, known_pixels, predicted_masks, with_background
 from examples.runlog import environment, write_json
 from examples.trained import Labels, read_trained
@@ -198,9 +197,7 @@ def features(levels: list[Tensor], variant: Variant) -> Tensor:
     """What a variant matches: (B, D, H, W)."""
     matched = levels[-1]
     if variant.levels is not None:
-        size = matched.shape[2:]
-        parts = [F.interpolate(levels[i], size=size, mode="bilinear") for i in variant.levels]
-        matched = torch.cat([F.normalize(part, dim=1) for part in parts], dim=1)
+        matched = side_by_side([levels[i] for i in variant.levels], levels[-1].shape[2:])
     return with_places(matched, variant.coordinates) if variant.coordinates else matched
 
 

@@ -29,6 +29,11 @@ def check_shares(config: Config) -> None:
         ValueError: the option is named.
     """
     processes = world()
+    if config.cutmix and processes > 1:
+        raise ValueError(
+            f"cutmix: given with {processes} processes, each of which holds a part of the batch that would have to be"
+            " mixed; leave --cutmix out, or start one process"
+        )
     for name in ("pool_size", "unlabeled_batch"):
         size = getattr(config, name)
         if size % processes:

@@ -85,6 +85,11 @@ class Method(nn.Module, ABC):
         """What the method would teach about these images, for pictures; None where it uses no pseudo-labels."""
         return None
 
+    def outputs(self, net: UNet, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the features that the method looks at."""
+        logits, features = net(images)
+        return logits, features
+
     def forward_views(self, net: UNet, *views: Tensor, target: int | None = None) -> list[tuple[Tensor, Tensor]]:
         """Logits and features of every batch: each with its own batch statistics, or (--batch-norm shared) together.
 
@@ -97,8 +102,8 @@ class Method(nn.Module, ABC):
             outputs = []
             for number, images in enumerate(views):
                 with torch.set_grad_enabled(torch.is_grad_enabled() and number != target):
-                    outputs.append(net(images))
+                    outputs.append(self.outputs(net, images))
             return outputs
         sizes = [len(images) for images in views]
-        logits, features = net(torch.cat(views))
+        logits, features = self.outputs(net, torch.cat(views))
         return list(zip(logits.split(sizes), features.split(sizes), strict=True))

@@ -14,7 +14,7 @@ from rpg_loss import FixMatchSegLoss, PseudoLabels, fixmatch_targets, segmentati
 class FixMatch(Method):
     def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
         super().__init__(config, data, net, iterations)
-        self.strong = StrongAugmentation(self.generator)
+        self.strong = StrongAugmentation(self.generator, cutmix=config.cutmix)
         self.criterion = FixMatchSegLoss(
             config.threshold, multilabel=data.multilabel, cutout=config.cutout, group=self.group
         )

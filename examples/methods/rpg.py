@@ -23,6 +23,7 @@ class RPG(Method):
             config.k,
             balanced_k=config.balanced_k,
             entropy_over=config.entropy_over,
+            temperature=config.temperature,
             map_size=config.map_size,
             weighted=config.weighted,
             resolution=config.resolution,
@@ -45,7 +46,8 @@ class RPG(Method):
         self, logits_u: Tensor, feat_u: Tensor, feat_ref: Tensor, pool: View, unlabeled: View
     ) -> tuple[Tensor, PseudoLabels]:
         """The loss against this step's pool and, with --bank-mib, those of the steps before."""
-        feat_u, feat_ref = self.placed(feat_u), self.placed(feat_ref)
+        if self.config.average_features:
+            feat_u, feat_ref = self.averaged_features(pool, unlabeled)
         past, valid = self.past_references(), unlabeled.valid
         if self.config.agreement:
             pseudo_labels = self.criterion.pseudo_labels(feat_u, feat_ref, pool.labels, extra_ref=past, valid_u=valid)
@@ -58,10 +60,19 @@ class RPG(Method):
             self.bank.push(feat_ref, pool.labels)
         return outcome
 
-    def placed(self, features: Tensor) -> Tensor:
-        """The features to match: as they are, or with --coordinates of length 1 and with their place behind them."""
+    def outputs(self, net: UNet, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the features to match: the last, or of the last --matched-levels, and with --coordinates."""
+        levels = net.levels(images)
+        features = side_by_side(levels[-self.config.matched_levels :], levels[-1].shape[2:])
         length = self.config.coordinates
-        return features if not length else with_places(features, length)
+        return net.head(levels[-1]), with_places(features, length) if length else features
+
+    @torch.no_grad()
+    def averaged_features(self, pool: View, unlabeled: View) -> tuple[Tensor, Tensor]:
+        """Features of the unlabelled images and of the pool, of the average of the network's weights."""
+        assert self.teacher is not None  # Config wants --average with --average-features
+        average = self.teacher.net
+        return self.outputs(average, unlabeled.images)[1], self.outputs(average, pool.images)[1]
 
     def where_agreed(self, logits_u: Tensor, pseudo_labels: PseudoLabels, valid: Tensor) -> tuple[Tensor, PseudoLabels]:
         """The loss against those pseudo-labels that the network's own prediction agrees with."""
@@ -85,8 +96,17 @@ class RPG(Method):
         return None if self.bank is None else self.bank.references()
 
     def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels:
-        feat_u, feat_ref = (self.placed(net(view)[1]) for view in (images, pool.images))
+        feat_u, feat_ref = (self.outputs(net, view)[1] for view in (images, pool.images))
         return self.criterion.pseudo_labels(feat_u, feat_ref, pool.labels, extra_ref=self.past_references())
+
+
+def side_by_side(levels: list[Tensor], size: torch.Size) -> Tensor:
+    """Outputs of the UNet's levels at one size: one as it is, several behind one another and each of length 1."""
+    levels = [
+        level if level.shape[2:] == size else F.interpolate(level, size=size, mode="bilinear", align_corners=False)
+        for level in levels
+    ]
+    return levels[0] if len(levels) == 1 else torch.cat([F.normalize(level, dim=1) for level in levels], dim=1)
 
 
 def with_places(features: Tensor, length: float) -> Tensor:

@@ -1,19 +1,23 @@
 """RPG+ (Eq. 11): reference-guided pseudo-labels on the weak view and FixMatch on the strong one."""
 
-from examples.augment import StrongAugmentation, View
+import torch
+from torch import Tensor
+
+from examples.augment import StrongAugmentation, StrongView, View
 from examples.config import Config
 from examples.data import Dataset
 from examples.methods.base import Step
 from examples.methods.rpg import RPG
 from examples.sharing import on_whole_batch
 from examples.unet import UNet
-from rpg_loss import FixMatchSegLoss, segmentation_cross_entropy
+from rpg_loss import FixMatchSegLoss, PseudoLabels, segmentation_cross_entropy
+from rpg_loss.maps import subsample
 
 
 class RPGPlus(RPG):
     def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
         super().__init__(config, data, net, iterations)
-        self.strong = StrongAugmentation(self.generator)
+        self.strong = StrongAugmentation(self.generator, cutmix=config.cutmix)
         self.fixmatch = FixMatchSegLoss(
             config.threshold, multilabel=data.multilabel, cutout=config.cutout, group=self.group
         )
@@ -28,5 +32,27 @@ class RPGPlus(RPG):
         fixmatch = self.fixmatch(
             logits_u, logits_strong, warp=strong.warp, cutout=strong.cutout, valid_weak=unlabeled.valid
         )
-        loss = supervised + self.lambda_u(step) * (rpg + fixmatch)
-        return Step(loss, {"supervised": supervised, "rpg": rpg, "fixmatch": fixmatch}, pseudo_labels)
+        terms = {"rpg": rpg, "fixmatch": fixmatch}
+        if self.config.strong_labels:
+            terms["strong"] = self.on_strong_view(logits_strong, pseudo_labels, strong)
+        loss = supervised + self.lambda_u(step) * torch.stack(list(terms.values())).sum()
+        return Step(loss, {"supervised": supervised, **terms}, pseudo_labels)
+
+    def on_strong_view(self, logits: Tensor, pseudo_labels: PseudoLabels, strong: StrongView) -> Tensor:
+        """The loss of the strong view against the pseudo-labels of the weak one, moved as its image was.
+
+        They weigh nothing in the CutOut square, where there is nothing to see, and where the warp uncovered.
+        """
+        size = tuple(logits.shape[2:])
+        labels, weights = (subsample(maps, size) for maps in pseudo_labels)  # enlarges them to the images' grid
+        channels = labels if self.multilabel else labels[:, None]
+        # What is ignored weighs nothing and may be called background.
+        moved = strong.warp(torch.cat([channels.clamp(min=0).float(), weights[:, None]], dim=1))
+        labels, weights = moved[:, :-1], moved[:, -1] * ~strong.cutout
+        return segmentation_cross_entropy(
+            logits,
+            labels if self.multilabel else labels[:, 0].long(),
+            weights,
+            normalize_by=self.config.normalize_by,
+            group=self.group,
+        )

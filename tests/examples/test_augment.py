@@ -41,11 +41,15 @@ def weak(seed: int) -> WeakAugmentation:
     return augmentation
 
 
-def inside(mask: torch.Tensor) -> torch.Tensor:
-    """Pixels all of whose neighbours agree: what interpolation cannot tell apart from nearest."""
+def inside(mask: torch.Tensor, reach: int = 1) -> torch.Tensor:
+    """Pixels all of whose neighbours are seen and agree: there interpolation cannot differ from nearest."""
     mask = mask.float()[:, None]
-    smallest = -torch.nn.functional.max_pool2d(-mask, 3, 1, 1)
-    return (torch.nn.functional.max_pool2d(mask, 3, 1, 1) == smallest)[:, 0]
+    smallest, largest = (
+        sign * torch.nn.functional.max_pool2d(sign * mask, 2 * reach + 1, 1, reach) for sign in (-1, 1)
+    )
+    seen = torch.zeros_like(mask, dtype=torch.bool)
+    seen[..., reach:-reach, reach:-reach] = True
+    return (seen & (largest == smallest))[:, 0]
 
 
 @given(seeds)
@@ -89,7 +93,7 @@ def test_a_focus_is_shown_enlarged_in_its_image_alone(seed, x, y):
     assert 0.38 < side < 0.82
     assert 0.78 < usual_side < 1.02
     disc = view.labels[:, 2] == 1
-    sure = inside(disc) & inside(view.valid) & view.valid
+    sure = inside(disc, 2) & inside(view.valid, 2) & view.valid  # pixels of the image are up to 2.5 of the view
     assert ((view.images[:, 0] > 0) == disc)[sure].all()
 
 
@@ -187,3 +191,29 @@ def test_padding_is_not_valid(seed):
     assert (view.labels.masked_fill(view.valid[:, None], IGNORE_INDEX) == IGNORE_INDEX).all()
     assert (view.labels[:, 0][view.valid] == 0).all()
     assert view.valid.float().mean() > 0.3
+
+
+@given(seeds)
+def test_cutmix_moves_maps_as_it_moves_images(seed):
+    images, labels = blobs(seed)
+    view = StrongAugmentation(Generator().manual_seed(seed), cutmix=True)(images)
+    plain = StrongAugmentation(Generator().manual_seed(seed))(images)
+    maps = labels.float()
+    own, other = plain.warp(maps), plain.warp(maps).roll(1, 0)
+    boxes = (view.images != plain.images)[:, 0] | (view.cutout != plain.cutout)
+    mixed = view.warp(maps)
+    from_other = (mixed == other).all(1)
+    assert ((mixed == own).all(1) | from_other).all()  # one of the two everywhere
+    assert from_other[boxes].all()  # where another image is seen, its labels are
+    shown = torch.where(from_other[:, None], plain.images.roll(1, 0), plain.images)
+    kept = (mixed == own).all(1)
+    assert ((view.images == shown) | (kept[:, None] & (view.images == plain.images))).all()
+
+
+@given(seeds, st.sampled_from([16, 32, 128]))
+def test_cutmix_boxes_have_half_the_area(seed, side):
+    boxes = StrongAugmentation(Generator().manual_seed(seed)).boxes(torch.zeros(3, 1, side, side))
+    assert (boxes.float().mean((1, 2)) - 0.5).abs().max() < 1.1 / side
+    for box in boxes:
+        rows, columns = box.any(1).nonzero(), box.any(0).nonzero()
+        assert box.sum() == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)  # one rectangle

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Generator
 from torch.nn import functional as F
 
-from examples.augment import IGNORE_INDEX, View, WeakAugmentation
+from examples.augment import IGNORE_INDEX, StrongView, View, WeakAugmentation
 from examples.config import Config
 from examples.data import Dataset, ImageSet
 from examples.methods import METHODS
@@ -265,6 +265,83 @@ def test_agreement_with_every_pseudo_label_changes_nothing(data, resolution, mon
         pool = pool._replace(labels=torch.zeros_like(pool.labels))
         losses.append(method(net, pool, unlabeled, 1).terms["rpg"].item())
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_several_levels_are_matched_side_by_side(data):
+    """The similarity is the mean of those of the levels, whatever their widths and scales."""
+    pool, unlabeled = views(data)
+    method, net = build("rpg", data, matched_levels=3)
+    levels = net.levels(unlabeled.images)[-3:]
+    features = method.outputs(net, unlabeled.images)[1]
+    enlarged = [F.interpolate(level, size=(SIDE, SIDE), mode="bilinear") for level in levels]
+    one, two = (0, slice(None), 3, 4), (1, slice(None), 20, 9)
+    expected = torch.stack([F.cosine_similarity(level[one], level[two], dim=0) for level in enlarged]).mean()
+    torch.testing.assert_close(F.cosine_similarity(features[one], features[two], dim=0), expected)
+    assert method(net, pool, unlabeled, 1).pseudo_labels.weights.mean() > 0
+
+
+def test_features_of_the_average_give_its_labels(data):
+    pool, unlabeled = views(data)
+    method, net = build("rpg", data, average=True, average_features=True)
+    twin = copy.deepcopy(net)
+    for parameter in net.parameters():
+        parameter.data = torch.randn_like(parameter)
+    got = method(net, pool, unlabeled, 1).pseudo_labels
+    expected = build("rpg", data)[0](twin, pool, unlabeled, 1).pseudo_labels
+    assert torch.equal(got.labels, expected.labels)
+    assert torch.equal(got.weights, expected.weights)
+    own = build("rpg", data)[0](net, pool, unlabeled, 1).pseudo_labels
+    assert not torch.equal(own.labels, expected.labels)
+
+
+def test_a_temperature_reaches_the_weights(data):
+    pool, unlabeled = views(data)
+    weights = []
+    for temperature in (0.2, 1.0):
+        method, net = build("rpg", data, temperature=temperature)
+        weights.append(method(net, pool, unlabeled, 1).pseudo_labels.weights.mean())
+    assert weights[0] > weights[1]
+
+
+@pytest.mark.parametrize("map_size", [16, None])
+def test_labels_reach_the_strong_view_where_its_image_went(data, map_size):
+    """A strong view that is the weak one mirrored: the loss is that of mirrored labels, the square left out."""
+    pool, unlabeled = views(data)
+    method, net = build("rpg_plus", data, strong_labels=True, map_size=map_size)
+    pseudo_labels = method(net, pool, unlabeled, 1).pseudo_labels
+    square = torch.zeros(4, SIDE, SIDE, dtype=torch.bool)
+    square[:, 8:20, 4:16] = True
+    strong = StrongView(unlabeled.images.flip(-1), lambda maps: maps.flip(-1), square)
+    logits = torch.randn(4, data.num_outputs, SIDE, SIDE)
+    got = method.on_strong_view(logits, pseudo_labels, strong)
+    labels, weights = pseudo_labels
+    factor = SIDE // weights.shape[-1]
+    labels, weights = (maps.repeat_interleave(factor, -1).repeat_interleave(factor, -2) for maps in (labels, weights))
+    if data.multilabel:
+        entries = F.binary_cross_entropy_with_logits(logits.flip(-1), labels.float(), reduction="none").mean(1)
+    else:
+        entries = F.cross_entropy(logits.flip(-1), labels.clamp(min=0), reduction="none")
+    expected = (entries * weights * ~square.flip(-1)).mean()
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert expected > 0
+
+
+def test_without_strong_labels_there_is_no_such_term(data):
+    pool, unlabeled = views(data)
+    terms = []
+    for strong_labels in (False, True):
+        method, net = build("rpg_plus", data, strong_labels=strong_labels)
+        step = method(net, pool, unlabeled, 1)
+        terms.append(step.terms)
+        assert step.loss.item() == pytest.approx(sum(term.item() for term in step.terms.values()), rel=1e-5)
+    assert terms[1].keys() - terms[0].keys() == {"strong"}
+    assert terms[1]["strong"] > 0
+
+
+@pytest.mark.parametrize("name", ["fixmatch", "rpg_plus"])
+def test_cutmix_reaches_the_strong_view(name, data):
+    assert build(name, data, cutmix=True)[0].strong.cutmix
+    assert not build(name, data)[0].strong.cutmix
 
 
 @given(seed=seeds)

@@ -138,6 +138,10 @@ def test_double_length(config):
         {"batch_norm": "shared"},
         {"map_size": None},
         {"bank_mib": 0.05},
+        {"temperature": 0.2},
+        {"matched_levels": 2},
+        {"strong_labels": True},
+        {"cutmix": True},
     ],
 )
 def test_ablations_change_what_is_trained(config, changes, tmp_path):
