@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import tyro
 
 from examples.config import defaults
-from examples.reporting import figures, label_studies, tables
+from examples.reporting import figures, label_studies, options, tables
 from examples.reporting.results import Run, Section, read_results, sections
 
 
@@ -80,7 +80,8 @@ def section_text(section: Section, name: str, out: Path) -> tuple[list[str], lis
         tables.pool_size_table(section),
         tables.neighbors_table(section),
         tables.classes_table(section),
-        tables.studies_table(section),
+        options.studies_table(section),
+        options.pseudo_labels_table(section),
     ]
     files = []
     for kind, (caption, draw) in figures.FIGURES.items():
@@ -138,9 +139,9 @@ def names(runs: Sequence[Run], most: int = 5) -> str:
 
 
 def main() -> None:
-    options = tyro.cli(Report, prog="python -m examples.report", description=__doc__)
+    asked = tyro.cli(Report, prog="python -m examples.report", description=__doc__)
     try:
-        files = write_report(options.runs, options.out)
+        files = write_report(asked.runs, asked.out)
     except OSError as error:
         sys.exit(f"error: {error}")
     print("\n".join(map(str, files)))

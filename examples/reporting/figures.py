@@ -15,7 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from examples.reporting.results import Mean, Row, Run, Section, by, ordered
+from examples.reporting.options import changes
+from examples.reporting.results import STUDIED, Mean, Row, Run, Section, by, ordered
+from examples.reporting.tables import shown
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -44,7 +46,7 @@ LOOK: dict[RcKeyType, Any] = {
     "grid.alpha": 0.3,
 }
 
-Line = tuple[Row, list[float], list[float]]  # with x and y
+Line = tuple[str, str, Sequence[float], Sequence[float]]  # name, colour, x and y
 
 
 def draw_pool_size(section: Section, path: Path) -> str | None:
@@ -79,7 +81,7 @@ def draw_study(section: Section, path: Path, option: str, label: str, scale: flo
             means = {x: statistics.fmean(values) for x, values in grouped.items() if values}
             if means:
                 axes.plot(list(means), list(means.values()), color=colour, linewidth=1.8)
-                lines.append((Row(method), list(means), list(means.values())))
+                lines.append((method, colour, list(means), list(means.values())))
         ticks = sorted({scale * run.option(option) for runs in studies.values() for run in runs})
         axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         axes.set(title=title, xlabel=label)
@@ -110,7 +112,7 @@ def draw_learning(section: Section, path: Path) -> str | None:
         axes.plot(list(points), means, color=colour, marker=marker, markersize=5, linestyle=dashes(row))
         low, high = ([mean + sign * sd for mean, sd in zip(means, spread, strict=True)] for sign in (-1, 1))
         axes.fill_between(list(points), low, high, color=colour, alpha=0.12, linewidth=0)
-        lines.append((row, list(points), means))
+        lines.append((row.name, colour, list(points), means))
     axes.set(xscale="log", xlabel="labelled images N_l", ylabel="mean IoU")
     axes.set_xticks(section.labeled, [str(n) for n in section.labeled])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -137,7 +139,7 @@ def draw_validation(section: Section, path: Path) -> str | None:
         # One validation alone is no line.
         axes.plot(xs, ys, color=style(row.method)[0], marker="" if len(xs) > 1 else style(row.method)[1],
                   linewidth=1.8, linestyle=dashes(row))  # fmt: skip
-        lines.append((row, list(xs), list(ys)))
+        lines.append((row.name, style(row.method)[0], xs, ys))
     if not lines:
         plt.close(figure)
         return "no history in these results"
@@ -180,7 +182,7 @@ def draw_pseudo_labels(section: Section, path: Path) -> str | None:
                 if line:
                     xs, ys = zip(*line, strict=True)
                     axes.plot(xs, ys, color=style(row.method)[0], linewidth=1.4, linestyle=dashes(row))
-                    last.append((row, list(xs), list(ys)))
+                    last.append((row.name, style(row.method)[0], xs, ys))
             axes.set_ylim(-0.02, 1.02)
             axes.xaxis.set_major_locator(MaxNLocator(2, integer=True))
         label_lines(across[-1], last, size=8)
@@ -193,6 +195,63 @@ def draw_pseudo_labels(section: Section, path: Path) -> str | None:
     left_out = f"; {len(classes) - len(drawn)} of {len(classes)} classes not drawn" if len(classes) > len(drawn) else ""
     save(figure, path, f"{section.dataset}, N_l = {section.labeled[0]}; mean over splits and seeds{left_out}")
     return None
+
+
+def draw_k_over_training(section: Section, path: Path) -> str | None:
+    return draw_options_over_training(section, path, ("k",))
+
+
+def draw_others_over_training(section: Section, path: Path) -> str | None:
+    return draw_options_over_training(section, path, [name for name in STUDIED if name != "k"])
+
+
+def draw_options_over_training(section: Section, path: Path, options: Sequence[str]) -> str | None:
+    """Weight and precision of rpg's pseudo-labels and the validation score over training, a line per value."""
+    found = [
+        change
+        for change in changes(section)
+        if (change.method, change.labeled) == ("rpg", section.labeled[0])
+        and change.option in options
+        and not change.others
+    ]
+    if not found:
+        return "no runs of rpg that differ in one of these options alone"
+    runs_of = {"usual": found[0].before[1]}
+    for change in found:
+        runs_of[f"{change.option} {shown(change.option, change.after[0])}"] = change.after[1]
+    figure, panels = plt.subplots(1, 3, figsize=(WIDTH + 1.5, 3.6), layout="constrained")
+    named: list[Line] = []
+    for axes, (title, value) in zip(panels, OVER_TRAINING.items(), strict=True):
+        lines: list[Line] = []
+        for number, (name, runs) in enumerate(runs_of.items()):
+            line = mean_curve(
+                [[(point["step"], y) for point in run.history or () if (y := value(point)) is not None] for run in runs]
+            )
+            if line:
+                xs, ys = zip(*line, strict=True)
+                colour = "#000000" if name == "usual" else f"C{number - 1}"
+                axes.plot(xs, ys, color=colour, linewidth=2 if name == "usual" else 1.2)
+                lines.append((name, colour, xs, ys))
+        axes.set(title=title, xlabel="step")
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        named = lines or named
+    label_lines(panels[-1], named, size=8)
+    what = f"usual: k {shown('k', found[0].before[0])}" if options == ("k",) else "usual but for one option"
+    save(figure, path, f"{section.dataset}, rpg, N_l = {section.labeled[0]}; {what}; mean over splits and seeds")
+    return None
+
+
+def over_classes(values: dict[str, float | None] | None) -> float | None:
+    """The mean over the classes without background that have a value."""
+    present = [value for name, value in (values or {}).items() if name != "background" and value is not None]
+    return statistics.fmean(present) if present else None
+
+
+OVER_TRAINING: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "mean weight": lambda point: over_classes(point.get("pseudo_label_weight")),
+    "pseudo-label precision": lambda point: over_classes(point.get("pseudo_label_precision")),
+    "validation mIoU": lambda point: point.get("miou"),
+}
 
 
 def draw_pictures(section: Section, path: Path) -> str | None:
@@ -244,6 +303,8 @@ FIGURES: dict[str, tuple[str, Callable[[Section, Path], str | None]]] = {
     "k": ("Study of k", draw_k),
     "validation": ("Validation mIoU over training", draw_validation),
     "pseudo-labels": ("Weight and precision of pseudo-labels over training", draw_pseudo_labels),
+    "k-over-training": ("Pseudo-labels of rpg over training, by k", draw_k_over_training),
+    "options-over-training": ("Pseudo-labels of rpg over training, by other options", draw_others_over_training),
     "pictures": ("Test images (the paper's figures 3 to 5)", draw_pictures),
 }
 MEASURES: dict[str, Callable[[Run], float | None]] = {
@@ -286,14 +347,14 @@ def label_lines(axes: Axes, lines: Sequence[Line], size: float = 9) -> None:
     low, high = not_too_close(axes)
     height = axes.get_window_extent().height / axes.figure.dpi  # in inches
     gap = 1.25 * size / 72 / height
-    ends = [((ys[-1] - low) / (high - low), row, xs[-1], ys[-1]) for row, xs, ys in lines]
+    ends = [((ys[-1] - low) / (high - low), name, colour, xs[-1], ys[-1]) for name, colour, xs, ys in lines]
     ends.sort(key=lambda end: end[0])
     places = spread([end[0] for end in ends], gap)
-    for place, (_, row, x, y) in zip(places, ends, strict=True):
+    for place, (_, name, colour, x, y) in zip(places, ends, strict=True):
         axes.annotate(
-            row.name, (x, y), (1.06, place), xycoords="data", textcoords="axes fraction", va="center", fontsize=size,
-            color=style(row.method)[0], annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": style(row.method)[0], "linewidth": 0.6, "linestyle": (0, (1, 2)),
+            name, (x, y), (1.06, place), xycoords="data", textcoords="axes fraction", va="center", fontsize=size,
+            color=colour, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "linestyle": (0, (1, 2)),
                         "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3},
         )  # fmt: skip
 

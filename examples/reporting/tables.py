@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from examples.config import defaults
 from examples.reporting import paper
-from examples.reporting.results import STUDIED, Mean, Row, Run, Section, by, decimals
+from examples.reporting.results import Mean, Row, Run, Section, by, decimals
 
 MISSING = "–"  # noqa: RUF001
 LEGEND = (
@@ -125,37 +124,6 @@ def classes_table(section: Section) -> str:
     return f"{caption}\n\n{markdown(['method', *(name.replace('_', ' ') for name in classes)], lines)}"
 
 
-def studies_table(section: Section) -> str:
-    """What happens when exactly one option of a method is not its usual one."""
-    lines = []
-    for method in section.methods:
-        usual = dict(section.usual[method])
-        for option in (name for name in STUDIED if name in usual):
-            for labeled in section.labeled:
-                varying = section.varying(method, (option,), labeled)
-                variants = by(varying, partial(shown_option, option))
-                before = variants.pop(shown(option, usual[option]), [])
-                for value, runs in variants.items():
-                    change = Mean.of(after.score - first.score for first, after in paired(before, runs))
-                    lines.append(
-                        [
-                            f"`{method}`",
-                            f"{option} {shown(option, usual[option])} → {value}",
-                            str(labeled),
-                            cell(mean_score(before)),
-                            cell(mean_score(runs)),
-                            cell(change, sign=True),
-                        ]
-                    )
-    if not lines:
-        return "Single options: no runs that differ from the others of their method in one option"
-    caption = (
-        "**Single options.** Runs that differ in one option from the usual ones of their method; the difference is "
-        "over the splits and seeds that both have."
-    )
-    return f"{caption}\n\n{markdown(['method', 'option', 'N_l', 'usual', 'changed', 'difference'], lines)}"
-
-
 def usual_options(section: Section) -> str:
     """Says which options the tables of methods stand for, as far as they are not the trainer's defaults."""
     if not any(section.usual.values()):
@@ -234,10 +202,6 @@ def cell(figure: Mean | None, suffix: str = "", mark: str = "", sign: bool = Fal
     value = {"**": f"**{value}**", "u": f"<ins>{value}</ins>", "": value}[mark]
     spread = f" ± {decimals(figure.sd)}" if figure.sd is not None else ""
     return f"{value}{spread} <small>({figure.runs})</small>"
-
-
-def shown_option(option: str, run: Run) -> str:
-    return shown(option, run.option(option))
 
 
 def shown(option: str, value: Any) -> str:

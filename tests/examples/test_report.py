@@ -134,8 +134,45 @@ def test_studies_and_the_usual_options(tmp_path):
     assert "weighted True → False | 3 |" in single
     assert "Usual options: `nearest_neighbor` map_size 32; `rpg` k 50 %, map_size 32.\n" in text
     assert "→ 75 %" not in single  # differs in two options
+    assert "with" not in single.partition("\n\n")[2].partition("\n\n")[0]
+    assert "1-jsrt-k-over-training.png" in text
+    assert "1-jsrt-options-over-training.png" in text
     assert "pool-size.png" in text
     assert "k.png" in text
+
+
+def test_options_on_top_of_others(tmp_path):
+    """Runs with two unusual options are compared with those that have one of them."""
+    runs = tmp_path / "runs"
+    for split in (0, 1):
+        write(runs / f"usual{split}", 0.6, split=split)
+        write(runs / f"average{split}", 0.65, split=split, average=True)
+    write(runs / "usual2", 0.6, split=2)
+    both = write(runs / "both", 0.7, average=True, warm_up=0.4)
+    content = json.loads(both.read_text()) | {"miou_unlabeled": 0.61}
+    content["pseudo_label_weight"] = {**content["pseudo_label_weight"], "heart": 0.98765, "background": None}
+    both.write_text(json.dumps(content))
+    write(runs / "far", 0.1, average=True, k=0.1, weighted=False)  # nothing that differs in one option alone
+    text = read(tmp_path)
+    single = text[text.index("**Single") : text.index("**Pseudo-labels by")]
+    lines = [line for line in single.splitlines() if line.startswith("| `rpg`")]
+    assert [line.split(" | ")[1] for line in lines] == [
+        "average False → True",
+        "warm_up 0.0 → 0.4, with average True",
+    ]
+    assert lines[1].split(" | ")[2:] == [
+        "3",
+        ".650 ± .000 <small>(2)</small>",
+        ".700 <small>(1)</small>",
+        "+.050 <small>(1)</small>",
+        ".610 <small>(1)</small> |",
+    ]
+    labels = text[text.index("**Pseudo-labels by") :].partition("\n\n")[2].partition("\n\n")[0]
+    assert labels.splitlines()[0].endswith("| right clavicle | left clavicle | background |")
+    assert "| `rpg` | usual | .25 / .25 |" in labels
+    assert "| `rpg` | warm_up 0.4, average True | .25 / .25 | .25 / .25 | .99 / .25 |" in labels
+    assert labels.splitlines()[-1].endswith("| – / .25 |")  # noqa: RUF001
+    assert "k 10 %" not in labels
 
 
 def test_pooled_scores_rank_where_the_result_says_so(tmp_path):

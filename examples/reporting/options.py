@@ -1,0 +1,137 @@
+"""The tables of options: what happens to score and pseudo-labels when one option is another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from examples.reporting.results import METHODS, STUDIED, Mean, Options, Run, Section, ordered
+from examples.reporting.tables import MISSING, cell, markdown, mean_score, paired, shown
+
+
+class Change(NamedTuple):
+    """Runs of one method that differ from others in one option.
+
+    Attributes:
+        method: Of both.
+        labeled: Their number of labelled images.
+        option: What differs.
+        before: The option's value, and the runs that have it.
+        after: The other value, and its runs.
+        others: The options that both have and that are not usual.
+    """
+
+    method: str
+    labeled: int
+    option: str
+    before: tuple[Any, list[Run]]
+    after: tuple[Any, list[Run]]
+    others: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """In words: the option, and what it is joined with."""
+        joined = "".join(f", with {name} {shown(name, value)}" for name, value in self.others.items())
+        return f"{self.option} {shown(self.option, self.before[0])} → {shown(self.option, self.after[0])}{joined}"
+
+
+def changes(section: Section) -> list[Change]:
+    """All pairs of settings of a method that differ in one option, from the one that is nearer to the usual one."""
+    found = []
+    for method in section.methods:
+        usual = dict(section.usual[method])
+        for labeled in section.labeled:
+            settings: dict[Options, list[Run]] = {}
+            for run in section.runs:
+                if (run.method, run.labeled, run.double) == (method, labeled, False):
+                    unusual = tuple((name, value) for name, value in run.studied if value != usual.get(name))
+                    settings.setdefault(unusual, []).append(run)
+            for options, runs in settings.items():
+                for option, value in options:
+                    others = tuple(pair for pair in options if pair[0] != option)
+                    if option in usual and others in settings:
+                        before = (usual[option], settings[others])
+                        found.append(Change(method, labeled, option, before, (value, runs), dict(others)))
+    return sorted(found, key=in_order)
+
+
+def in_order(change: Change) -> tuple[Any, ...]:
+    """Methods and options in the order that they have elsewhere, single changes first, then by value."""
+    value = change.after[0]
+    return (
+        ordered([change.method, *METHODS]).index(change.method),
+        len(change.others),
+        list(STUDIED).index(change.option),
+        value if isinstance(value, (int, float)) else 0,
+        str(value),
+        change.labeled,
+    )
+
+
+def studies_table(section: Section) -> str:
+    """What happens when exactly one option of a method is another."""
+    lines = [
+        [
+            f"`{change.method}`",
+            change.name,
+            str(change.labeled),
+            cell(mean_score(before := change.before[1])),
+            cell(mean_score(after := change.after[1])),
+            cell(Mean.of(late.score - early.score for early, late in paired(before, after)), sign=True),
+            cell(Mean.of(run.content.get("miou_unlabeled") for run in after)),
+        ]
+        for change in changes(section)
+    ]
+    if not lines:
+        return "Single options: no runs that differ from others of their method in one option"
+    caption = (
+        "**Single options.** Runs that differ in one option from the usual ones of their method, or (with) from others "
+        "in the table; the difference is over the splits and seeds that both have. Held back: the score on the labels "
+        "held back of the images learned from, by which options are chosen."
+    )
+    return f"{caption}\n\n{markdown(['method', 'option', 'N_l', 'before', 'after', 'difference', 'held back'], lines)}"
+
+
+def pseudo_labels_table(section: Section) -> str:
+    """Weight and precision of the pseudo-labels of every class, by option, at the fewest labelled images."""
+    labeled = section.labeled[0]
+    found = [change for change in changes(section) if change.labeled == labeled]
+    groups: list[tuple[str, str, Sequence[Run]]] = []
+    for method in section.methods:
+        mine = [change for change in found if change.method == method]
+        usual = [run for run in section.main if (run.method, run.labeled, run.double) == (method, labeled, False)]
+        if mine and any(weights(run) for run in usual):
+            groups.append((method, "usual", usual))
+            seen = set()
+            for change in mine:
+                options = {change.option: change.after[0], **change.others}
+                name = ", ".join(
+                    f"{option} {shown(option, options[option])}" for option in STUDIED if option in options
+                )
+                if name not in seen:
+                    groups.append((method, name, change.after[1]))
+                seen.add(name)
+    classes = list(dict.fromkeys(name for _, _, runs in groups for run in runs for name in weights(run)))
+    if not classes:
+        return "Pseudo-labels by option: no runs"
+    lines = [
+        [f"`{method}`", option, *(beside_each_other(runs, name) for name in classes)] for method, option, runs in groups
+    ]
+    caption = (
+        f"**Pseudo-labels by option.** Mean weight / precision in the last tenth of the steps, N_l = {labeled}: the "
+        "weight of the pixels that are given a class, and how many of them are of it."
+    )
+    return f"{caption}\n\n{markdown(['method', 'option', *(name.replace('_', ' ') for name in classes)], lines)}"
+
+
+def weights(run: Run) -> dict[str, float | None]:
+    return run.content.get("pseudo_label_weight") or {}
+
+
+def beside_each_other(runs: Sequence[Run], name: str) -> str:
+    """Weight / precision of a class."""
+    means = [
+        Mean.of((run.content.get(kind) or {}).get(name) for run in runs)
+        for kind in ("pseudo_label_weight", "pseudo_label_precision")
+    ]
+    return " / ".join(MISSING if mean is None else f"{mean.mean:.2f}".removeprefix("0") for mean in means)
