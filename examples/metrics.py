@@ -56,6 +56,10 @@ class IoU:
         """Mean over the images (C,), skipping NaN."""
         return self.per_image().nanmean(0)
 
+    def at_percentile(self, percent: float) -> Tensor:
+        """What so many per cent of the images have no more of (C,), skipping NaN."""
+        return self.per_image().nanquantile(percent / 100, 0)
+
     def pooled(self) -> Tensor:
         """IoU of all images' pixels taken together (C,)."""
         return torch.cat(self.intersections).sum(0) / torch.cat(self.unions).sum(0)

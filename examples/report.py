@@ -82,6 +82,7 @@ def section_text(section: Section, name: str, out: Path) -> tuple[list[str], lis
         tables.classes_table(section),
         options.studies_table(section),
         options.pseudo_labels_table(section),
+        options.images_table(section),
     ]
     files = []
     for kind, (caption, draw) in figures.FIGURES.items():

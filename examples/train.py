@@ -65,6 +65,7 @@ from examples.trained import Labels
 from examples.unet import UNet, settle_batch_norm
 
 SETTLING_POOLS = 20  # labelled pools that batch-norm statistics for evaluation are taken from
+PERCENTILES = (5, 25, 50, 75)  # of the test images by their IoU: how bad the bad ones are
 
 
 def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
@@ -240,6 +241,9 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
         "miou_pooled": float(iou.pooled().nanmean()),
         "iou_per_class": by_class(data.evaluated_names, iou.per_class()),
         "iou_per_class_pooled": by_class(data.evaluated_names, iou.pooled()),
+        "iou_percentiles": {
+            str(percent): by_class(data.evaluated_names, iou.at_percentile(percent)) for percent in PERCENTILES
+        },
         "miou_unlabeled": None if iou_unlabeled is None else mean_iou(iou_unlabeled, data),
         "validation": best["validation"],
         **(measures if log.learned else dict.fromkeys(measures)),

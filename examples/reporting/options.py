@@ -124,6 +124,40 @@ def pseudo_labels_table(section: Section) -> str:
     return f"{caption}\n\n{markdown(['method', 'option', *(name.replace('_', ' ') for name in classes)], lines)}"
 
 
+def images_table(section: Section) -> str:
+    """How unlike the test images are: what the worst of them reach."""
+    groups: dict[tuple[int, str, int, str], list[Run]] = {}
+    for run in section.runs:
+        if run.content.get("iou_percentiles") and not run.double:
+            usual = dict(section.usual[run.method])
+            options = [f"{name} {shown(name, value)}" for name, value in run.studied if value != usual.get(name)]
+            place = ordered([run.method, *METHODS]).index(run.method)
+            groups.setdefault((place, run.method, run.labeled, ", ".join(options) or "usual"), []).append(run)
+    if not groups:
+        return "Images: no runs that hold percentiles over images"
+    some_run = next(iter(groups.values()))[0]
+    percents, classes = (list(names) for names in (some_run.content["iou_percentiles"], some_run.iou_per_class))
+    lines = [
+        [f"`{method}`", options, str(labeled), *(percentiles(runs, percents, name) for name in classes)]
+        for (_, method, labeled, options), runs in sorted(groups.items())
+    ]
+    caption = (
+        f"**Images.** IoU by class at the {', '.join(f'{percent}th' for percent in percents)} percentile of the test "
+        "images, mean over splits and seeds: the worst, the usual and the best."
+    )
+    header = ["method", "option", "N_l", *(name.replace("_", " ") for name in classes)]
+    return f"{caption}\n\n{markdown(header, lines)}"
+
+
+def percentiles(runs: Sequence[Run], percents: Sequence[str], name: str) -> str:
+    means = [Mean.of(run.content["iou_percentiles"].get(percent, {}).get(name) for run in runs) for percent in percents]
+    return " ".join(two_decimals(mean) for mean in means)
+
+
+def two_decimals(mean: Mean | None) -> str:
+    return MISSING if mean is None else f"{mean.mean:.2f}".removeprefix("0")
+
+
 def weights(run: Run) -> dict[str, float | None]:
     return run.content.get("pseudo_label_weight") or {}
 
@@ -134,4 +168,4 @@ def beside_each_other(runs: Sequence[Run], name: str) -> str:
         Mean.of((run.content.get(kind) or {}).get(name) for run in runs)
         for kind in ("pseudo_label_weight", "pseudo_label_precision")
     ]
-    return " / ".join(MISSING if mean is None else f"{mean.mean:.2f}".removeprefix("0") for mean in means)
+    return " / ".join(map(two_decimals, means))

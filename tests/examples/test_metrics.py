@@ -22,6 +22,8 @@ def test_iou_by_hand():
     assert iou.per_image()[0, 1].isnan()
     assert iou.per_class().tolist() == pytest.approx([5 / 12, 1 / 2])
     assert iou.pooled().tolist() == pytest.approx([3 / 7, 1 / 2])
+    assert iou.at_percentile(0).tolist() == pytest.approx([1 / 3, 1 / 2])
+    assert iou.at_percentile(50).tolist() == pytest.approx([5 / 12, 1 / 2])
 
 
 def test_pooled_iou_is_torchmetrics():

@@ -175,6 +175,18 @@ def test_options_on_top_of_others(tmp_path):
     assert "k 10 %" not in labels
 
 
+def test_percentiles_over_images(tmp_path):
+    for split in (0, 1):
+        path = write(tmp_path / f"runs/a{split}", split=split)
+        values = {"5": dict.fromkeys(CLASSES, 0.1 * split), "50": {**dict.fromkeys(CLASSES, 0.8), "heart": None}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"iou_percentiles": values}))
+    write(tmp_path / "runs/b", method="supervised")  # of before there were any
+    text = read(tmp_path)
+    assert "**Images.** IoU by class at the 5th, 50th percentile" in text
+    images = text[text.index("**Images.**") :].partition("\n\n")[2].partition("\n\n")[0].splitlines()
+    assert images[2:] == ["| `rpg` | usual | 3 | .05 .80 | .05 .80 | .05 – | .05 .80 | .05 .80 |"]  # noqa: RUF001
+
+
 def test_pooled_scores_rank_where_the_result_says_so(tmp_path):
     write(tmp_path / "runs/a", 0.5, dataset="phantom_exclusive", score="miou_pooled")
     text = read(tmp_path)
