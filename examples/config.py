@@ -12,7 +12,16 @@ from typing import Annotated, Any, Literal
 import tyro
 
 MethodName = Literal[
-    "supervised", "pseudolabel", "nearest_neighbor", "fixmatch", "iic", "mean_teacher", "mlds", "rpg", "rpg_plus"
+    "supervised",
+    "pseudolabel",
+    "nearest_neighbor",
+    "fixmatch",
+    "iic",
+    "mean_teacher",
+    "mlds",
+    "rpg",
+    "rpg_plus",
+    "rpg_best",
 ]
 DatasetName = Literal["phantom", "phantom_exclusive", "phantom_fine", "oct_phantom", "jsrt", "retouch", "folder"]
 Vendor = Literal["spectralis", "cirrus", "topcon"]
@@ -40,7 +49,8 @@ class Config:
     dataset: Annotated[tyro.conf.Positional[DatasetName], tyro.conf.arg(help=DATASET_HELP)]
 
     method: MethodName = "rpg_plus"
-    """What the unlabelled images are used for; one file each in examples/methods/."""
+    """What the unlabelled images are used for; one file each in examples/methods/. Below, rpg* means rpg, rpg_plus
+    and rpg_best."""
 
     labeled: int = 3
     """Number of labelled images, N_l (paper: 3, 6, 12, 24)."""
@@ -115,42 +125,42 @@ class Config:
     """Nearest references that count: a number, or a share of all in (0, 1] (paper: 7000 of 3 * 64 * 64)."""
 
     balanced_k: bool = False
-    """rpg, rpg_plus: all label sets have the same say in where the k nearest end; wants --k below 1 / their number."""
+    """rpg*: all label sets have the same say in where the k nearest end; wants --k below 1 / their number."""
 
     entropy_over: Literal["sets", "labels"] = "sets"
-    """rpg, rpg_plus: weigh by the entropy over the label sets that occur (paper), or over single labels and "none"."""
+    """rpg*: weigh by the entropy over the label sets that occur (paper), or over single labels and "none"."""
 
     temperature: float = 1.0
-    """rpg, rpg_plus: below 1 weights rise, above 1 they fall: proximities are taken to the power 1 / T (paper: 1)."""
+    """rpg*: below 1 weights rise, above 1 they fall: proximities are taken to the power 1 / T (paper: 1)."""
 
     weighted: bool = True
-    """rpg, rpg_plus: weigh pseudo-labels by the entropy of their proximities; if not, all alike (W = 1)."""
+    """rpg*: weigh pseudo-labels by the entropy of their proximities; if not, all alike (W = 1)."""
 
     resolution: Literal["map", "full"] = "map"
-    """rpg, rpg_plus: take the loss on the map of --map-size, or on every pixel with labels enlarged to it."""
+    """rpg*: take the loss on the map of --map-size, or on every pixel with labels enlarged to it."""
 
     normalize_by: Literal["entries", "weights"] = "entries"
-    """rpg, rpg_plus: divide the weighted loss by the number of pixels (paper) or by the sum of their weights."""
+    """rpg*: divide the weighted loss by the number of pixels (paper) or by the sum of their weights."""
 
     bank_mib: float = 0.0
-    """nearest_neighbor, rpg, rpg_plus: MiB of references of past pools to match against as well; 0: none (paper)."""
+    """nearest_neighbor, rpg*: MiB of references of past pools to match against as well; 0: none (paper)."""
 
     bank_age: int = 10
     """Steps that references of past pools are kept for, with --bank-mib."""
 
     coordinates: float = 0.0
-    """nearest_neighbor, rpg, rpg_plus: length of a pixel's place in the image beside its features of length 1, appended
+    """nearest_neighbor, rpg*: length of a pixel's place in the image beside its features of length 1, appended
     to them before they are matched; 0: features alone (paper)."""
 
     matched_levels: int = 1
-    """nearest_neighbor, rpg, rpg_plus: how many of the UNet's five levels upwards are matched, counted from the last,
+    """nearest_neighbor, rpg*: how many of the UNet's five levels upwards are matched, counted from the last,
     enlarged and side by side, each of length 1 (paper: 1)."""
 
     average_features: bool = False
-    """nearest_neighbor, rpg, rpg_plus: match the features of the moving average of --average (paper: not)."""
+    """nearest_neighbor, rpg*: match the features of the moving average of --average (paper: not)."""
 
     agreement: bool = False
-    """nearest_neighbor, rpg, rpg_plus: weight 0 where the network itself predicts another label (paper: not)."""
+    """nearest_neighbor, rpg*: weight 0 where the network itself predicts another label (paper: not)."""
 
     threshold: float = 0.95
     """Confidence above which pseudolabel, fixmatch and rpg_plus keep a prediction, tau (paper: 0.8 and 0.95)."""
@@ -242,7 +252,7 @@ class Config:
     @property
     def uses_references(self) -> bool:
         """Whether the method looks at the k nearest references."""
-        return self.method in ("rpg", "rpg_plus")
+        return self.method in ("rpg", "rpg_plus", "rpg_best")
 
     def plain(self) -> dict[str, str | int | float | bool | None]:
         """The fields as JSON and checkpoints hold them, paths as text."""

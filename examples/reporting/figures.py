@@ -33,6 +33,7 @@ STYLES = {
     "mlds": ("#000000", "*"),
     "rpg": ("#0072B2", "D"),
     "rpg_plus": ("#D55E00", "o"),
+    "rpg_best": ("#7A2182", "d"),
 }
 OTHER_STYLE = ("#000000", ".")
 WIDTH = 8.0  # inches

@@ -17,18 +17,19 @@ METHODS: tuple[str, ...] = get_args(MethodName)
 REQUIRED = ("dataset", "method", "labeled", "split", "seed", "iterations", "image_size", "miou")
 
 # Options that a study varies, and the methods that heed them (None: all); a method is not told apart by the others.
-MATCHING = ("nearest_neighbor", "rpg", "rpg_plus")
+WEIGHING = ("rpg", "rpg_plus", "rpg_best")
+MATCHING = ("nearest_neighbor", *WEIGHING)
 STUDIED: dict[str, tuple[str, ...] | None] = {
-    "k": ("rpg", "rpg_plus"),
-    "balanced_k": ("rpg", "rpg_plus"),
+    "k": WEIGHING,
+    "balanced_k": WEIGHING,
     "pool_size": None,
     "balanced_crops": None,
     "map_size": MATCHING,
-    "entropy_over": ("rpg", "rpg_plus"),
-    "temperature": ("rpg", "rpg_plus"),
-    "weighted": ("rpg", "rpg_plus"),
+    "entropy_over": WEIGHING,
+    "temperature": WEIGHING,
+    "weighted": WEIGHING,
     "resolution": MATCHING,
-    "normalize_by": ("rpg", "rpg_plus"),
+    "normalize_by": WEIGHING,
     "bank_mib": MATCHING,
     "bank_age": MATCHING,
     "coordinates": MATCHING,
@@ -42,7 +43,7 @@ STUDIED: dict[str, tuple[str, ...] | None] = {
     "batch_norm": None,
     "lambda_u": tuple(method for method in METHODS if method != "supervised"),
     "warm_up": tuple(method for method in METHODS if method != "supervised"),
-    "average": tuple(method for method in METHODS if method not in ("mean_teacher", "mlds")),
+    "average": tuple(method for method in METHODS if method not in ("mean_teacher", "mlds", "rpg_best")),
 }
 # What makes no other setting: the row and the cell of a table, the length (which ``iterations`` holds); nor does PLACE.
 CELL = {"dataset", "method", "labeled", "split", "seed", "epochs", "iterations", "double_length"}

@@ -28,6 +28,7 @@ OFTEN_WRONG = 0.5  # of a precision
 LIGHTER = {
     "rpg": "; try a smaller --k",
     "rpg_plus": "; try a smaller --k",
+    "rpg_best": "; try a smaller --k",
     "fixmatch": "; try a lower --threshold",
     "pseudolabel": "; try a lower --threshold",
 }

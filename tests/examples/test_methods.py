@@ -242,6 +242,17 @@ def test_warm_up_leaves_the_unlabelled_images_out_at_first(name, data):
     assert (learned[1] > 1e-6) == (name != "supervised")
 
 
+def test_rpg_best_is_rpg_averaged_and_warmed_up(data):
+    pool, unlabeled = views(data)
+    best, net = build("rpg_best", data)
+    rpg, _ = build("rpg", data, average=True, warm_up=0.4)
+    for step in (28, 29):
+        assert best(net, pool, unlabeled, step).loss == rpg(net, pool, unlabeled, step).loss
+    assert best(net, pool, unlabeled, 28).loss != best(net, pool, unlabeled, 29).loss
+    assert best.evaluated(net) is not net
+    assert build("rpg_best", data, warm_up=0.6)[0].lambda_u(42) == 0  # a longer one is heeded
+
+
 def test_only_agreed_pseudo_labels_weigh(data):
     pool, unlabeled = views(data)
     method, net = build("nearest_neighbor", data, agreement=True, map_size=None)

@@ -79,9 +79,12 @@ def assert_close(got, expected) -> None:
 BANK = {"bank_mib": 4.0, "bank_age": 2, "base_channels": 16}  # so many features are never quite alike
 
 
+OPTIONS = {"average": True, "average_features": True, "matched_levels": 2, "strong_labels": True, "threshold": 0.5}
+
+
 def runs() -> list[Config]:
     configs = [tiny(Path(method), method=method, **SIZES) for method in METHODS]
-    return [*configs, tiny(Path("bank"), **SIZES, **BANK)]
+    return [*configs, tiny(Path("bank"), **SIZES, **BANK), tiny(Path("options"), **SIZES, **OPTIONS)]
 
 
 def train_all(rank, world, folder):
@@ -145,6 +148,8 @@ def cut_and_go_on(rank, world, folder):
         pytest.raises(ValueError, match="pool_size: got 3 with 2 processes") if rank == 0 else pytest.raises(SystemExit)
     ):
         train(replace(plain, out=folder / "uneven", pool_size=3))
+    with pytest.raises(ValueError, match="cutmix: given with 2 processes") if rank == 0 else pytest.raises(SystemExit):
+        train(replace(plain, out=folder / "mixed", cutmix=True))
     with pytest.raises(FileExistsError) if rank == 0 else pytest.raises(SystemExit):
         train(config)
 

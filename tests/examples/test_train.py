@@ -202,6 +202,10 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         ({"threshold": 0.3}, "threshold: got 0.3"),
         ({"balanced_crops": 1.5}, "balanced_crops: got 1.5, expected a share"),
         ({"iterations": 0}, "iterations: got 0, expected 1 or more"),
+        ({"temperature": 0.0}, "temperature: got 0.0, expected more than 0, and finite"),
+        ({"matched_levels": 6}, "matched_levels: got 6, expected 1 to 5"),
+        ({"average_features": True}, "average_features: got True, expected --average with it"),
+        ({"cutmix": True, "unlabeled_batch": 1}, "unlabeled_batch: got 1, expected 2 or more with --cutmix"),
     ],
 )
 def test_bad_values_are_refused(config, changes, message):
