@@ -89,7 +89,9 @@ def studies_table(section: Section) -> str:
         "in the table; the difference is over the splits and seeds that both have. Held back: the score on the labels "
         "held back of the images learned from, by which options are chosen."
     )
-    return f"{caption}\n\n{markdown(['method', 'option', 'N_l', 'before', 'after', 'difference', 'held back'], lines)}"
+    return (
+        f"{caption}\n\n{markdown(['method', 'option', 'N_l', 'before', 'after', 'difference', 'held back'], lines, 2)}"
+    )
 
 
 def pseudo_labels_table(section: Section) -> str:
@@ -121,7 +123,7 @@ def pseudo_labels_table(section: Section) -> str:
         f"**Pseudo-labels by option.** Mean weight / precision in the last tenth of the steps, N_l = {labeled}: the "
         "weight of the pixels that are given a class, and how many of them are of it."
     )
-    return f"{caption}\n\n{markdown(['method', 'option', *(name.replace('_', ' ') for name in classes)], lines)}"
+    return f"{caption}\n\n{markdown(['method', 'option', *(name.replace('_', ' ') for name in classes)], lines, 2)}"
 
 
 def images_table(section: Section) -> str:
@@ -146,7 +148,7 @@ def images_table(section: Section) -> str:
         "images, mean over splits and seeds: the worst, the usual and the best."
     )
     header = ["method", "option", "N_l", *(name.replace("_", " ") for name in classes)]
-    return f"{caption}\n\n{markdown(header, lines)}"
+    return f"{caption}\n\n{markdown(header, lines, 2)}"
 
 
 def percentiles(runs: Sequence[Run], percents: Sequence[str], name: str) -> str:

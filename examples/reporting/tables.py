@@ -198,7 +198,8 @@ def ranked(figures: Sequence[tuple[Mean | None, str]]) -> list[str]:
 def cell(figure: Mean | None, suffix: str = "", mark: str = "", sign: bool = False) -> str:
     if figure is None:
         return MISSING
-    value = ("+" if sign and figure.mean >= 0 else "") + decimals(figure.mean) + suffix.replace("*", "\\*")
+    mean = round(figure.mean, 3) + 0.0  # which makes 0.0 of -0.0
+    value = ("+" if sign and mean >= 0 else "") + decimals(mean) + suffix.replace("*", "\\*")
     value = {"**": f"**{value}**", "u": f"<ins>{value}</ins>", "": value}[mark]
     spread = f" ± {decimals(figure.sd)}" if figure.sd is not None else ""
     return f"{value}{spread} <small>({figure.runs})</small>"
@@ -219,6 +220,7 @@ def short_commit(commit: str | None) -> str:
     return name[:7] + dirty
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table whose first columns hold words, set left, and the others figures, set right."""
+    lines = [header, ["---"] * words + ["---:"] * (len(header) - words), *rows]
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)

@@ -141,6 +141,13 @@ def test_studies_and_the_usual_options(tmp_path):
     assert "k.png" in text
 
 
+def test_a_difference_that_rounds_to_nothing_has_no_minus(tmp_path):
+    write(tmp_path / "runs/usual", 0.6)
+    write(tmp_path / "runs/usual1", 0.6, split=1)
+    write(tmp_path / "runs/other", 0.5998, k=0.1)
+    assert "| +.000 <small>(1)</small> |" in read(tmp_path)
+
+
 def test_options_on_top_of_others(tmp_path):
     """Runs with two unusual options are compared with those that have one of them."""
     runs = tmp_path / "runs"
