@@ -230,7 +230,8 @@ class Config:
         require(0 <= self.coordinates < math.inf, "coordinates", self.coordinates, "0 or more, and finite")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "more than 0, and finite")
         require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more, and finite")
-        require(self.average or not self.average_features, "average_features", True, "--average with it")
+        averages = self.average or self.method == "rpg_best"
+        require(averages or not self.average_features, "average_features", True, "--average with it")
         enough = not self.cutmix or (self.unlabeled_batch or 0) > 1
         require(enough, "unlabeled_batch", self.unlabeled_batch, "2 or more with --cutmix, which mixes two images")
         references = self.pool_size * self.side**2

@@ -41,18 +41,28 @@ class RPGPlus(RPG):
     def on_strong_view(self, logits: Tensor, pseudo_labels: PseudoLabels, strong: StrongView) -> Tensor:
         """The loss of the strong view against the pseudo-labels of the weak one, moved as its image was.
 
-        They weigh nothing in the CutOut square, where there is nothing to see, and where the warp uncovered.
+        Only at the pixels that have been matched: enlarged, their labels would blur borders. They weigh nothing in the
+        CutOut square, where there is nothing to see.
         """
-        size = tuple(logits.shape[2:])
-        labels, weights = (subsample(maps, size) for maps in pseudo_labels)  # enlarges them to the images' grid
+        labels, weights = pseudo_labels
         channels = labels if self.multilabel else labels[:, None]
         # What is ignored weighs nothing and may be called background.
-        moved = strong.warp(torch.cat([channels.clamp(min=0).float(), weights[:, None]], dim=1))
-        labels, weights = moved[:, :-1], moved[:, -1] * ~strong.cutout
+        maps = [channels.clamp(min=0).float(), weights[:, None], torch.ones_like(weights)[:, None]]
+        moved = strong.warp(at_their_pixels(torch.cat(maps, dim=1), logits.shape[2:]))
+        labels, weights, matched = moved[:, :-2], moved[:, -2] * ~strong.cutout, moved[:, -1] > 0
         return segmentation_cross_entropy(
             logits,
             labels if self.multilabel else labels[:, 0].long(),
             weights,
+            valid=matched,
             normalize_by=self.config.normalize_by,
             group=self.group,
         )
+
+
+def at_their_pixels(maps: Tensor, size: torch.Size) -> Tensor:
+    """Sub-sampled maps (B, K, h, w) at the pixels that they were taken from, 0 elsewhere: (B, K, *size)."""
+    place = torch.arange(size.numel(), device=maps.device).view(size)
+    whole = maps.new_zeros(*maps.shape[:2], size.numel())
+    whole[..., subsample(place, tuple(maps.shape[2:])).flatten()] = maps.flatten(2)
+    return whole.view(*maps.shape[:2], *size)

@@ -316,23 +316,22 @@ def test_a_temperature_reaches_the_weights(data):
 
 @pytest.mark.parametrize("map_size", [16, None])
 def test_labels_reach_the_strong_view_where_its_image_went(data, map_size):
-    """A strong view that is the weak one mirrored: the loss is that of mirrored labels, the square left out."""
+    """A strong view that is the weak one mirrored: the loss is that of the pixels that were matched, mirrored."""
     pool, unlabeled = views(data)
     method, net = build("rpg_plus", data, strong_labels=True, map_size=map_size)
-    pseudo_labels = method(net, pool, unlabeled, 1).pseudo_labels
+    labels, weights = pseudo_labels = method(net, pool, unlabeled, 1).pseudo_labels
     square = torch.zeros(4, SIDE, SIDE, dtype=torch.bool)
     square[:, 8:20, 4:16] = True
     strong = StrongView(unlabeled.images.flip(-1), lambda maps: maps.flip(-1), square)
     logits = torch.randn(4, data.num_outputs, SIDE, SIDE)
     got = method.on_strong_view(logits, pseudo_labels, strong)
-    labels, weights = pseudo_labels
-    factor = SIDE // weights.shape[-1]
-    labels, weights = (maps.repeat_interleave(factor, -1).repeat_interleave(factor, -2) for maps in (labels, weights))
+    every = SIDE // weights.shape[-1]
+    seen, hidden = (maps.flip(-1)[..., ::every, ::every] for maps in (logits, square))
     if data.multilabel:
-        entries = F.binary_cross_entropy_with_logits(logits.flip(-1), labels.float(), reduction="none").mean(1)
+        entries = F.binary_cross_entropy_with_logits(seen, labels.float(), reduction="none").mean(1)
     else:
-        entries = F.cross_entropy(logits.flip(-1), labels.clamp(min=0), reduction="none")
-    expected = (entries * weights * ~square.flip(-1)).mean()
+        entries = F.cross_entropy(seen, labels.clamp(min=0), reduction="none")
+    expected = (entries * weights * ~hidden).mean()
     assert got.item() == pytest.approx(expected.item(), rel=1e-5)
     assert expected > 0
 
