@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from examples.config import Config
+from examples.config import OWN, Config
 from examples.reporting.results import STUDIED, heeds
 
 # Options about data, and the data sets that read them.
@@ -142,5 +142,10 @@ def not_heeded(config: Config, words: Sequence[str] | None = None) -> list[str]:
     """The options that were typed although the method does not heed them: a command may be for several methods."""
     given = given_options(sys.argv[1:] if words is None else words)
     # The log of every method's pseudo-labels is taken on the map.
-    names = [name for name in STUDIED if name in given and name != "map_size" and not heeds(config.method, name)]
+    names = [
+        name
+        for name in STUDIED
+        if name in given
+        and (name in OWN.get(config.method, ()) or (name != "map_size" and not heeds(config.method, name)))
+    ]
     return ["--" + name.replace("_", "-") for name in names]

@@ -30,6 +30,8 @@ RetinaView = Literal["whole", "crop", "flatten"]
 # The paper's epochs and unlabelled images a step.
 LENGTH = {"epochs": 100, "unlabeled_batch": 2}
 LENGTHS = {dataset: {"epochs": 50, "unlabeled_batch": 5} for dataset in ("retouch", "oct_phantom")}
+# Options that a method brings with it, whatever is asked for.
+OWN: dict[str, dict[str, Any]] = {"rpg_best": {"k": 0.1, "warm_up": 0.4, "average": True}}
 # Where a run takes place, and how often it is saved, does not make it another one.
 PLACE = ("root", "out", "overwrite", "device", "cache_mib", "checkpoint_every")
 
@@ -50,7 +52,7 @@ class Config:
 
     method: MethodName = "rpg_plus"
     """What the unlabelled images are used for; one file each in examples/methods/. Below, rpg* means rpg, rpg_plus
-    and rpg_best."""
+    and rpg_best, which has a --k, --warm-up and --average of its own."""
 
     labeled: int = 3
     """Number of labelled images, N_l (paper: 3, 6, 12, 24)."""
@@ -212,6 +214,8 @@ class Config:
         for name, value in paper_length(self.dataset).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)  # the class is frozen
+        for name, value in OWN.get(self.method, {}).items():
+            object.__setattr__(self, name, value)
         for name in ("labeled", "image_size", "base_channels", "epochs", "eval_every", "pool_size",
                      "unlabeled_batch", "checkpoint_every", "side", "fine_labels", "bank_age"):  # fmt: skip
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
@@ -230,8 +234,7 @@ class Config:
         require(0 <= self.coordinates < math.inf, "coordinates", self.coordinates, "0 or more, and finite")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "more than 0, and finite")
         require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more, and finite")
-        averages = self.average or self.method == "rpg_best"
-        require(averages or not self.average_features, "average_features", True, "--average with it")
+        require(self.average or not self.average_features, "average_features", True, "--average with it")
         enough = not self.cutmix or (self.unlabeled_batch or 0) > 1
         require(enough, "unlabeled_batch", self.unlabeled_batch, "2 or more with --cutmix, which mixes two images")
         references = self.pool_size * self.side**2

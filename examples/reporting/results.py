@@ -43,7 +43,7 @@ STUDIED: dict[str, tuple[str, ...] | None] = {
     "batch_norm": None,
     "lambda_u": tuple(method for method in METHODS if method != "supervised"),
     "warm_up": tuple(method for method in METHODS if method != "supervised"),
-    "average": tuple(method for method in METHODS if method not in ("mean_teacher", "mlds", "rpg_best")),
+    "average": tuple(method for method in METHODS if method not in ("mean_teacher", "mlds")),
 }
 # What makes no other setting: the row and the cell of a table, the length (which ``iterations`` holds); nor does PLACE.
 CELL = {"dataset", "method", "labeled", "split", "seed", "epochs", "iterations", "double_length"}

@@ -144,6 +144,24 @@ def test_options_that_the_method_does_not_heed_are_told():
     assert set(not_heeded(parse_command(words)[0], words)) == {"--threshold", "--k", "--balanced-k", "--cutout"}
 
 
+def test_what_a_method_decides_itself_is_said():
+    words = [
+        "phantom",
+        "--method",
+        "rpg_best",
+        "--k",
+        "0.7",
+        "--no-average",
+        "--map-size",
+        "32",
+        "--temperature",
+        "0.5",
+    ]
+    config = parse_command(words)[0]
+    assert (config.k, config.average, config.temperature) == (0.1, True, 0.5)
+    assert not_heeded(config, words) == ["--k", "--average"]
+
+
 def test_devices_that_are_not_there_are_refused():
     assert own_device("cpu") == "cpu"
     with pytest.raises(ValueError, match="device: got gpu, expected cpu, cuda"):
