@@ -52,6 +52,6 @@ def entropy_weights(proximities: Tensor, *, temperature: float = 1.0) -> Tensor:
         return torch.ones_like(p[..., 0])
     if temperature != 1:
         p = (p / p.amax(-1, keepdim=True)) ** (1 / temperature)
-    p = p / p.sum(-1, keepdim=True)
-    # A power may be too small for float: 0 log 0 = 0.
-    return (1 + torch.xlogy(p, p).sum(-1) / math.log(num_sets)).clamp(0, 1)
+    # A power may be too small for a float, and 0 log 0 is NaN.
+    p = (p / p.sum(-1, keepdim=True)).clamp(min=torch.finfo(p.dtype).tiny)
+    return (1 + (p * p.log()).sum(-1) / math.log(num_sets)).clamp(0, 1)
