@@ -51,8 +51,7 @@ class Config:
     dataset: Annotated[tyro.conf.Positional[DatasetName], tyro.conf.arg(help=DATASET_HELP)]
 
     method: MethodName = "rpg_plus"
-    """What the unlabelled images are used for; one file each in examples/methods/. Below, rpg* means rpg, rpg_plus
-    and rpg_best, which has a --k, --warm-up and --average of its own."""
+    """What the unlabelled images are used for; one file each in examples/methods/. rpg*: all that begin so."""
 
     labeled: int = 3
     """Number of labelled images, N_l (paper: 3, 6, 12, 24)."""
@@ -151,12 +150,10 @@ class Config:
     """Steps that references of past pools are kept for, with --bank-mib."""
 
     coordinates: float = 0.0
-    """nearest_neighbor, rpg*: length of a pixel's place in the image beside its features of length 1, appended
-    to them before they are matched; 0: features alone (paper)."""
+    """nearest_neighbor, rpg*: length of a pixel's place, behind features of length 1 in matching; 0: none (paper)."""
 
     matched_levels: int = 1
-    """nearest_neighbor, rpg*: how many of the UNet's five levels upwards are matched, counted from the last,
-    enlarged and side by side, each of length 1 (paper: 1)."""
+    """nearest_neighbor, rpg*: number of the UNet's last levels that are matched, each of length 1 (paper: 1)."""
 
     average_features: bool = False
     """nearest_neighbor, rpg*: match the features of the moving average of --average (paper: not)."""

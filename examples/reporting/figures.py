@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from examples.reporting.options import changes
-from examples.reporting.results import STUDIED, Mean, Row, Run, Section, by, ordered
+from examples.reporting.results import STUDIED, Mean, Row, Run, Section, by, mean_over_classes, ordered
 from examples.reporting.tables import shown
 
 if TYPE_CHECKING:
@@ -242,15 +242,9 @@ def draw_options_over_training(section: Section, path: Path, options: Sequence[s
     return None
 
 
-def over_classes(values: dict[str, float | None] | None) -> float | None:
-    """The mean over the classes without background that have a value."""
-    present = [value for name, value in (values or {}).items() if name != "background" and value is not None]
-    return statistics.fmean(present) if present else None
-
-
 OVER_TRAINING: dict[str, Callable[[dict[str, Any]], float | None]] = {
-    "mean weight": lambda point: over_classes(point.get("pseudo_label_weight")),
-    "pseudo-label precision": lambda point: over_classes(point.get("pseudo_label_precision")),
+    "mean weight": lambda point: mean_over_classes(point.get("pseudo_label_weight")),
+    "pseudo-label precision": lambda point: mean_over_classes(point.get("pseudo_label_precision")),
     "validation mIoU": lambda point: point.get("miou"),
 }
 

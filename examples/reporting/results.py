@@ -137,10 +137,8 @@ class Run:
         return (self.dataset, self.setting, self.row, self.studied, self.labeled, self.split, self.seed)
 
     def mean_over_classes(self, name: str) -> float | None:
-        """Of ``pseudo_label_precision`` or ``pseudo_label_weight``, background not counted."""
-        values = [value for label, value in (self.content.get(name) or {}).items() if label != "background"]
-        values = [value for value in values if value is not None]
-        return statistics.fmean(values) if values else None
+        """Of ``pseudo_label_precision`` or ``pseudo_label_weight``."""
+        return mean_over_classes(self.content.get(name))
 
 
 @dataclass(frozen=True)
@@ -310,6 +308,12 @@ def by(runs: Iterable[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
     for run in runs:
         groups.setdefault(key(run), []).append(run)
     return dict(sorted(groups.items()))
+
+
+def mean_over_classes(values: dict[str, float | None] | None) -> float | None:
+    """Background not counted, nor classes without a value; None where none has one."""
+    present = [value for label, value in (values or {}).items() if label != "background" and value is not None]
+    return statistics.fmean(present) if present else None
 
 
 def ordered(methods: Iterable[str]) -> list[str]:
