@@ -129,8 +129,8 @@ def cannot_run(case: Case, device: torch.device, budget: float = math.inf) -> st
 
 def free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
-        held_back = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return torch.cuda.mem_get_info()[0] + held_back
+        unlabeled_with_truth = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + unlabeled_with_truth
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return math.inf

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rpg_loss.matching import IMPLEMENTATIONS, Impl, Matches, match, why_not
+from rpg_loss.matching import IMPLEMENTATIONS, Impl, Matches, match, unavailable_reason
 
 MAP_PIXELS = 64 * 64
 FAISS_GPU_MAX_K = 2048
@@ -90,7 +90,7 @@ def ours(impl: Impl, needs: Callable[[Problem], int] = lambda problem: 0) -> Rou
     def run(queries: Tensor, references: Tensor, set_ids: Tensor, problem: Problem) -> Matches:
         return match(queries, references, set_ids, problem.sets, problem.k, impl)
 
-    return Route(f"ours, {impl}", run, lambda problem, device: why_not(impl, device), needs, ours=True)
+    return Route(f"ours, {impl}", run, lambda problem, device: unavailable_reason(impl, device), needs, ours=True)
 
 
 def topk(queries: Tensor, references: Tensor, set_ids: Tensor, problem: Problem) -> Matches:

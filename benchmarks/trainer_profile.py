@@ -27,13 +27,13 @@ import torch
 
 import examples.train
 from benchmarks.measure import conditions, environment, synchronise, write_json
-from examples.augment import StrongAugmentation, WeakAugmentation
-from examples.batches import PoolBatches, UnlabeledBatches
 from examples.config import Config
+from examples.data.augment import StrongAugmentation, WeakAugmentation
+from examples.data.loaders import PoolBatches, UnlabeledBatches
+from examples.data.prefetch import Prefetched
+from examples.logging.run_log import RunLog
 from examples.methods import rpg_plus
-from examples.prefetch import Prefetched
-from examples.runlog import RunLog
-from examples.unet import UNet
+from examples.models.unet import UNet
 from rpg_loss import FixMatchSegLoss, RPGLoss
 
 WARM_UP = 5  # steps

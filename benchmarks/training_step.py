@@ -27,10 +27,10 @@ from torch import Tensor
 
 from benchmarks.measure import conditions, environment, out_of_memory, quartiles, release, synchronise, write_json
 from benchmarks.routes import OURS, Problem, topk
-from examples.unet import UNet
+from examples.models.unet import UNet
 from rpg_loss import RPGLoss, segmentation_cross_entropy
-from rpg_loss.matching import IMPLEMENTATIONS, Impl, Matches, why_not
-from rpg_loss.matching.shards import Alone
+from rpg_loss.matching import IMPLEMENTATIONS, Impl, Matches, unavailable_reason
+from rpg_loss.matching.shards import LocalReferences
 
 UNLABELLED, POOL, CLASSES = 5, 3, 6
 GIVEN_LABELS = "given labels"
@@ -112,7 +112,7 @@ def main() -> None:
     variants = [Variant(GIVEN_LABELS, None)]
     for impl in [*OURS, "topk"]:
         variant = Variant(f"RPG, torch.{impl}" if impl == "topk" else f"RPG, {impl}", None)
-        variant.note = "" if impl == "topk" else why_not(impl, device) or ""
+        variant.note = "" if impl == "topk" else unavailable_reason(impl, device) or ""
         if not variant.note:
             variant.criterion = RPGLoss(options.k, map_size=options.map_size, impl=cast(Impl, impl), check_values=False)
         variants.append(variant)
@@ -175,7 +175,7 @@ def topk_matching(
     set_ids: Tensor,
     num_sets: int,
     k: float,
-    shards: Alone | None = None,
+    shards: LocalReferences | None = None,
     *,
     balanced: bool = False,
 ) -> Matches:

@@ -13,10 +13,10 @@ from typing import Any
 import tyro
 
 from examples.config import OWN, Config
-from examples.reporting.results import STUDIED, heeds
+from examples.reporting.results import ABLATIONS, applies_to
 
 # Options about data, and the data sets that read them.
-READ_BY = {
+DATASET_FLAGS = {
     "root": ("jsrt", "retouch", "folder"),
     "group_pattern": ("folder",),
     "vendor": ("retouch",),
@@ -114,7 +114,7 @@ def check_contradictions(
 ) -> None:
     """Refuses options that cannot be meant: two that exclude each other, or one that nothing reads.
 
-    What one method heeds and another does not is no contradiction: see :func:`not_heeded`.
+    What one method applies_to and another does not is no contradiction: see :func:`ignored_flags`.
     """
     if command.iterations is not None and "epochs" in given:
         raise ValueError(
@@ -123,7 +123,7 @@ def check_contradictions(
         )
     if command.resume and command.overwrite:
         raise ValueError("resume: --resume goes on with a run and --overwrite replaces it; leave one of them out")
-    for option, readers in READ_BY.items():
+    for option, readers in DATASET_FLAGS.items():
         if option in given and not set(readers) & set(datasets):
             raise ValueError(
                 f"{option}: given, but {' or '.join(datasets)} does not read it, only {', '.join(readers)}; leave"
@@ -138,14 +138,14 @@ def check_contradictions(
         )
 
 
-def not_heeded(config: Config, words: Sequence[str] | None = None) -> list[str]:
+def ignored_flags(config: Config, words: Sequence[str] | None = None) -> list[str]:
     """The options that were typed although the method does not heed them: a command may be for several methods."""
     given = given_options(sys.argv[1:] if words is None else words)
     # The log of every method's pseudo-labels is taken on the map.
     names = [
         name
-        for name in STUDIED
+        for name in ABLATIONS
         if name in given
-        and (name in OWN.get(config.method, ()) or (name != "map_size" and not heeds(config.method, name)))
+        and (name in OWN.get(config.method, ()) or (name != "map_size" and not applies_to(config.method, name)))
     ]
     return ["--" + name.replace("_", "-") for name in names]

@@ -33,7 +33,7 @@ LENGTHS = {dataset: {"epochs": 50, "unlabeled_batch": 5} for dataset in ("retouc
 # Options that a method brings with it, whatever is asked for.
 OWN: dict[str, dict[str, Any]] = {"rpg_best": {"k": 0.1, "warm_up": 0.4, "average": True}}
 # Where a run takes place, and how often it is saved, does not make it another one.
-PLACE = ("root", "out", "overwrite", "device", "cache_mib", "checkpoint_every")
+RUN_ENV_FIELDS = ("root", "out", "overwrite", "device", "cache_mib", "checkpoint_every")
 
 # Not a docstring: tyro keeps the line breaks of those.
 DATASET_HELP = (
@@ -267,7 +267,7 @@ class Config:
             f"{name} {there[name]} there, {value} now"
             for name, value in self.plain().items()
             # As text: k = 1 is one neighbour and k = 1.0 all of them.
-            if name not in PLACE and json.dumps(there[name]) != json.dumps(value)
+            if name not in RUN_ENV_FIELDS and json.dumps(there[name]) != json.dumps(value)
         ]
 
     @property

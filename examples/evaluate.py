@@ -36,15 +36,15 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from examples.checkpoints import write_whole
 from examples.config import Config, DatasetName
 from examples.data import Dataset, Images, ImageSet, LazyImages, load
-from examples.data.folder import load_undivided
-from examples.data.retouch_index import Volume
-from examples.evaluation import evaluate
-from examples.metrics import IoU, known_pixels
-from examples.surface import surface_distance
-from examples.trained import Labels, Trained, read_trained
+from examples.data.folder.dataset import load_undivided
+from examples.data.retouch.index import Volume
+from examples.engine.checkpoint import atomic_write
+from examples.engine.evaluation import evaluate
+from examples.engine.metrics import IoU, known_pixels
+from examples.engine.surface import surface_distance
+from examples.inference.trained import Labels, Trained, read_trained
 
 Part = Literal["test", "validation", "labeled", "all"]
 Values = TypeVar("Values", Tensor, NDArray[np.float64])
@@ -180,7 +180,7 @@ class Selection:
         return replace(self, source=self.source.to(device))
 
 
-class Renamed(nn.Module):
+class RemappedOutputs(nn.Module):
     """A network whose outputs are those of other names, each the largest of the outputs that are given for it.
 
     Of labels that may overlap this is their union: one of them is above the threshold where the largest is.
@@ -278,8 +278,8 @@ def matched(net: nn.Module, labels: Labels, data: Dataset) -> nn.Module:
             f" the same, but {lacking[0]} is in one of them alone (classes.txt names those of a folder)"
         )
     if labels.multilabel:
-        return Renamed(net, [known[name] for name in data.class_names])
-    return Renamed(net, [(0,), *((1 + known[name][0],) for name in data.class_names)])
+        return RemappedOutputs(net, [known[name] for name in data.class_names])
+    return RemappedOutputs(net, [(0,), *((1 + known[name][0],) for name in data.class_names)])
 
 
 def choose(data: Dataset, part: Part) -> list[Images]:
@@ -336,7 +336,7 @@ def write_csv(evaluation: Evaluation) -> None:
         for name, row, *sizes in zip(evaluation.classes, of_image.tolist(), true, predicted, strict=True):
             lines.writerow([image, name, *(f"{value:.6g}" for value in row), *sizes])
     evaluation.csv.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(evaluation.csv, text.getvalue().encode())
+    atomic_write(evaluation.csv, text.getvalue().encode())
 
 
 def table(evaluation: Evaluation) -> Table:

@@ -29,10 +29,10 @@ from rich.progress import track
 from torch import nn
 
 from examples.data.fusing import fuse_masks
-from examples.metrics import predicted_masks
-from examples.predicting.inputs import Plane, find_inputs, read
-from examples.predicting.outputs import Outputs, Predicted
-from examples.trained import Labels, Trained, read_trained
+from examples.engine.metrics import predicted_masks
+from examples.inference.inputs import Plane, find_inputs, read
+from examples.inference.outputs import Outputs, Predicted
+from examples.inference.trained import Labels, Trained, read_trained
 
 BATCH = 4
 

@@ -3,7 +3,7 @@
     python -m examples.report runs --out report
     python -m examples.report benchmarks/results/jsrt --out report
 
-Reads result.json files, the pictures that they name, and the files of examples.label_study; report.md comes first.
+Reads result.json files, the pictures that they name, and the files of benchmarks.label_study; report.md comes first.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 from examples.config import DatasetName, MethodName
-from examples.sweeping.jobs import ExecutorName, Outcome, run_cells
-from examples.sweeping.plan import Cell, estimate, plan
+from examples.sweeps.jobs import ExecutorName, Outcome, run_cells
+from examples.sweeps.plan import Cell, estimate, plan
 
 
 @dataclass(frozen=True)

@@ -37,20 +37,16 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from examples import parallel
-from examples.acceleration import compile_networks, network_precision
-from examples.batches import PoolBatches, UnlabeledBatches
-from examples.checkpoints import Checkpoints, save_whole
-from examples.command_line import not_heeded, parse_command
+from examples.command_line import ignored_flags, parse_command
 from examples.config import Config
 from examples.data import load
-from examples.evaluation import by_class, evaluate, held_back, mean_iou
-from examples.interrupts import Interrupted, Interrupts
-from examples.methods import METHODS, Step
-from examples.pictures import save_overlays, save_pictures
-from examples.prefetch import Prefetched, data_thread
-from examples.progress import phase
-from examples.resuming import (
+from examples.data.loaders import PoolBatches, UnlabeledBatches
+from examples.data.prefetch import Prefetched, data_thread
+from examples.engine import distributed as parallel
+from examples.engine.checkpoint import Checkpoints, atomic_save
+from examples.engine.evaluation import by_class, evaluate, mean_iou, unlabeled_with_truth
+from examples.engine.precision import compile_networks, network_precision
+from examples.engine.resuming import (
     GlobalRandomness,
     Stateful,
     changes,
@@ -59,12 +55,16 @@ from examples.resuming import (
     image_names,
     restore,
 )
-from examples.runlog import RunLog, claimed_folder, environment, write_json
-from examples.sharing import OfEveryProcess, check_shares, of_all_images, own_images, share_of
-from examples.trained import Labels
-from examples.unet import UNet, settle_batch_norm
+from examples.engine.sharding import PerRankState, check_shares, of_all_images, own_images, share_of
+from examples.engine.signals import Interrupted, Interrupts
+from examples.inference.trained import Labels
+from examples.logging.pictures import save_overlays, save_pictures
+from examples.logging.progress import phase
+from examples.logging.run_log import RunLog, environment, lock_run_dir, write_json
+from examples.methods import METHODS, Step
+from examples.models.unet import UNet, recalibrate_batch_norm
 
-SETTLING_POOLS = 20  # labelled pools that batch-norm statistics for evaluation are taken from
+BN_CALIBRATION_POOLS = 20  # labelled pools that batch-norm statistics for evaluation are taken from
 PERCENTILES = (5, 25, 50, 75)  # of the test images by their IoU: how bad the bad ones are
 
 
@@ -72,7 +72,7 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """Trains, tests the network that was best on the validation images, and returns what result.json holds.
 
     A run that was cut short goes on from its last checkpoint to the end that it would have had (on a CPU, to the bit).
-    On several processes (see examples/parallel.py) all call this, and the first writes.
+    On several processes (see examples/engine/distributed.py) all call this, and the first writes.
 
     Args:
         config: Of the run.
@@ -87,10 +87,10 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
-        with parallel.all_or_none():
+        with parallel.fail_together():
             check_shares(config)
-            if parallel.is_first():
-                out = stack.enter_context(claimed_folder(config))
+            if parallel.is_main_process():
+                out = stack.enter_context(lock_run_dir(config))
             else:
                 out = Path(stack.enter_context(TemporaryDirectory()))
         worker = stack.enter_context(data_thread())
@@ -100,7 +100,7 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
 def begin(out: Path, config: Config, checkpoints: Checkpoints, *, resume: bool) -> tuple[dict[str, Any] | None, Any]:
     """The last checkpoint, if there is one, and the environments of the run, of which the last is this one."""
     saved = checkpoints.load()
-    now = environment(config.device) | {"processes": parallel.world()}
+    now = environment(config.device) | {"processes": parallel.world_size()}
     if saved is None:
         if resume:
             raise FileNotFoundError(f"resume: {out} holds no checkpoint; leave --resume out to begin")
@@ -117,14 +117,14 @@ def begin(out: Path, config: Config, checkpoints: Checkpoints, *, resume: bool) 
 def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor, *, resume: bool) -> dict[str, Any]:
     started = time.perf_counter()
     checkpoints = Checkpoints(out / "checkpoints")
-    saved, environments = parallel.from_first(lambda: begin(out, config, checkpoints, resume=resume))
+    saved, environments = parallel.broadcast_from_rank0(lambda: begin(out, config, checkpoints, resume=resume))
     if saved:
         started -= saved["seconds"]
     torch.manual_seed(config.seed)
 
     assert config.epochs is not None  # the data set's were filled in
     assert config.unlabeled_batch is not None
-    with phase("preparing: reading the images"), parallel.all_or_none():
+    with phase("preparing: reading the images"), parallel.fail_together():
         data = load(config)
         pool_batches = PoolBatches(data, config.pool_size, Generator().manual_seed(config.seed), config.balanced_crops)
         unlabeled_batches = UnlabeledBatches(data, config.unlabeled_batch, Generator().manual_seed(config.seed))
@@ -143,7 +143,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
     optimizer = torch.optim.Adam(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     pools, unlabeled_views = Prefetched(pool_batches, worker), Prefetched(unlabeled_batches, worker)
 
-    calibrating = islice(pools, SETTLING_POOLS)
+    calibrating = islice(pools, BN_CALIBRATION_POOLS)
     # Whole pools on every process where the statistics are not those of all anyway.
     calibration = [(share_of(view) if config.sync_batch_norm else view).images for view in calibrating]
     best: dict[str, Any] = {"validation": -1.0}
@@ -152,20 +152,22 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
         parts: dict[str, Stateful] = {
             "net": net, "method": method, "optimizer": optimizer, "pools": pools, "unlabeled": unlabeled_views,
             "log": log, "random": GlobalRandomness(),
-            "banks": OfEveryProcess(getattr(method, "bank", None)),
+            "banks": PerRankState(getattr(method, "bank", None)),
         }  # fmt: skip
         if saved:
             restore(saved, parts, data)
             best = saved["best"]
-            if "model" in best and parallel.is_first():
-                save_whole(out / "best.pt", best)  # the file may be from after the checkpoint
+            if "model" in best and parallel.is_main_process():
+                atomic_save(out / "best.pt", best)  # the file may be from after the checkpoint
             print(f"going on after step {start} of {iterations}")
         for step in range(start + 1, iterations + 1):
             net.train()
             method.train()  # a teacher was in evaluation mode after a validation
             pool, unlabeled = share_of(next(pools)), share_of(next(unlabeled_views))
             result = step_of_all(pool, unlabeled, step)
-            result = result._replace(terms={name: parallel.averaged(term) for name, term in result.terms.items()})
+            result = result._replace(
+                terms={name: parallel.all_reduce_mean(term) for name, term in result.terms.items()}
+            )
             optimizer.zero_grad()
             result.loss.backward()
             stop_if_not_finite(step, result)  # waits for a GPU, which by now has all of the backward pass to do
@@ -178,7 +180,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
                 log.progress.phase("validating")
                 stop_if_weights_are_not_finite(step, net, method)
                 evaluated = method.evaluated(net)
-                settle_batch_norm(evaluated, calibration)
+                recalibrate_batch_norm(evaluated, calibration)
                 iou = of_all_images(evaluate(evaluated, own_images(data.validation), data))
                 per_class = iou.per_class() if data.score == "miou" else iou.pooled()
                 # 0 where no class is there to be found or missed: then the last checkpoint is as good as any.
@@ -194,14 +196,14 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
                 }
                 if is_best:
                     best = deepcopy(checkpoint)
-                with parallel.all_or_none():
+                with parallel.fail_together():
                     for name in ("last.pt", "best.pt") if is_best else ("last.pt",):
-                        if parallel.is_first():
-                            save_whole(out / name, checkpoint)
+                        if parallel.is_main_process():
+                            atomic_save(out / name, checkpoint)
                 log.look(step, evaluated, method, pool)
                 log.progress.phase("training")
 
-            stopped_by = parallel.agreed(interrupts.received)
+            stopped_by = parallel.all_reduce_max(interrupts.received)
             if validates or step % config.checkpoint_every == 0 or stopped_by:
                 stop_if_weights_are_not_finite(step, net, method)
                 log.flush()  # nothing that was logged before may be missing when a run goes on from here
@@ -214,8 +216,8 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
                     "best": best,
                     "parts": {name: part.state_dict() for name, part in parts.items()},
                 }
-                with parallel.all_or_none():
-                    if parallel.is_first():
+                with parallel.fail_together():
+                    if parallel.is_main_process():
                         checkpoints.save(step, state)
             if stopped_by:
                 raise Interrupted(stopped_by, f"after step {step} of {iterations}, which is saved")
@@ -224,7 +226,7 @@ def train_in(out: Path, config: Config, interrupts: Interrupts, worker: Executor
     with phase(f"testing on {len(data.test)} images"):
         iou = of_all_images(evaluate(net, own_images(data.test), data))
         # What options are to be chosen by, for the test set is not.
-        unseen = held_back(data)
+        unseen = unlabeled_with_truth(data)
         iou_unlabeled = of_all_images(evaluate(net, own_images(unseen), data)) if len(unseen) else None
     measures = log.last_tenth.measures()
     summary = {
@@ -289,17 +291,17 @@ def main() -> None:
 
 def run_command() -> None:
     try:
-        with parallel.all_or_none():
+        with parallel.fail_together():
             config, resume = parse_command(description=__doc__, prog="python -m examples.train")
             config = replace(config, device=parallel.own_device(config.device))
-        if unread := not_heeded(config):
+        if unread := ignored_flags(config):
             print(f"note: {config.method} does not heed {', '.join(unread)}")
         summary = train(config, resume=resume)
     except (ValueError, OSError, FloatingPointError) as error:  # the message says what to do; a traceback would bury it
         # What is not finite is so on all processes.
-        sys.exit(f"error: {error}" if parallel.is_first() or not isinstance(error, FloatingPointError) else 1)
+        sys.exit(f"error: {error}" if parallel.is_main_process() or not isinstance(error, FloatingPointError) else 1)
     except RuntimeError as error:
-        if not parallel.is_loss_of_another(error):
+        if not parallel.is_peer_failure(error):
             raise
         sys.exit(
             f"error: process {parallel.rank()} ends because another one did; the last message of that one says why, and"
@@ -307,7 +309,7 @@ def run_command() -> None:
         )
     except Interrupted as interrupted:
         again = "the same command" + " without --overwrite" * config.overwrite
-        if parallel.is_first():
+        if parallel.is_main_process():
             print(f"{interrupted}; {again} goes on from the last checkpoint", file=sys.stderr)
         sys.exit(128 + interrupted.number)
     print(f"test mIoU {summary['miou']:.3f} on {summary['data']}; see {config.out_dir / 'report.html'}")

@@ -15,7 +15,7 @@ from .checks import (
     check_tensor,
     describe,
     is_ignored,
-    widen,
+    upcast_unsigned,
 )
 from .label_sets import encode_label_sets
 from .maps import flatten, subsample
@@ -258,7 +258,7 @@ def _on_one_grid(feat_ref: Tensor, y_ref: Tensor) -> tuple[Tensor, Tensor]:
     """Checked, and maps sub-sampled to the coarser grid of the two."""
     check_floating("feat_ref", feat_ref)
     check_tensor("y_ref", y_ref)
-    y_ref = widen(y_ref)
+    y_ref = upcast_unsigned(y_ref)
     spatial = feat_ref.ndim - 2
     if spatial > 0 and y_ref.ndim - spatial in (1, 2):
         grid = tuple(min(sides) for sides in zip(feat_ref.shape[2:], y_ref.shape[-spatial:], strict=True))

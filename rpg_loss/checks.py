@@ -60,7 +60,7 @@ def check_finite(**tensors: Tensor | None) -> None:
             )
 
 
-def widen(labels: Tensor) -> Tensor:
+def upcast_unsigned(labels: Tensor) -> Tensor:
     """Labels in a dtype that every torch kernel takes: uint16, uint32 and uint64 become int64."""
     return labels.long() if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) else labels
 

@@ -20,12 +20,12 @@ from .checks import (
     describe,
     is_ignored,
     resolve_k,
-    widen,
+    upcast_unsigned,
 )
 from .maps import flatten, subsample
 from .matching import IMPLEMENTATIONS, Impl
 from .pseudo_labels import ENTROPY_OVER, EntropyOver, PseudoLabels, rpg_pseudo_labels
-from .union import mean_over, refusals_told
+from .union import mean_over, raise_on_all_ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -89,7 +89,7 @@ def segmentation_cross_entropy(
             f"{tuple(logits.shape)} to go with the logits"
         )
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    target = widen(target)
+    target = upcast_unsigned(target)
     used = ~is_ignored(target, ignore_index)
     if multilabel:
         entries = F.binary_cross_entropy_with_logits(
@@ -229,7 +229,7 @@ class RPGLoss(nn.Module):
         Raises:
             TypeError, ValueError: as :func:`rpg_pseudo_labels` does.
         """
-        with refusals_told(self.group):
+        with raise_on_all_ranks(self.group):
             for name, tensor in (("feat_u", feat_u), ("feat_ref", feat_ref)):
                 check_floating(name, tensor)
                 if tensor.ndim < 3:
@@ -238,7 +238,7 @@ class RPGLoss(nn.Module):
                         "call rpg_pseudo_labels"
                     )
             check_tensor("y_ref", y_ref)
-            y_ref = widen(y_ref)
+            y_ref = upcast_unsigned(y_ref)
             grid_u = self._grid(feat_u.shape[2:])
             if valid_u is not None:
                 check_tensor("valid_u", valid_u)
@@ -261,7 +261,7 @@ class RPGLoss(nn.Module):
         grid_u: tuple[int, ...],
     ) -> PseudoLabels:
         spatial = feat_ref.ndim - 2
-        with refusals_told(self.group):
+        with raise_on_all_ranks(self.group):
             if y_ref.ndim not in (feat_ref.ndim, feat_ref.ndim - 1):
                 raise ValueError(
                     f"y_ref: got shape {tuple(y_ref.shape)}, expected (P, *R) class indices or (P, C, *R) 0/1 with "
@@ -355,8 +355,8 @@ class RPGLoss(nn.Module):
                 or labels.
         """
         check_tensor("y_ref", y_ref)
-        y_ref = widen(y_ref)
-        with refusals_told(self.group):
+        y_ref = upcast_unsigned(y_ref)
+        with raise_on_all_ranks(self.group):
             self._check(logits_u, feat_u, feat_ref, y_ref, logits_ref, valid_u)
             _check_extra(extra_ref, feat_ref, y_ref)
             # At full size: the supervised term sees pixels that the map leaves out.
@@ -447,7 +447,7 @@ def _joined(feat_ref: Tensor, y_ref: Tensor, extra_ref: tuple[Tensor, Tensor]) -
     """The pool and further references as flat pixels, the pool first."""
     features, labels = extra_ref
     if y_ref.ndim == feat_ref.ndim:
-        together = [flatten(y_ref), widen(labels)]
+        together = [flatten(y_ref), upcast_unsigned(labels)]
     else:  # a narrower dtype could not hold the others' classes
         together = [y_ref.flatten().long(), labels.long()]
     return torch.cat([flatten(feat_ref), features]), torch.cat(together)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from .checks import check_labels, describe, is_ignored, widen
+from .checks import check_labels, describe, is_ignored, upcast_unsigned
 
 # Uniform draws to reject before a cover is constructed instead.
 _MAX_REJECTIONS = 1000
@@ -181,7 +181,7 @@ def _presence(
     if len(labels) == 0:
         raise ValueError("labels: got none, expected at least one labelled image")
     if getattr(labels, "ndim", None) == 2:
-        matrix = widen(torch.as_tensor(labels))
+        matrix = upcast_unsigned(torch.as_tensor(labels))
         check_labels("labels", matrix, multilabel=True, ignore_index=ignore_index)
         if num_classes not in (None, matrix.shape[1]):
             raise ValueError(
@@ -218,7 +218,7 @@ def _presence(
 
 def _as_map(i: int, label: Any) -> Tensor:
     try:
-        return widen(torch.as_tensor(label))
+        return upcast_unsigned(torch.as_tensor(label))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"labels[{i}]: got {type(label).__name__}, expected a label map as tensor or array; for a data set of "

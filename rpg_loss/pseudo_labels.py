@@ -24,12 +24,12 @@ from .checks import (
     is_ignored,
     resolve_k,
     share_k,
-    widen,
+    upcast_unsigned,
 )
 from .label_sets import encode_label_sets, label_proximities
 from .maps import flatten
 from .matching import Impl, match, resolve
-from .union import refusals_told, unite
+from .union import gather_references, raise_on_all_ranks
 from .weights import entropy_weights
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def rpg_pseudo_labels(
         PseudoLabels(labels=tensor([0]), weights=tensor([1.0000]))
     """
     if group is not None:
-        return _outside_of_graphs()(
+        return _eager_only()(
             feat_u,
             feat_ref,
             y_ref,
@@ -179,7 +179,7 @@ def rpg_pseudo_labels(
 
 
 @functools.cache
-def _outside_of_graphs() -> Callable[..., PseudoLabels]:
+def _eager_only() -> Callable[..., PseudoLabels]:
     """What compilers are not to look into; made when it is needed, because torch.compiler takes a second to import."""
     outside: Callable[..., PseudoLabels] = torch.compiler.disable(_pseudo_labels_of_group)
     return outside
@@ -199,7 +199,7 @@ def _pseudo_labels_of_group(
     group: ProcessGroup,
     check_values: bool,
 ) -> PseudoLabels:
-    with refusals_told(group):
+    with raise_on_all_ranks(group):
         _check(feat_u, feat_ref, y_ref, k, balanced_k, entropy_over, temperature, valid_u)
         impl = resolve(impl, feat_u.device)
         references, labels = _used_references(feat_u, feat_ref, y_ref, ignore_index, check_values)
@@ -211,7 +211,7 @@ def _pseudo_labels_of_group(
         "impl": impl,
         "kind of device": feat_u.device.type,
     }
-    union = unite(group, flatten(feat_u), references, labels, settings)
+    union = gather_references(group, flatten(feat_u), references, labels, settings)
     total, num_sets = union.shards.total, len(union.set_labels)
     k = share_k(k, total) if balanced_k else resolve_k(k, total)
     with torch.autocast(device_type=feat_u.device.type, enabled=False):
@@ -294,7 +294,7 @@ def _used_references(
 ) -> tuple[Tensor, Tensor]:
     """The references that are not ignored, flat, and their labels."""
     multilabel = y_ref.ndim == feat_ref.ndim
-    y_ref = widen(y_ref)
+    y_ref = upcast_unsigned(y_ref)
     if check_values:
         check_finite(feat_u=feat_u, feat_ref=feat_ref)
         check_labels("y_ref", y_ref, multilabel=multilabel, ignore_index=ignore_index)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .label_sets import encode_label_sets
-from .matching import Shards
+from .matching import ShardedReferences
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,10 +32,12 @@ class Union(NamedTuple):
     mine: slice
     set_ids: Tensor
     set_labels: Tensor
-    shards: Shards
+    shards: ShardedReferences
 
 
-def unite(group: ProcessGroup, queries: Tensor, references: Tensor, labels: Tensor, settings: dict[str, Any]) -> Union:
+def gather_references(
+    group: ProcessGroup, queries: Tensor, references: Tensor, labels: Tensor, settings: dict[str, Any]
+) -> Union:
     """Agree with the other processes of ``group`` on label sets and queries.
 
     Only label sets, sizes and a fingerprint of the queries are exchanged if the queries are the same on all processes;
@@ -86,7 +88,7 @@ def unite(group: ProcessGroup, queries: Tensor, references: Tensor, labels: Tens
     )
     first = sum(len(theirs["set_labels"]) for theirs in everyone[:own_rank])
     set_ids = numbers[first : first + len(set_labels)][set_ids]
-    shards = Shards(references, set_ids, len(union_labels), group)
+    shards = ShardedReferences(references, set_ids, len(union_labels), group)
 
     mine = slice(0, len(queries))
     if len({theirs["queries"] for theirs in everyone}) > 1:
@@ -115,13 +117,13 @@ def mean_over(group: ProcessGroup, value: Tensor) -> Tensor:
     return total / dist.get_world_size(group)
 
 
-def refusals_told(group: ProcessGroup | None) -> AbstractContextManager[None]:
+def raise_on_all_ranks(group: ProcessGroup | None) -> AbstractContextManager[None]:
     """Let the other processes raise too where this one refuses an argument: they would wait for it for ever."""
-    return nullcontext() if group is None else _refusals_told(group)
+    return nullcontext() if group is None else _raise_on_all_ranks(group)
 
 
 @contextmanager
-def _refusals_told(group: ProcessGroup) -> Iterator[None]:
+def _raise_on_all_ranks(group: ProcessGroup) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from rpg_loss import RPGLoss, rpg_pseudo_labels
-from rpg_loss.matching import Shards, match
+from rpg_loss.matching import ShardedReferences, match
 from rpg_loss.matching.chunked import match_chunked
 
 from .problems import HAS_TRITON, needs_triton
@@ -55,12 +55,12 @@ def check_small_pieces(rank, world):
     mine = shares(len(feat_ref), world, rank)
     expected = match(feat_u, feat_ref, y, 8, 40)
     for kept in (0, 700, 2**20):  # kept by none, by some but not all on their own, by all
-        shards = Shards(feat_ref[mine], y[mine], 8, dist.group.WORLD)
+        shards = ShardedReferences(feat_ref[mine], y[mine], 8, dist.group.WORLD)
         got = match_chunked(feat_u, feat_ref[mine], y[mine], 8, 40, shards, block=13, tile=200, kept=kept)
         assert torch.equal(got.nearest_sets, expected.nearest_sets)
         torch.testing.assert_close(got.proximities, expected.proximities, atol=1e-6, rtol=0)
     expected = match(feat_u, feat_ref, y, 8, 0.06, balanced=True)
-    shards = Shards(feat_ref[mine], y[mine], 8, dist.group.WORLD)
+    shards = ShardedReferences(feat_ref[mine], y[mine], 8, dist.group.WORLD)
     got = match_chunked(feat_u, feat_ref[mine], y[mine], 8, 0.06, shards, balanced=True, block=13, tile=200)
     torch.testing.assert_close(got.proximities, expected.proximities, atol=1e-6, rtol=0)
 

@@ -424,14 +424,14 @@ def test_the_fused_kernels_choose_their_tiles_by_the_card(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     for capability, expected in (((9, 0), "hopper"), ((8, 6), "ampere"), ((12, 0), "ampere")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None, is_=capability: is_)
-        assert fused.why_not(card) is None
+        assert fused.unavailable_reason(card) is None
         for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
             for d, whole in ((64, expected == "hopper" or size == 2), (300, False)):
                 tiles = fused._choose_tiles(card, torch.zeros(1, d, dtype=dtype))
                 assert tiles == fused._TILES[expected, size, whole]
         assert fused._choose_tiles(card, torch.zeros(1, 3)).features == 16
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    assert "needs compute capability 8.0 (Ampere) or newer, and cuda has 7.5" in fused.why_not(card)
+    assert "needs compute capability 8.0 (Ampere) or newer, and cuda has 7.5" in fused.unavailable_reason(card)
 
 
 def test_the_fused_kernels_say_why_they_cannot_run(monkeypatch):

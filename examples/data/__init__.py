@@ -4,9 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from examples.config import Config
-from examples.data import folder, jsrt, oct_phantom, phantom, phantom_fine, retouch
-from examples.data.dataset import Dataset, Images, ImageSet, LazyImages
+from examples.data import jsrt
+from examples.data.base import Dataset, Images, ImageSet, LazyImages
+from examples.data.folder import dataset as folder
 from examples.data.fusing import read_fusing
+from examples.data.phantoms import chest as phantom
+from examples.data.phantoms import fine as phantom_fine
+from examples.data.phantoms import oct as oct_phantom
+from examples.data.retouch import dataset as retouch
 
 DATASETS: dict[str, Callable[[Config], Dataset]] = {
     "phantom": phantom.load,

@@ -28,13 +28,15 @@ from rich.table import Table
 from torch import Tensor
 
 from examples.config import RetinaView, Vendor
-from examples.data import folder, jsrt, retouch_index
-from examples.data.dataset import to_unit_range
-from examples.data.folder_split import find_groups
-from examples.data.retina import scale
-from examples.data.retouch_index import Volume
-from examples.metrics import class_masks
-from examples.pictures import color, show
+from examples.data import jsrt
+from examples.data.base import to_unit_range
+from examples.data.folder import dataset as folder
+from examples.data.folder.split import find_groups
+from examples.data.retouch import index as retouch_index
+from examples.data.retouch.index import Volume
+from examples.data.retouch.retina import scale
+from examples.engine.metrics import class_masks
+from examples.logging.pictures import color, show
 
 PER_VOLUME, PER_DATASET = 3, 12  # pictures on the sheet
 ACROSS = 4  # images in a row of the sheet, where rows are not volumes

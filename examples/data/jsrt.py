@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from examples.config import Config
-from examples.data.dataset import Dataset, ImageSet, to_unit_range
+from examples.data.base import Dataset, ImageSet, to_unit_range
 
 CLASSES = ("right_lung", "left_lung", "heart", "right_clavicle", "left_clavicle")
 FLIP_PAIRS = ((0, 1), (3, 4))

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from examples.augment import View
 from examples.config import Config
 from examples.data import Dataset
-from examples.methods.teacher import Teacher
-from examples.parallel import group
-from examples.unet import UNet
+from examples.data.augment import View
+from examples.engine.distributed import group
+from examples.methods.ema import Teacher
+from examples.models.unet import UNet
 from rpg_loss import PseudoLabels
 
 

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from examples.augment import StrongAugmentation, View
 from examples.config import Config
 from examples.data import Dataset
+from examples.data.augment import StrongAugmentation, View
+from examples.engine.sharding import on_whole_batch
 from examples.methods.base import Method, Step
-from examples.sharing import on_whole_batch
-from examples.unet import UNet
+from examples.models.unet import UNet
 from rpg_loss import FixMatchSegLoss, PseudoLabels, fixmatch_targets, segmentation_cross_entropy
 
 

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.augment import View, WeakAugmentation
 from examples.config import Config
 from examples.data import Dataset
+from examples.data.augment import View, WeakAugmentation
+from examples.engine.distributed import all_reduce_sum
+from examples.engine.sharding import on_whole_batch
 from examples.methods.base import Method, Step
-from examples.parallel import summed
-from examples.sharing import on_whole_batch
-from examples.unet import UNet
+from examples.models.unet import UNet
 from rpg_loss import segmentation_cross_entropy
 
 CLUSTERS_PER_CLASS = 5  # background counted as a class
@@ -65,7 +65,7 @@ def dense_mutual_information(p: Tensor, q: Tensor, valid: Tensor, reach: int) ->
     """
     p, q = (maps.float() * valid[:, None] for maps in (p, q))
     # For every displacement, the sum over pixels of p_k(u) q_l(u + displacement): a correlation.
-    joint = summed(F.conv2d(q.transpose(0, 1), p.transpose(0, 1), padding=reach))
+    joint = all_reduce_sum(F.conv2d(q.transpose(0, 1), p.transpose(0, 1), padding=reach))
     return mutual_information(joint.flatten(2).permute(2, 0, 1)).mean()
 
 

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from examples.augment import View
 from examples.config import Config
 from examples.data import Dataset
+from examples.data.augment import View
+from examples.engine.distributed import all_reduce_mean
 from examples.methods.base import Method, Step
-from examples.methods.teacher import Teacher, ramp_up
-from examples.parallel import averaged
-from examples.unet import UNet
+from examples.methods.ema import Teacher, ramp_up
+from examples.models.unet import UNet
 from rpg_loss import PseudoLabels, segmentation_cross_entropy
 
 WEIGHT = 20.0  # of the consistency once ramped up
@@ -28,7 +28,7 @@ class MeanTeacher(Method):
         target = unlabeled.carry(self.probabilities(self.teacher(unlabeled.clean)))
         valid = unlabeled.valid[:, None]
         error = (self.probabilities(logits_u) - target).square() * valid
-        consistency = error.sum() / averaged(valid.sum() * error.shape[1]).clamp(min=1)
+        consistency = error.sum() / all_reduce_mean(valid.sum() * error.shape[1]).clamp(min=1)
         weight = self.lambda_u(step) * WEIGHT * ramp_up(step, self.iterations)
         loss = supervised + weight * consistency
         return Step(loss, {"supervised": supervised, "consistency": consistency}, self.rounded(target))

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.augment import IGNORE_INDEX, View, WeakAugmentation
 from examples.config import Config
 from examples.data import Dataset
+from examples.data.augment import IGNORE_INDEX, View, WeakAugmentation
+from examples.engine.metrics import class_masks, with_background
+from examples.engine.sharding import on_whole_batch
 from examples.methods.base import Method, Step
-from examples.methods.teacher import Teacher, ramp_up
-from examples.metrics import class_masks, with_background
-from examples.sharing import on_whole_batch
-from examples.unet import UNet
+from examples.methods.ema import Teacher, ramp_up
+from examples.models.unet import UNet
 from rpg_loss import PseudoLabels, segmentation_cross_entropy
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from examples.config import Config
 from examples.data import Dataset
 from examples.methods.rpg import RPG
-from examples.unet import UNet
+from examples.models.unet import UNet
 
 
 class NearestNeighbor(RPG):

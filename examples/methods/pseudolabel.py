@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from examples.augment import View
+from examples.data.augment import View
 from examples.methods.base import Method, Step
-from examples.unet import UNet
+from examples.models.unet import UNet
 from rpg_loss import PseudoLabels, fixmatch_targets, segmentation_cross_entropy
 
 

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from examples.augment import View
 from examples.config import Config
 from examples.data import Dataset
+from examples.data.augment import View
+from examples.engine.distributed import world_size
 from examples.methods.base import Method, Step
-from examples.parallel import world
-from examples.unet import UNet
+from examples.models.unet import UNet
 from rpg_loss import PseudoLabels, ReferenceBank, RPGLoss, segmentation_cross_entropy
 from rpg_loss.maps import subsample
 
@@ -32,7 +32,7 @@ class RPG(Method):
             check_values=False,
         )
         # Of several processes each has a bank of its own pools, and all together have --bank-mib.
-        max_bytes = int(config.bank_mib * 2**20 / world())
+        max_bytes = int(config.bank_mib * 2**20 / world_size())
         self.bank = ReferenceBank(max_bytes, max_age=config.bank_age) if config.bank_mib else None
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
@@ -65,7 +65,7 @@ class RPG(Method):
         levels = net.levels(images)
         features = side_by_side(levels[-self.config.matched_levels :], levels[-1].shape[2:])
         length = self.config.coordinates
-        return net.head(levels[-1]), with_places(features, length) if length else features
+        return net.head(levels[-1]), append_positions(features, length) if length else features
 
     @torch.no_grad()
     def averaged_features(self, pool: View, unlabeled: View) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ def side_by_side(levels: list[Tensor], size: torch.Size) -> Tensor:
     return levels[0] if len(levels) == 1 else torch.cat([F.normalize(level, dim=1) for level in levels], dim=1)
 
 
-def with_places(features: Tensor, length: float) -> Tensor:
+def append_positions(features: Tensor, length: float) -> Tensor:
     """Features (B, D, H, W) of length 1, and behind them each pixel's place as a vector of the given length.
 
     The place turns with x and y, so that the cosine between two pixels falls with the distance between them and no

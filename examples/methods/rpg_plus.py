@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from examples.augment import StrongAugmentation, StrongView, View
 from examples.config import Config
 from examples.data import Dataset
+from examples.data.augment import StrongAugmentation, StrongView, View
+from examples.engine.sharding import on_whole_batch
 from examples.methods.base import Step
 from examples.methods.rpg import RPG
-from examples.sharing import on_whole_batch
-from examples.unet import UNet
+from examples.models.unet import UNet
 from rpg_loss import FixMatchSegLoss, PseudoLabels, segmentation_cross_entropy
 from rpg_loss.maps import subsample
 

@@ -1,8 +1,8 @@
 """The baseline: labelled images only."""
 
-from examples.augment import View
+from examples.data.augment import View
 from examples.methods.base import Method, Step
-from examples.unet import UNet
+from examples.models.unet import UNet
 from rpg_loss import segmentation_cross_entropy
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import Dinov2Config, Dinov2Model
 
 from examples.recipes.plain_pytorch import network
-from examples.scans import CLASSES, draw_scans, mean_iou
+from examples.recipes.scans import CLASSES, draw_scans, mean_iou
 from rpg_loss import ReferencePool, rpg_pseudo_labels, segmentation_cross_entropy
 
 PATCH = 2

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, Trainer, TrainingArguments, set_seed
 
-from examples.scans import draw_scans
+from examples.recipes.scans import draw_scans
 from rpg_loss import FeatureTap, ReferencePool, RPGLoss
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from examples.recipes.plain_pytorch import network
-from examples.scans import CLASSES, draw_scans
+from examples.recipes.scans import CLASSES, draw_scans
 from rpg_loss import FeatureTap, ReferencePool, RPGLoss
 
 

@@ -15,7 +15,7 @@ from monai.networks.nets import UNet
 from monai.transforms import Compose, NormalizeIntensityd, RandCropByLabelClassesd, RandFlipd, RandSpatialCropd
 from monai.utils import set_determinism
 
-from examples.scans import CLASSES, draw_scans
+from examples.recipes.scans import CLASSES, draw_scans
 from rpg_loss import FeatureTap, ReferencePool, RPGLoss
 
 CROP = (32, 32)

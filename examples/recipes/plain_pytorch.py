@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples.scans import CLASSES, draw_scans, mean_iou
+from examples.recipes.scans import CLASSES, draw_scans, mean_iou
 from rpg_loss import FeatureTap, ReferencePool, RPGLoss
 
 

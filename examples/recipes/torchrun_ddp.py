@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from examples.recipes.plain_pytorch import network
-from examples.scans import draw_scans, mean_iou
+from examples.recipes.scans import draw_scans, mean_iou
 from rpg_loss import FeatureTap, ReferencePool, RPGLoss
 
 

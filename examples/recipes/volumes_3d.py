@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples.scans import draw_scans
+from examples.recipes.scans import draw_scans
 from rpg_loss import FeatureTap, ReferencePool, RPGLoss
 
 SIZE, MAP_SIZE = (6, 32, 32), (6, 16, 16)

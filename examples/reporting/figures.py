@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from examples.reporting.options import changes
-from examples.reporting.results import STUDIED, Mean, Row, Run, Section, by, mean_over_classes, ordered
+from examples.reporting.results import ABLATIONS, Mean, Row, Run, Section, by, mean_over_classes, ordered
 from examples.reporting.tables import shown
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def draw_k_over_training(section: Section, path: Path) -> str | None:
 
 
 def draw_others_over_training(section: Section, path: Path) -> str | None:
-    return draw_options_over_training(section, path, [name for name in STUDIED if name != "k"])
+    return draw_options_over_training(section, path, [name for name in ABLATIONS if name != "k"])
 
 
 def draw_options_over_training(section: Section, path: Path, options: Sequence[str]) -> str | None:

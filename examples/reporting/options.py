@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from examples.reporting.results import METHODS, STUDIED, Mean, Options, Run, Section, ordered
+from examples.reporting.results import ABLATIONS, METHODS, Mean, Options, Run, Section, ordered
 from examples.reporting.tables import MISSING, cell, markdown, mean_score, paired, shown
 
 
@@ -61,7 +61,7 @@ def in_order(change: Change) -> tuple[Any, ...]:
     return (
         ordered([change.method, *METHODS]).index(change.method),
         len(change.others),
-        list(STUDIED).index(change.option),
+        list(ABLATIONS).index(change.option),
         value if isinstance(value, (int, float)) else 0,
         str(value),
         change.labeled,
@@ -108,7 +108,7 @@ def pseudo_labels_table(section: Section) -> str:
             for change in mine:
                 options = {change.option: change.after[0], **change.others}
                 name = ", ".join(
-                    f"{option} {shown(option, options[option])}" for option in STUDIED if option in options
+                    f"{option} {shown(option, options[option])}" for option in ABLATIONS if option in options
                 )
                 if name not in seen:
                     groups.append((method, name, change.after[1]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from examples.config import PLACE, MethodName, defaults
+from examples.config import RUN_ENV_FIELDS, MethodName, defaults
 from examples.reporting import paper
 
 METHODS: tuple[str, ...] = get_args(MethodName)
@@ -19,7 +19,7 @@ REQUIRED = ("dataset", "method", "labeled", "split", "seed", "iterations", "imag
 # Options that a study varies, and the methods that heed them (None: all); a method is not told apart by the others.
 WEIGHING = ("rpg", "rpg_plus", "rpg_best")
 MATCHING = ("nearest_neighbor", *WEIGHING)
-STUDIED: dict[str, tuple[str, ...] | None] = {
+ABLATIONS: dict[str, tuple[str, ...] | None] = {
     "k": WEIGHING,
     "balanced_k": WEIGHING,
     "pool_size": None,
@@ -45,7 +45,7 @@ STUDIED: dict[str, tuple[str, ...] | None] = {
     "warm_up": tuple(method for method in METHODS if method != "supervised"),
     "average": tuple(method for method in METHODS if method not in ("mean_teacher", "mlds")),
 }
-# What makes no other setting: the row and the cell of a table, the length (which ``iterations`` holds); nor does PLACE.
+# What makes no other setting: row and cell of a table, the length (which ``iterations`` holds), RUN_ENV_FIELDS.
 CELL = {"dataset", "method", "labeled", "split", "seed", "epochs", "iterations", "double_length"}
 
 Options = tuple[tuple[str, Any], ...]
@@ -109,15 +109,15 @@ class Run:
     @property
     def setting(self) -> Options:
         """What has to agree for two runs to be compared at all."""
-        rest = {name: value for name, value in self.config.items() if name not in {*CELL, *PLACE, *STUDIED}}
+        rest = {name: value for name, value in self.config.items() if name not in {*CELL, *RUN_ENV_FIELDS, *ABLATIONS}}
         length = self.iterations // 2 if self.double else self.iterations
         return tuple(sorted({**rest, "image_size": self.image_size, "iterations": length}.items()))
 
     @property
     def studied(self) -> Options:
-        """The options that a study varies and this method heeds; k as a share."""
+        """The options that a study varies and this method applies_to; k as a share."""
         config = self.config
-        heeded = [name for name in STUDIED if config and heeds(self.method, name)]
+        heeded = [name for name in ABLATIONS if config and applies_to(self.method, name)]
         if self.method in paper.THRESHOLDS and "threshold" in heeded:
             heeded.remove("threshold")  # it has rows of its own
         values = {name: config[name] for name in heeded}
@@ -297,8 +297,8 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     ]
 
 
-def heeds(method: str, option: str) -> bool:
-    methods = STUDIED.get(option)
+def applies_to(method: str, option: str) -> bool:
+    methods = ABLATIONS.get(option)
     return methods is None or method in methods
 
 

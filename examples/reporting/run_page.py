@@ -18,10 +18,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from examples.checkpoints import write_whole
 from examples.config import defaults
+from examples.engine.checkpoint import atomic_write
+from examples.engine.resuming import changes
 from examples.reporting.run_plots import class_colors, draw_losses, draw_pseudo_labels, draw_validation
-from examples.resuming import changes
 
 NEXT_TO_NOTHING = 0.01  # of a mean weight
 OFTEN_WRONG = 0.5  # of a precision
@@ -118,7 +118,7 @@ def write_page(folder: Path) -> Path:
         ValueError: config.json or result.json is no JSON.
     """
     path = folder / "report.html"
-    write_whole(path, page(read_run(folder)).encode(), flush=False)
+    atomic_write(path, page(read_run(folder)).encode(), flush=False)
     return path
 
 
@@ -231,7 +231,7 @@ def state_of(run: RunFiles) -> tuple[str, str | None]:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether a process holds the folder (see ``runlog.claimed_folder``)."""
+    """Whether a process holds the folder (see ``runlog.lock_run_dir``)."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             return False

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from examples.pictures import COLORS
+from examples.logging.pictures import COLORS
 from examples.reporting.figures import LOOK, WIDTH
 
 if TYPE_CHECKING:

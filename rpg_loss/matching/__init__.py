@@ -24,9 +24,9 @@ from .chunked import match_chunked
 from .contract import TIE, Matches
 from .definition import match_reference
 from .fused import match_triton
-from .shards import Alone, Shards
+from .shards import LocalReferences, ShardedReferences
 
-__all__ = ["IMPLEMENTATIONS", "TIE", "Impl", "Matches", "Shards", "match", "resolve", "why_not"]
+__all__ = ["IMPLEMENTATIONS", "TIE", "Impl", "Matches", "ShardedReferences", "match", "resolve", "unavailable_reason"]
 
 Impl = Literal["auto", "reference", "chunked", "triton"]
 
@@ -41,7 +41,7 @@ class Implementation(Protocol):
         set_ids: Tensor,
         num_sets: int,
         k: float,
-        shards: Alone | None = None,
+        shards: LocalReferences | None = None,
         *,
         balanced: bool = False,
     ) -> Matches: ...
@@ -54,9 +54,9 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 
 
-def why_not(impl: str, device: torch.device) -> str | None:
+def unavailable_reason(impl: str, device: torch.device) -> str | None:
     """Why an implementation cannot run on a device, as a clause; None if it can."""
-    return fused.why_not(device) if impl == "triton" else None
+    return fused.unavailable_reason(device) if impl == "triton" else None
 
 
 def match(
@@ -66,7 +66,7 @@ def match(
     num_sets: int,
     k: float,
     impl: Impl = "auto",
-    shards: Shards | None = None,
+    shards: ShardedReferences | None = None,
     *,
     balanced: bool = False,
 ) -> Matches:
@@ -96,11 +96,11 @@ def match(
 def resolve(impl: Impl, device: torch.device) -> Impl:
     """The implementation that runs on ``device`` where ``impl`` is asked for; raises as :func:`match` does."""
     if impl == "auto":
-        return "triton" if device.type == "cuda" and why_not("triton", device) is None else "chunked"
+        return "triton" if device.type == "cuda" and unavailable_reason("triton", device) is None else "chunked"
     if impl not in IMPLEMENTATIONS:
         known = ", ".join(repr(known) for known in ("auto", *IMPLEMENTATIONS))
         raise ValueError(f"impl: got {impl!r}, expected one of {known}")
-    obstacle = why_not(impl, device)
+    obstacle = unavailable_reason(impl, device)
     if obstacle:
         raise ValueError(f'impl: got {impl!r}, which cannot run here: {obstacle}, or use impl="auto"')
     return impl

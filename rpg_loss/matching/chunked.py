@@ -25,7 +25,7 @@ from torch import Tensor
 from .bounds import balanced_limit, size_bounds
 from .contract import EPS, EPS_MATTERS, TIE, Matches
 from .precision import full_float32_matmul
-from .shards import Alone
+from .shards import LocalReferences
 from .units import unit_length
 
 # Queries in one block.  A multiple of 64: in between the product is up to twice as slow.
@@ -57,7 +57,7 @@ def match_chunked(
     set_ids: Tensor,
     num_sets: int,
     k: float,
-    shards: Alone | None = None,
+    shards: LocalReferences | None = None,
     *,
     balanced: bool = False,
     block: int | None = None,
@@ -70,7 +70,7 @@ def match_chunked(
     and at most ``kept`` similarities in 16 bits.  None takes sizes that suit the device.
     """
     device = queries.device
-    shards = shards or Alone(references, set_ids, num_sets)
+    shards = shards or LocalReferences(references, set_ids, num_sets)
     kept = _KEPT[device.type] if kept is None else kept
     all_inside = k >= (1 if balanced else shards.total)
     keeping = not (all_inside or balanced)
@@ -252,7 +252,7 @@ class _Block:
         return torch.stack(counts).sum(0, dtype=torch.int64)
 
 
-def _nearest_sets(few: _Block, best: Tensor, shards: Alone) -> Tensor:
+def _nearest_sets(few: _Block, best: Tensor, shards: LocalReferences) -> Tensor:
     """Label set of the nearest reference; ties between sets go to the lowest reference index."""
     top, nearest = best.max(0)
     tied = ((best >= top - TIE).sum(0) > 1).nonzero().squeeze(1)
@@ -263,7 +263,7 @@ def _nearest_sets(few: _Block, best: Tensor, shards: Alone) -> Tensor:
     return nearest
 
 
-def _drop_sets_beyond_k(few: _Block, best: Tensor, k: int, shards: Alone) -> None:
+def _drop_sets_beyond_k(few: _Block, best: Tensor, k: int, shards: LocalReferences) -> None:
     """Set to 0 what is not among the k nearest: sets whose best has k or more references above it."""
     lowest = best.masked_fill(best == 0, torch.inf).amin(0)
     at_most = shards.sum(few.groups_above(lowest + TIE) * few.references.group)
@@ -280,7 +280,7 @@ def _drop_sets_beyond_k(few: _Block, best: Tensor, k: int, shards: Alone) -> Non
     best[:, queries] = torch.empty_like(ranked).scatter_(0, by_rank, ranked)
 
 
-def _drop_sets_beyond_balanced_k(few: _Block, best: Tensor, k: float, shards: Alone) -> None:
+def _drop_sets_beyond_balanced_k(few: _Block, best: Tensor, k: float, shards: LocalReferences) -> None:
     """The same where every reference counts one over the size of its set, and so a whole set 1."""
 
     def nearer(columns: Tensor, threshold: Tensor) -> Tensor:
@@ -309,7 +309,7 @@ def _rank(best: Tensor) -> tuple[Tensor, Tensor]:
     return bits.to(torch.int32).view(torch.float32).T, (keys & 0xFFFFFFFF).T
 
 
-def _sets_inside(few: _Block, ranked: Tensor, by_rank: Tensor, k: int, shards: Alone) -> Tensor:
+def _sets_inside(few: _Block, ranked: Tensor, by_rank: Tensor, k: int, shards: LocalReferences) -> Tensor:
     """How many of a query's sets, in order of their maxima, are among the k nearest."""
     # Ranks below `inside` are inside, ranks from `outside` on are not, or their maximum is 0.
     inside, outside = size_bounds(ranked, by_rank, shards.sizes, k)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .bounds import balanced_limit
 from .contract import EPS, TIE, Matches
-from .shards import Alone, Shards
+from .shards import LocalReferences, ShardedReferences
 
 
 def match_reference(
@@ -16,12 +16,12 @@ def match_reference(
     set_ids: Tensor,
     num_sets: int,
     k: float,
-    shards: Alone | None = None,
+    shards: LocalReferences | None = None,
     *,
     balanced: bool = False,
 ) -> Matches:
     """Match by the definition, in float64, with the M x N matrix in memory (see :func:`match`)."""
-    if isinstance(shards, Shards):
+    if isinstance(shards, ShardedReferences):
         raise ValueError('impl: got "reference" with a group, expected "auto", "chunked" or "triton"')
     u, r = queries.double(), references.double()
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .bounds import balanced_limit, size_bounds
 from .contract import EPS, EPS_MATTERS, TIE, Matches
-from .shards import Alone
+from .shards import LocalReferences
 from .units import rescaled, unit_length
 
 # Queries that are worked on at a time: what is kept of them stays below 16 MiB for 64 features.
@@ -63,7 +63,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def why_not(device: torch.device) -> str | None:
+def unavailable_reason(device: torch.device) -> str | None:
     """Why the fused kernels cannot run on ``device``; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton"
@@ -90,7 +90,7 @@ def match_triton(
     set_ids: Tensor,
     num_sets: int,
     k: float,
-    shards: Alone | None = None,
+    shards: LocalReferences | None = None,
     *,
     balanced: bool = False,
     tiles: Tiles | None = None,
@@ -103,7 +103,7 @@ def match_triton(
     features as they are, with float32 sums.
     """
     device = queries.device
-    shards = shards or Alone(references, set_ids, num_sets)
+    shards = shards or LocalReferences(references, set_ids, num_sets)
     m = len(queries)
     half = queries.dtype == references.dtype and queries.dtype in (torch.float16, torch.bfloat16)
 
@@ -190,7 +190,7 @@ class _Sweep:
         )
         d = queries.values.shape[1]
         self.d = d
-        widen = queries.half and interpreted()  # the interpreter cannot multiply bfloat16
+        upcast_unsigned = queries.half and interpreted()  # the interpreter cannot multiply bfloat16
         self.options: dict[str, Any] = {
             "BLOCK_M": tiles.queries,
             "BLOCK_N": tiles.references,
@@ -199,7 +199,7 @@ class _Sweep:
             "PRECISION": "ieee" if queries.half else "tf32x3",
             "SCALED": queries.half,
             "EPS_MATTERS": bool(queries.smallest_norm * references.smallest_norm < EPS_MATTERS),
-            "WIDEN": widen,
+            "WIDEN": upcast_unsigned,
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,
         }
@@ -245,7 +245,7 @@ class _Sweep:
         return lowest
 
 
-def _nearest_sets(sweep: _Sweep, best: Tensor, shards: Alone) -> Tensor:
+def _nearest_sets(sweep: _Sweep, best: Tensor, shards: LocalReferences) -> Tensor:
     """Label set of the nearest reference; ties between sets go to the lowest reference index."""
     top, nearest = best.max(1)
     tied = ((best >= top[:, None] - TIE).sum(1) > 1).nonzero().squeeze(1)
@@ -256,12 +256,14 @@ def _nearest_sets(sweep: _Sweep, best: Tensor, shards: Alone) -> Tensor:
     return nearest
 
 
-def _nearer(sweep: _Sweep, shards: Alone, rows: Tensor, thresholds: Tensor) -> Tensor:
+def _nearer(sweep: _Sweep, shards: LocalReferences, rows: Tensor, thresholds: Tensor) -> Tensor:
     """References above each of the thresholds."""
     return shards.sum(sweep.count_above(rows, thresholds))
 
 
-def _nearer_in_sets(sweep: _Sweep, parts: list[slice], shards: Alone, rows: Tensor, thresholds: Tensor) -> Tensor:
+def _nearer_in_sets(
+    sweep: _Sweep, parts: list[slice], shards: LocalReferences, rows: Tensor, thresholds: Tensor
+) -> Tensor:
     """The same, each counting one over the size of its set."""
     shares = torch.zeros(thresholds.shape, dtype=torch.float64, device=thresholds.device)
     for part, size in zip(parts, shards.sizes, strict=True):

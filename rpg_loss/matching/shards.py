@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class Alone:
+class LocalReferences:
     """All references are here.
 
     Attributes:
@@ -41,7 +41,7 @@ class Alone:
         return values
 
 
-class Shards(Alone):
+class ShardedReferences(LocalReferences):
     """Every process of a group holds some of the references; together they are the reference set.
 
     The references of a process follow those of the processes before it.  All processes must ask the same

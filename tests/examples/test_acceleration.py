@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from examples.acceleration import compile_networks, network_precision
-from examples.methods.teacher import Teacher
+from examples.engine.precision import compile_networks, network_precision
+from examples.methods.ema import Teacher
+from examples.models.unet import UNet
 from examples.train import train
-from examples.unet import UNet
 from tests.examples.tiny import shrink, tiny
 
 

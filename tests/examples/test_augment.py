@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator
 
-from examples.augment import (
+from examples.data.augment import (
     GEOMETRIC,
     IGNORE_INDEX,
     OPERATIONS,

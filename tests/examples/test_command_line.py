@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.command_line import Command, not_heeded, parse_command
+from examples.command_line import Command, ignored_flags, parse_command
 from examples.config import Config
 from examples.data import DATASETS
-from examples.parallel import own_device
+from examples.engine.distributed import own_device
 from examples.train import main, train
 from tests.examples.tiny import shrink, tiny
 
@@ -139,9 +139,9 @@ def test_options_that_the_method_does_not_heed_are_told():
     """A command for several methods passes them to all."""
     options = "--threshold 0.8 --k 0.5 --map-size 16 --no-balanced-k --cutout=ignore"
     words = f"phantom --method rpg {options}".split()
-    assert not_heeded(parse_command(words)[0], words) == ["--threshold", "--cutout"]
+    assert ignored_flags(parse_command(words)[0], words) == ["--threshold", "--cutout"]
     words = f"phantom --method supervised {options}".split()
-    assert set(not_heeded(parse_command(words)[0], words)) == {"--threshold", "--k", "--balanced-k", "--cutout"}
+    assert set(ignored_flags(parse_command(words)[0], words)) == {"--threshold", "--k", "--balanced-k", "--cutout"}
 
 
 def test_what_a_method_decides_itself_is_said():
@@ -159,7 +159,7 @@ def test_what_a_method_decides_itself_is_said():
     ]
     config = parse_command(words)[0]
     assert (config.k, config.average, config.temperature) == (0.1, True, 0.5)
-    assert not_heeded(config, words) == ["--k", "--average"]
+    assert ignored_flags(config, words) == ["--k", "--average"]
 
 
 def test_devices_that_are_not_there_are_refused():

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from examples.batches import PoolBatches, UnlabeledBatches, pixels_of_classes
 from examples.config import Config
-from examples.data import jsrt, load, phantom
-from examples.data.dataset import Dataset
+from examples.data import jsrt, load
+from examples.data.base import Dataset
+from examples.data.loaders import PoolBatches, UnlabeledBatches, pixels_of_classes
+from examples.data.phantoms import chest as phantom
 from examples.data.splits.draw_jsrt import FIRST_SET, draw
 
 NAMES = ("JPCLN001", "JPCNN003", "JPCLN002")

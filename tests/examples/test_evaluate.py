@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from examples import evaluate
 from examples.config import Config
-from examples.data import Dataset, jsrt, load, phantom
-from examples.data.folder import load_undivided
-from examples.evaluate import Evaluate, Measures, Renamed, matched, measure
-from examples.surface import surface_distance
+from examples.data import Dataset, jsrt, load
+from examples.data.folder.dataset import load_undivided
+from examples.data.phantoms import chest as phantom
+from examples.engine.surface import surface_distance
+from examples.evaluate import Evaluate, Measures, RemappedOutputs, matched, measure
+from examples.inference.trained import Labels, read_trained
 from examples.train import train
-from examples.trained import Labels, read_trained
 from tests.examples.tiny import shrink, tiny
 from tests.examples.trained import write_checkpoint
 from tests.examples.volumes import SCANS, write_tree
@@ -231,7 +232,7 @@ def test_classes_in_another_order_keep_their_background():
     masks = torch.eye(3)[:, :, None] > 0  # background, a, b
     data = replace(load(config("phantom_exclusive")), class_names=("b", "a"))
     net = matched(Fixed(masks), Labels(("a", "b"), multilabel=False), data)
-    assert isinstance(net, Renamed)
+    assert isinstance(net, RemappedOutputs)
     assert torch.equal(net(torch.zeros(1, 1, 3, 1))[0][0] > 0, masks[[0, 2, 1]])
 
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from examples.augment import IGNORE_INDEX
 from examples.config import Config
 from examples.data import Dataset, ImageSet, LazyImages, load
-from examples.data.dataset import Original, Remembered
-from examples.data.placement import Placement
-from examples.data.retouch_index import Volume
-from examples.evaluation import evaluate, held_back
+from examples.data.augment import IGNORE_INDEX
+from examples.data.base import CachedReader, Original
+from examples.data.resize import Placement
+from examples.data.retouch.index import Volume
+from examples.engine.evaluation import evaluate, unlabeled_with_truth
 from tests.examples.volumes import HEIGHT, SCANS, WIDTH, draw_volume, write_tree
 
 
@@ -152,7 +152,7 @@ def test_lazy_images_are_an_image_set_when_asked():
     ],
 )
 def test_batches_go_to_the_device(device):
-    read = Remembered(one, 10**6)
+    read = CachedReader(one, 10**6)
     lazy = LazyImages(read, (7, 8), ("a", "b")).to(device)
     for _ in range(2):
         batch = lazy[[1, 0]]
@@ -165,7 +165,7 @@ def test_batches_go_to_the_device(device):
 def test_what_is_remembered_is_bounded_and_what_was_read_first():
     reads = []
     each = sum(part.nbytes for part in one(0)[:3])
-    read = Remembered(lambda key: reads.append(key) or one(key), 3 * each + each // 2)
+    read = CachedReader(lambda key: reads.append(key) or one(key), 3 * each + each // 2)
     lazy = LazyImages(read, tuple(range(5)), tuple("abcde"))
     lazy[[0, 1, 2]], lazy[[2, 1, 0]]
     assert reads == [0, 1, 2]
@@ -178,7 +178,7 @@ def test_what_is_remembered_is_bounded_and_what_was_read_first():
 @given(keys=st.lists(st.integers(0, 6), max_size=40), kept=st.integers(0, 8))
 def test_whatever_is_remembered_images_are_those_on_disk(keys, kept):
     each = sum(part.nbytes for part in one(0)[:3])
-    read = Remembered(one, kept * each)
+    read = CachedReader(one, kept * each)
     for key in keys:
         assert all(torch.equal(a, b) for a, b in zip(read(key)[:3], one(key)[:3], strict=True))
     assert len(read.kept) == min(kept, len(set(keys)))
@@ -207,6 +207,6 @@ def test_held_back_are_the_images_of_which_only_the_method_does_not_know_the_lab
     labels[2] = IGNORE_INDEX  # nobody knows them
     every = ImageSet(torch.zeros(4, 1, 8, 8), labels, tuple("abcd"))
     data = Dataset(every[[1]], every, every, every, ("first", "second"), (), True, "drawn")
-    assert held_back(data).names == ("a", "d")
+    assert unlabeled_with_truth(data).names == ("a", "d")
     unknown = replace(data, unlabeled=every[[1, 2]])
-    assert len(held_back(unknown)) == 0
+    assert len(unlabeled_with_truth(unknown)) == 0

@@ -11,7 +11,7 @@ from PIL import Image
 
 from examples.config import Config
 from examples.data import load
-from examples.data.dataset import Dataset
+from examples.data.base import Dataset
 
 SIDE = 16
 STEMS = tuple(f"p{patient}_{scan}" for patient in range(6) for scan in range(4))

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from examples.config import Config
-from examples.data import load, phantom
+from examples.data import load
 from examples.data.fusing import fuse_masks, read_fusing
+from examples.data.phantoms import chest as phantom
 
 NAMES = ("right_lung", "left_lung", "heart")
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.checkpoints import Checkpoints, write_whole
-from examples.evaluation import evaluate
+from examples.engine.checkpoint import Checkpoints, atomic_write
+from examples.engine.evaluation import evaluate
 from examples.train import train
 from tests.examples.tiny import shrink, tiny
 
-PHASES = {evaluate.__code__: "validation", Checkpoints.save.__code__: "checkpoint", write_whole.__code__: "writing"}
+PHASES = {evaluate.__code__: "validation", Checkpoints.save.__code__: "checkpoint", atomic_write.__code__: "writing"}
 EACH = 5  # moments of every phase
 SEED = 8
 

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples import label_study
+from benchmarks import label_study
+from benchmarks.label_study import Tally, variants
 from examples.config import Config
-from examples.data import phantom
-from examples.label_study import Tally, variants
+from examples.data.phantoms import chest as phantom
 from examples.train import train
 
 

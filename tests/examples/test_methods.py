@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from torch import Generator
 from torch.nn import functional as F
 
-from examples.augment import IGNORE_INDEX, StrongView, View, WeakAugmentation
 from examples.config import Config
 from examples.data import Dataset, ImageSet
+from examples.data.augment import IGNORE_INDEX, StrongView, View, WeakAugmentation
 from examples.methods import METHODS
+from examples.methods.ema import EARLY, LATE, Teacher, decay, ramp_up
 from examples.methods.iic import dense_mutual_information, mutual_information
 from examples.methods.mlds import coarse_targets, one_hot
-from examples.methods.rpg import with_places
-from examples.methods.teacher import EARLY, LATE, Teacher, decay, ramp_up
-from examples.unet import UNet
+from examples.methods.rpg import append_positions
+from examples.models.unet import UNet
 
 SIDE = 32
 seeds = st.integers(0, 2**31)
@@ -358,14 +358,14 @@ def test_far_longer_than_the_features_places_decide(seed):
     """A pixel of equal images is matched with the pixel at its own place, whatever its features."""
     features = torch.randn(1, 5, 6, 4, generator=Generator().manual_seed(seed))
     other = torch.randn(1, 5, 6, 4, generator=Generator().manual_seed(seed + 1))
-    one, two = (with_places(maps, 100.0).flatten(2)[0].T for maps in (features, other))
+    one, two = (append_positions(maps, 100.0).flatten(2)[0].T for maps in (features, other))
     nearest = F.cosine_similarity(one[:, None], two[None], dim=-1).argmax(1)
     assert nearest.tolist() == list(range(24))
 
 
 def test_places_of_no_length_change_no_similarity():
     features = torch.randn(2, 5, 6, 4)
-    placed = with_places(features, 0.0)
+    placed = append_positions(features, 0.0)
     assert placed.shape == (2, 9, 6, 4)
     torch.testing.assert_close(placed[:, :5], F.normalize(features, dim=1))
     assert not placed[:, 5:].any()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchmetrics.classification import MultilabelJaccardIndex
 
-from examples.augment import View
-from examples.metrics import IoU, PseudoLabelMeter, class_masks, predicted_masks
+from examples.data.augment import View
+from examples.engine.metrics import IoU, PseudoLabelMeter, class_masks, predicted_masks
 from rpg_loss import PseudoLabels
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from examples.config import Config
-from examples.data import load, oct_phantom
-from examples.data.dataset import Dataset
-from examples.data.oct_phantom import CARRIED, CLASSES, IRF, PED, SRF, Volume
+from examples.data import load
+from examples.data.base import Dataset
+from examples.data.phantoms import oct as oct_phantom
+from examples.data.phantoms.oct import CARRIED, CLASSES, IRF, PED, SRF, Volume
 from examples.train import train
 
 SIDE = 64

@@ -15,16 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import examples.batches
+import examples.data.loaders
 import examples.train
-from examples.batches import UnlabeledBatches
-from examples.checkpoints import Checkpoints
 from examples.config import Config
-from examples.data import Dataset, load, phantom
-from examples.interrupts import Interrupted
+from examples.data import Dataset, load
+from examples.data.loaders import UnlabeledBatches
+from examples.data.phantoms import chest as phantom
+from examples.engine.checkpoint import Checkpoints
+from examples.engine.signals import Interrupted
+from examples.logging.run_log import RunLog
 from examples.methods import METHODS
 from examples.methods.supervised import Supervised
-from examples.runlog import RunLog
 from examples.train import train
 from tests.examples.tiny import shrink, tiny
 from tests.processes import needs_gloo, run
@@ -183,7 +184,7 @@ def test_a_pass_without_repeats_that_all_processes_can_share(monkeypatch):
     shrink(monkeypatch.setattr)
     data = load(tiny(Path()))  # 8 images
     for processes, steps, images in ((1, 3, 8), (2, 3, 8), (3, 2, 6)):
-        monkeypatch.setattr(examples.batches, "world", lambda processes=processes: processes)
+        monkeypatch.setattr(examples.data.loaders, "world", lambda processes=processes: processes)
         batches = UnlabeledBatches(data, 3, torch.Generator().manual_seed(0))
         assert batches.steps_per_pass == steps
         drawn = []
@@ -194,7 +195,7 @@ def test_a_pass_without_repeats_that_all_processes_can_share(monkeypatch):
         assert len(set(drawn)) == len(drawn) == images
         next(batches)
         assert batches.start == 3  # a new pass
-    monkeypatch.setattr(examples.batches, "world", lambda: 9)
+    monkeypatch.setattr(examples.data.loaders, "world", lambda: 9)
     with pytest.raises(ValueError, match="unlabeled: 8 images, expected one or more for each of 9 processes"):
         UnlabeledBatches(data, 9, torch.Generator())
 

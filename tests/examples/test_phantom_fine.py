@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from examples.augment import swap_classes
 from examples.config import Config
-from examples.data import load, phantom
-from examples.data.dataset import Dataset
+from examples.data import load
+from examples.data.augment import swap_classes
+from examples.data.base import Dataset
 from examples.data.fusing import fuse_masks
-from examples.data.phantom_fine import CLASSES, divide, fine_masks, part_counts
+from examples.data.phantoms import chest as phantom
+from examples.data.phantoms.fine import CLASSES, divide, fine_masks, part_counts
 
 SIDE = 64
 

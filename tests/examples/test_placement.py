@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from examples.data.placement import Placement
+from examples.data.resize import Placement
 
 NEAREST = Image.Resampling.NEAREST
 

@@ -14,12 +14,12 @@ from PIL import Image
 from examples import predict
 from examples.config import Config
 from examples.data import jsrt, load
-from examples.data.dataset import to_unit_range
+from examples.data.base import to_unit_range
 from examples.evaluate import Evaluate, measure
-from examples.predicting import inputs
-from examples.predicting.inputs import Input
-from examples.predicting.overlay import draw_overlay
-from examples.trained import Labels
+from examples.inference import inputs
+from examples.inference.inputs import Input
+from examples.inference.overlay import draw_overlay
+from examples.inference.trained import Labels
 from tests.examples.trained import write_checkpoint
 from tests.examples.volumes import HEIGHT, SCANS, WIDTH, draw_volume, write_image, write_tree
 

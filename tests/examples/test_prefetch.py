@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.prefetch import Prefetched, data_thread
+from examples.data.prefetch import Prefetched, data_thread
 
 
 class Draws:

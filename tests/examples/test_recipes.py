@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.scans import draw_scans, mean_iou
+from examples.recipes.scans import draw_scans, mean_iou
 
 from ..processes import needs_gloo
 

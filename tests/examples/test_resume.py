@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import examples.train
-from examples.batches import PoolBatches, UnlabeledBatches
-from examples.checkpoints import HEADER, Checkpoints, load_whole, save_whole, write_whole
 from examples.config import Config
-from examples.data import Dataset, load, phantom
-from examples.interrupts import Interrupted, Interrupts
+from examples.data import Dataset, load
+from examples.data.loaders import PoolBatches, UnlabeledBatches
+from examples.data.phantoms import chest as phantom
+from examples.engine.checkpoint import HEADER, Checkpoints, atomic_save, atomic_write, load_verified
+from examples.engine.signals import Interrupted, Interrupts
+from examples.logging.run_log import RunLog
 from examples.methods import METHODS
 from examples.methods.supervised import Supervised
-from examples.runlog import RunLog
 from examples.train import main, train
 from tests.examples.tiny import shrink, tiny
 
@@ -116,7 +117,7 @@ def test_interrupted_and_resumed_is_uninterrupted(method, tmp_path, monkeypatch,
     assert not (cut.out_dir / "result.json").exists()
     train(cut)
     assert_same_end(cut, whole)
-    a, b = (load_whole(checkpoints(config)[0]) for config in (cut, whole))
+    a, b = (load_verified(checkpoints(config)[0]) for config in (cut, whole))
     assert same(a["parts"], b["parts"])  # optimiser, teacher, heads, streams, meters
     assert same(a["best"]["model"], b["best"]["model"])
 
@@ -168,7 +169,7 @@ def test_best_weights_are_those_of_the_checkpoint(tmp_path, monkeypatch):
     whole, cut = (tiny(tmp_path / name) for name in ("whole", "cut"))
     train(whole)
     interrupt(cut, 14, monkeypatch)
-    save_whole(cut.out_dir / "best.pt", {"model": {}, "step": 20})
+    atomic_save(cut.out_dir / "best.pt", {"model": {}, "step": 20})
     train(cut)
     assert_same_end(cut, whole)
     assert torch.load(cut.out_dir / "best.pt", weights_only=True)["step"] == 6
@@ -199,7 +200,7 @@ def test_only_the_same_run_goes_on(tmp_path, monkeypatch):
         train(replace(config, k=0.25, seed=3))
     assert "seed 0 there, 3 now" in str(refused.value)
     assert "k 0.5 there, 0.25 now" in str(refused.value)
-    assert load_whole(checkpoints(config)[0])["step"] == 5
+    assert load_verified(checkpoints(config)[0])["step"] == 5
     train(replace(config, checkpoint_every=100), resume=True)
     assert not (config.out_dir / "checkpoints").exists()
     with pytest.raises(FileExistsError, match="already holds a result"):
@@ -298,7 +299,7 @@ class Hostile:
 
 
 def test_a_checkpoint_from_a_stranger_runs_no_code(tmp_path):
-    save_whole(tmp_path / "step-00000001.ckpt", {"step": Hostile()}, HEADER)
+    atomic_save(tmp_path / "step-00000001.ckpt", {"step": Hostile()}, HEADER)
     with pytest.raises(ValueError, match="refuses it"):
         Checkpoints(tmp_path).load()
     assert not Hostile.ran
@@ -307,13 +308,13 @@ def test_a_checkpoint_from_a_stranger_runs_no_code(tmp_path):
 @given(content=st.binary(max_size=300), position=st.integers(0, 10**9), flip=st.integers(1, 255))
 def test_any_flipped_byte_is_found(content, position, flip, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "flipped.ckpt"
-    save_whole(path, {"content": list(content)}, HEADER)
-    assert load_whole(path) == {"content": list(content)}
+    atomic_save(path, {"content": list(content)}, HEADER)
+    assert load_verified(path) == {"content": list(content)}
     written = bytearray(path.read_bytes())
     written[position % len(written)] ^= flip
     path.write_bytes(written)
     with pytest.raises(ValueError, match="checksum"):
-        load_whole(path)
+        load_verified(path)
 
 
 def test_the_last_two_checkpoints_are_kept(tmp_path):
@@ -344,7 +345,7 @@ def test_a_signal_ends_the_run_after_its_step(number, status, overwrite, tmp_pat
     assert signal.Signals(number).name in said[0]
     assert "after step 7 of 22" in said[0]
     assert f"the same command{' without --overwrite' * overwrite} goes on" in said[0]
-    assert load_whole(checkpoints(config)[0])["step"] == 7
+    assert load_verified(checkpoints(config)[0])["step"] == 7
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -386,7 +387,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
 def test_a_file_is_old_or_new_but_never_half(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    write_whole(path, b"old")
+    atomic_write(path, b"old")
 
     def fail(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -395,7 +396,7 @@ def test_a_file_is_old_or_new_but_never_half(tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(os, name, fail)
             with pytest.raises(OSError, match=r"No space left on device: .*file"):
-                write_whole(path, b"new")
+                atomic_write(path, b"new")
         assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("file", b"old")]
 
 
@@ -416,7 +417,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def assert_finite(path: Path) -> None:
-    content = load_whole(path) if path.suffix == ".ckpt" else torch.load(path, weights_only=True)
+    content = load_verified(path) if path.suffix == ".ckpt" else torch.load(path, weights_only=True)
 
     def tensors(value):
         if isinstance(value, torch.Tensor):

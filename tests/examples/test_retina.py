@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from examples.data.retina import find_retina, fit, scale
+from examples.data.retouch.retina import find_retina, fit, scale
 from tests.examples.volumes import SCANS, WIDTH, curve, draw_volume
 
 

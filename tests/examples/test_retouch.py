@@ -16,10 +16,12 @@ from PIL import Image
 
 import examples.train
 from examples.config import Config, MethodName
-from examples.data import load, retouch, retouch_index
-from examples.data.dataset import Dataset
-from examples.data.placement import Placement
-from examples.data.retouch_index import survey
+from examples.data import load
+from examples.data.base import Dataset
+from examples.data.resize import Placement
+from examples.data.retouch import dataset as retouch
+from examples.data.retouch import index as retouch_index
+from examples.data.retouch.index import survey
 from examples.data.splits.draw_retouch import deal, draw
 from examples.methods import METHODS
 from examples.train import train
@@ -322,7 +324,7 @@ def test_two_processes_do_no_harm(own_tree, cache, monkeypatch):
     code = """
 import sys, time
 from pathlib import Path
-from examples.data.retouch_index import cache_file, survey
+from examples.data.retouch.index import cache_file, survey
 root = Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

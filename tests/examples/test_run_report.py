@@ -20,21 +20,22 @@ from rich.console import Console
 from rich.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import examples.progress
-import examples.runlog
+import examples.logging.progress
+import examples.logging.run_log
 import examples.train
-from examples.augment import IGNORE_INDEX, View
 from examples.config import Config
-from examples.data import ImageSet, load, phantom
+from examples.data import ImageSet, load
+from examples.data.augment import IGNORE_INDEX, View
+from examples.data.phantoms import chest as phantom
+from examples.logging.pictures import STRIP_GAP, STRIP_SIDE, strips, visualize
+from examples.logging.progress import RunProgress
+from examples.logging.run_log import RunLog
 from examples.methods import METHODS
-from examples.pictures import STRIP_GAP, STRIP_SIDE, see, strips
-from examples.progress import RunProgress
+from examples.models.unet import UNet
 from examples.reporting.run_page import config_table, write_page
 from examples.reporting.run_plots import draw_pseudo_labels
 from examples.run_report import main
-from examples.runlog import RunLog
 from examples.train import train
-from examples.unet import UNet
 
 VALIDATIONS = (8, 16, 24)
 COLUMNS = "image, truth, prediction, pseudo-label, weight"
@@ -53,7 +54,7 @@ def shrink(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(os, "fsync", lambda descriptor: None)
     for name, count in (("TRAIN", 12), ("VALIDATION", 3), ("TEST", 5)):
         patched.setattr(phantom, name, count)
-    patched.setattr(examples.train, "SETTLING_POOLS", 2)
+    patched.setattr(examples.train, "BN_CALIBRATION_POOLS", 2)
     patched.setattr(examples.train, "save_overlays", lambda *args: None)
     patched.setattr(examples.train, "save_pictures", lambda *args: {})
 
@@ -395,7 +396,7 @@ def test_tensorboard_has_pictures_scalars_and_the_configuration(finished):
 
 
 def test_pictures_are_drawn_ten_times_a_run_at_most(tmp_path, monkeypatch):
-    monkeypatch.setattr(examples.runlog, "write_page", lambda folder: None)
+    monkeypatch.setattr(examples.logging.run_log, "write_page", lambda folder: None)
     config = small(tmp_path / "run", method="supervised", iterations=22, eval_every=1, unlabeled_batch=12)
     train(config)
     board = EventAccumulator(str(config.out_dir), size_guidance={"images": 0}).Reload()
@@ -421,7 +422,7 @@ def test_every_method_can_be_seen(method, tmp_path):
     net = UNet(1, data.num_outputs, config.base_channels)
     images = data.labeled.images
     pool = View(images, data.labeled.labels, torch.ones(3, 32, 32, dtype=torch.bool), images, lambda maps: maps)
-    given = see(data.test, net, METHODS[method](config, data, net, 10), pool, data)
+    given = visualize(data.test, net, METHODS[method](config, data, net, 10), pool, data)
     (first, *_), panels = strips(given), 5 if given.weights is not None else 3
     assert (panels == 3) == (method in ("supervised", "iic"))
     assert first.shape == (STRIP_SIDE, panels * STRIP_SIDE + (panels - 1) * STRIP_GAP, 4)
@@ -437,7 +438,7 @@ def test_truth_that_is_not_known_is_left_clear(tmp_path):
     labels = data.test.labels[:2].clone()
     labels[1] = IGNORE_INDEX
     images = ImageSet(data.test.images[:2], labels, ("known", "unknown"), shown)
-    seen = see(images, net, METHODS["supervised"](config, data, net, 10), None, data)
+    seen = visualize(images, net, METHODS["supervised"](config, data, net, 10), None, data)
     assert torch.equal(seen.prediction, shown[:, None].expand(-1, 5, -1, -1))
     assert seen.score[1].isnan()
     known, unknown = strips(seen)
@@ -486,8 +487,8 @@ def test_lines_where_the_output_is_no_terminal(tmp_path, capsys):
 def test_a_bar_with_losses_where_it_is_a_terminal(monkeypatch):
     screen = io.StringIO()
     terminal = partial(Console, file=screen, force_terminal=True, width=100)
-    monkeypatch.setattr(examples.progress, "Console", terminal)
-    with examples.progress.phase("preparing"):
+    monkeypatch.setattr(examples.logging.progress, "Console", terminal)
+    with examples.logging.progress.phase("preparing"):
         pass
     with RunProgress(total=60, done=20) as progress:
         progress.step()
@@ -507,7 +508,7 @@ def test_no_picture_is_worth_a_run(broken, tmp_path, monkeypatch, capsys):
     def fail(*args):
         raise ValueError("out of ink")
 
-    monkeypatch.setattr(examples.runlog, broken, fail)
+    monkeypatch.setattr(examples.logging.run_log, broken, fail)
     config = replace(small(tmp_path / "run"), iterations=2)
     train(config)
     said = capsys.readouterr().out

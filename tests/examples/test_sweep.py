@@ -9,9 +9,9 @@ import pytest
 
 from examples import sweep
 from examples.config import Config
-from examples.interrupts import Interrupted
-from examples.runlog import RunLog
-from examples.sweeping.plan import Cell, estimate, plan
+from examples.engine.signals import Interrupted
+from examples.logging.run_log import RunLog
+from examples.sweeps.plan import Cell, estimate, plan
 from examples.train import train
 
 TINY = ("--image-size", "32", "--base-channels", "4", "--map-size", "8", "--iterations", "2")

@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-import examples.pictures
-from examples.augment import IGNORE_INDEX
+import examples.logging.pictures
 from examples.config import Config, DatasetName, MethodName
-from examples.data import DATASETS, Dataset, ImageSet, phantom
-from examples.evaluation import evaluate
+from examples.data import DATASETS, Dataset, ImageSet
+from examples.data.augment import IGNORE_INDEX
+from examples.data.phantoms import chest as phantom
+from examples.engine.evaluation import evaluate
+from examples.logging.run_log import git_commit
 from examples.methods import METHODS, Step
-from examples.runlog import git_commit
+from examples.models.unet import UNet, UpBlock, recalibrate_batch_norm
 from examples.train import main, stop_if_not_finite, train
-from examples.unet import UNet, UpBlock, settle_batch_norm
 
 KEYS = {
     "dataset", "method", "labeled", "split", "seed", "iterations", "image_size", "commit", "miou", "miou_pooled",
@@ -84,7 +85,7 @@ def test_a_run_leaves_everything(config, method):
 @pytest.mark.parametrize(("method", "columns"), [("supervised", 3), ("fixmatch", 5), ("rpg", 5)])
 def test_overlays_have_a_column_for_each_map(config, method, columns, monkeypatch):
     seen = []
-    monkeypatch.setattr(examples.pictures.plt, "close", lambda figure: seen.append(figure))
+    monkeypatch.setattr(examples.logging.pictures.plt, "close", lambda figure: seen.append(figure))
     train(replace(config, method=method, iterations=1))
     axes = [axis for axis in seen[0].axes if axis.get_label() != "<colorbar>"]
     assert len(axes) == 4 * columns
@@ -259,7 +260,7 @@ def test_settled_statistics_are_those_of_the_batches_alone():
     net = UNet(1, 2, 4)
     net(100 * torch.randn(2, 1, 32, 32))  # forgotten
     images = torch.randn(4, 1, 32, 32)
-    settle_batch_norm(net, [images])
+    recalibrate_batch_norm(net, [images])
     net.eval()
     evaluated, _ = net(images)
     net.train()

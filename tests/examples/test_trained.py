@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from examples.checkpoints import Checkpoints, save_whole
 from examples.config import Config
 from examples.data import load
+from examples.engine.checkpoint import Checkpoints, atomic_save
+from examples.inference.trained import Labels, labels_before, read_trained
 from examples.predict import Predict, predict
 from examples.train import train
-from examples.trained import Labels, labels_before, read_trained
 from tests.examples.tiny import shrink, tiny
 from tests.examples.trained import talkative, write_checkpoint
 
@@ -83,7 +83,7 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(tmp_path):
         (tmp_path / "broken.pt").write_bytes(content)
         with pytest.raises(ValueError, match=r"broken\.pt cannot be read \("):
             read_trained(tmp_path / "broken.pt")
-    save_whole(tmp_path / "weights.pt", nn.Linear(2, 2).state_dict())
+    atomic_save(tmp_path / "weights.pt", nn.Linear(2, 2).state_dict())
     with pytest.raises(ValueError, match=r"weights\.pt holds no model with its configuration; expected"):
         read_trained(tmp_path / "weights.pt")
 

@@ -7,9 +7,10 @@ import pytest
 import SimpleITK
 
 from examples.config import Config
-from examples.data import load, write_phantom
-from examples.data.oct_phantom import Volume
-from examples.data.write_phantom import VENDORS, WritePhantom, main, write
+from examples.data import load
+from examples.data.phantoms import write as write_phantom
+from examples.data.phantoms.oct import Volume
+from examples.data.phantoms.write import VENDORS, WritePhantom, main, write
 
 SIZE, SLICES = (24, 16), 5
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import examples.runlog
+import examples.logging.run_log
 import examples.train
 from examples.config import Config
-from examples.data import phantom
+from examples.data.phantoms import chest as phantom
 
 
 def shrink(setattr=setattr) -> None:
     """Few phantoms, and neither pictures nor waiting for the disk, which take longer than the training."""
     for name, count in (("TRAIN", 8), ("VALIDATION", 2), ("TEST", 2)):
         setattr(phantom, name, count)
-    setattr(examples.train, "SETTLING_POOLS", 2)
+    setattr(examples.train, "BN_CALIBRATION_POOLS", 2)
     setattr(os, "fsync", lambda descriptor: None)
     setattr(examples.train, "save_overlays", lambda *args: None)
     setattr(examples.train, "save_pictures", lambda *args: {})
-    setattr(examples.runlog.RunLog, "draw", lambda *args: {})
-    setattr(examples.runlog, "write_page", lambda folder: None)
+    setattr(examples.logging.run_log.RunLog, "draw", lambda *args: {})
+    setattr(examples.logging.run_log, "write_page", lambda folder: None)
 
 
 def tiny(out: Path, **changes) -> Config:

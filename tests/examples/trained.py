@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from examples.checkpoints import save_whole
 from examples.config import Config
-from examples.trained import Labels
-from examples.unet import UNet
+from examples.engine.checkpoint import atomic_save
+from examples.inference.trained import Labels
+from examples.models.unet import UNet
 
 
 def talkative(outputs: int, channels: int = 2) -> UNet:
@@ -31,5 +31,5 @@ def write_checkpoint(path: Path, config: Config, labels: Labels | None, /, **cha
     if labels:
         content["labels"] = labels.plain()
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_whole(path, {**content, **changes})
+    atomic_save(path, {**content, **changes})
     return path

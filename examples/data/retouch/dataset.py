@@ -1,0 +1,170 @@
+"""RETOUCH: retinal fluid in OCT volumes of three vendors (Bogunović et al. 2019).
+
+Any folder below the root that holds ``oct.mhd`` and ``reference.mhd`` is a volume and its name the volume's id, as in
+``TrainingSpectralis/TRAIN025/`` or ``RETOUCH-TrainingSet-Spectralis/TRAIN025/``. Classes exclude each other:
+background, intraretinal fluid (IRF), subretinal fluid (SRF), pigment epithelial detachment (PED).
+
+B-scans are read when they are needed. Intensities are scaled to [-1, 1] between two percentiles of each B-scan, white
+padding left out (``retina.scale``). ``--retina crop`` keeps the rows around the retina, ``flatten``
+levels its lowest bright layer first; then the B-scan is brought into a square with its aspect kept. What pads it is
+neither learned nor evaluated; predictions are evaluated against the references at their original size, what was cropped
+away as background.
+
+Cross-validation is over volumes. Fold f tests part f, validates part f + 1 and trains on the others, with all their
+B-scans as unlabelled ones; the parts of the training set are committed, other volumes are dealt out by the same rule.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from examples.config import Config, RetinaView
+from examples.data.augment import IGNORE_INDEX
+from examples.data.base import CachedReader, Content, Dataset, LazyImages, Original
+from examples.data.folder.split import MAX_DRAWS, best_of
+from examples.data.retouch.index import CLASSES, Volume, survey
+from examples.data.retouch.retina import scale
+from examples.data.splits.draw_retouch import deal
+
+SPLITS = Path(__file__).parents[1] / "splits" / "retouch.json"
+MIN_AREA = 8  # pixels of a class at the training size in a B-scan that is drawn for it
+
+Key = tuple[Volume, int]  # a B-scan
+
+
+def load(config: Config) -> Dataset:
+    """Finds the volumes below ``config.root`` and divides them by the fold ``config.split``."""
+    if config.root is None:
+        raise ValueError("root: None, but retouch is read from disk; pass --root FOLDER (TRAIN.../oct.mhd below it)")
+    found = survey(config.root, config.vendor)
+    if found.errors:
+        raise ValueError("root: volumes cannot be used:\n  " + "\n  ".join(found.errors))
+    parts = find_parts([volume.id for volume in found.volumes], config.vendor)
+    if config.split >= len(parts):
+        raise ValueError(f"split: {config.split}, but {len(found.volumes)} volumes have folds 0 to {len(parts) - 1}")
+    test = parts[config.split]
+    validation = parts[(config.split + 1) % len(parts)]
+    training = [volume for volume in found.volumes if volume.id not in (*test, *validation)]
+    train = scans_of(training)
+    read = CachedReader(partial(read_scan, view=config.retina, size=config.image_size), config.cache_bytes)
+
+    def images(keys: Iterable[Key]) -> LazyImages[Key]:
+        chosen = tuple(keys)
+        return LazyImages(read, chosen, tuple(f"{volume.id}_{scan:03d}" for volume, scan in chosen))
+
+    def part(ids: Sequence[str]) -> LazyImages[Key]:
+        return images(scans_of(volume for volume in found.volumes if volume.id in ids))
+
+    unlabeled = images(train)
+    return Dataset(
+        labeled=unlabeled[draw_labeled(train, config)],
+        unlabeled=unlabeled,
+        validation=part(validation),
+        test=part(test),
+        class_names=CLASSES,
+        flip_pairs=(),
+        multilabel=False,
+        found=(
+            f"{len(found.volumes)} {config.vendor.capitalize()} volumes, {len(scans_of(found.volumes))} B-scans;"
+            f" fold {config.split} of {len(parts)}: {len(training)} volumes ({len(train)} B-scans) to train,"
+            f" {len(validation)} to validate, {len(test)} to test{describe_view(found.volumes, config.retina)}"
+        ),
+        score="miou_pooled",
+    )
+
+
+def scans_of(volumes: Iterable[Volume]) -> list[Key]:
+    return [(volume, scan) for volume in volumes for scan in range(volume.size[2])]
+
+
+def find_parts(ids: Sequence[str], vendor: str) -> list[list[str]]:
+    """The committed parts where these are the training set's ids, or others dealt out by the same rule."""
+    if len(ids) < 3:
+        raise ValueError(
+            f"root: {len(ids)} {vendor.capitalize()} volumes, expected 3 or more: one each to train, validate and test"
+        )
+    committed: list[list[str]] = json.loads(SPLITS.read_text())[vendor]
+    return committed if sorted(ids) == sorted(chain.from_iterable(committed)) else deal(ids)
+
+
+def describe_view(volumes: Iterable[Volume], view: RetinaView) -> str:
+    """How often the retina was not found, and how much a crop loses; nothing of whole B-scans."""
+    if view == "whole":
+        return ""
+    volumes = list(volumes)
+    missed = sum(volume.retinas.count(None) for volume in volumes)
+    lost, fluid = sum(volume.lost[view] for volume in volumes), sum(map(sum, (p for v in volumes for p in v.pixels)))
+    words = {"crop": "cropped to the retina", "flatten": "flattened and cropped to the retina"}[view]
+    text = f"; {words}, {missed} B-scans whole because it was not found"
+    return text + (f", {lost / fluid:.2%} of the fluid cropped away" if lost else "")
+
+
+def draw_labeled(train: Sequence[Key], config: Config) -> list[int]:
+    """Positions of the labelled B-scans, drawn such that every class occurs; the same for the same fold and number.
+
+    A class occurs where it covers ``MIN_AREA`` pixels or more at the training size. Uniform draws are repeated until
+    every class does; where that never happens, one B-scan is drawn for each class still missing, the rest at random.
+    """
+    shows = np.array(
+        [
+            np.array(volume.pixels[scan]) * (config.image_size / max(volume.size[:2])) ** 2 >= MIN_AREA
+            for volume, scan in train
+        ]
+    )
+    if absent := [name for c, name in enumerate(CLASSES) if not shows[:, c].any()]:
+        raise ValueError(
+            f"root: no B-scan to train on shows {MIN_AREA} pixels of {', '.join(absent)} at image_size"
+            f" {config.image_size}; pass a larger --image-size or another --split"
+        )
+    if config.labeled > len(train):
+        raise ValueError(f"labeled: {config.labeled}, but there are only {len(train)} B-scans to train on")
+    rng = np.random.default_rng([config.labeled, config.split])
+
+    def lacking(chosen: Sequence[int]) -> tuple[int, ...]:
+        return (int((~shows[list(chosen)].any(0)).sum()),)
+
+    def by_class() -> list[int]:
+        chosen: list[int] = []
+        for c in shows.sum(0).argsort():  # the rarest first
+            if not shows[chosen, c].any():
+                chosen.append(int(rng.choice(shows[:, c].nonzero()[0])))
+        rest = rng.permutation(np.setdiff1d(np.arange(len(train)), chosen))
+        return (chosen + rest.tolist())[: config.labeled]
+
+    chosen = best_of(lambda: rng.permutation(len(train))[: config.labeled].tolist(), lacking)
+    if any(lacking(chosen)):
+        chosen = best_of(by_class, lacking)
+    if any(lacking(chosen)):
+        raise ValueError(
+            f"labeled: {config.labeled} B-scans did not show {', '.join(CLASSES)} in {MAX_DRAWS} draws; pass a larger"
+            " --labeled"
+        )
+    return sorted(chosen)
+
+
+def read_scan(key: Key, view: RetinaView, size: int) -> Content:
+    """One B-scan as :class:`LazyImages` wants it."""
+    volume, scan = key
+    placement = volume.placement(scan, view, size)
+    image = placement.place(scale(volume.read_scan(scan)), -1, Image.Resampling.BOX)
+    labels = placement.place(volume.read_reference(scan).astype(np.int32), IGNORE_INDEX, Image.Resampling.NEAREST)
+    return (
+        torch.from_numpy(image)[None],
+        torch.from_numpy(labels.astype(np.int8)),
+        torch.from_numpy(placement.shown()),
+        Original(placement, partial(read_labels, key)),
+    )
+
+
+def read_labels(key: Key) -> Tensor:
+    volume, scan = key
+    return torch.from_numpy(volume.read_reference(scan).astype(np.int64))

@@ -1,0 +1,101 @@
+"""What it takes to go on with a run: everything that has a state, and that it is the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from examples.config import Config
+from examples.data import Dataset
+from examples.engine.distributed import world_size
+
+PARTS = ("labeled", "unlabeled", "validation", "test")
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+
+
+class GlobalRandomness:
+    """PyTorch's own random streams, from which the weights are drawn; a method or network might draw more."""
+
+    def state_dict(self) -> dict[str, Any]:
+        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {"cpu": torch.get_rng_state(), "gpus": gpus}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if len(state["gpus"]) == torch.cuda.device_count():  # elsewhere than before there is nothing to restore
+            torch.cuda.set_rng_state_all(state["gpus"])
+
+
+def check_same_run(options: Mapping[str, Any], config: Config) -> None:
+    """Refuses to go on with a run of other options than those that it was started with.
+
+    Raises:
+        ValueError: the options that differ are named.
+    """
+    if other := config.differences(options):
+        raise ValueError(
+            f"out: {config.out_dir} holds an unfinished run with other options ({'; '.join(other)}); pass those to go"
+            " on with it, --overwrite to start again, or another --out"
+        )
+
+
+def check_same_processes(before: Mapping[str, Any], config: Config) -> None:
+    """Refuses to go on with another number of processes where what is trained would be another.
+
+    Raises:
+        ValueError: it says how many there were.
+    """
+    was = before.get("processes", 1)
+    if was != world_size() and (config.bank_mib or not config.sync_batch_norm):
+        why = "each has its own bank" if config.bank_mib else "each has its own batch statistics"
+        raise ValueError(
+            f"out: {config.out_dir} holds an unfinished run of {was} processes, of which {why}, and {world_size()} were"
+            f" started; go on with --nproc-per-node {was}, or pass --overwrite to start again"
+        )
+
+
+def image_names(data: Dataset) -> dict[str, list[str]]:
+    """The images of every part of a data set."""
+    return {part: list(getattr(data, part).names) for part in PARTS}
+
+
+def restore(saved: dict[str, Any], parts: Mapping[str, Stateful], data: Dataset) -> None:
+    """Brings all parts of a run to where they were when it was saved.
+
+    Raises:
+        ValueError: the images are others than then, or the code is so different that it cannot go on.
+    """
+    names = image_names(data)
+    for part in PARTS:
+        if saved["images"][part] != names[part]:
+            was, now = set(saved["images"][part]), set(names[part])
+            raise ValueError(
+                f"root: the {part} images are not those the run was started with ({len(now - was)} new,"
+                f" {len(was - now)} gone); bring those back, or pass --overwrite to start again"
+            )
+    try:
+        for name, stateful in parts.items():
+            stateful.load_state_dict(saved["parts"][name])
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"the checkpoint does not fit this code ({type(error).__name__}: {reason}); it was written by commit"
+            f" {saved['environments'][-1]['commit']}: go on with that, or pass --overwrite to start again"
+        ) from error
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What has changed between two environments, in words."""
+    flat_before, flat_now = ({**it, **it["packages"]} for it in (before, now))
+    names = [name for name in flat_now if name != "packages"]
+    return [
+        f"{name} {flat_before.get(name)} then, {flat_now[name]} now"
+        for name in names
+        if flat_before.get(name) != flat_now[name]
+    ]

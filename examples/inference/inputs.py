@@ -1,0 +1,172 @@
+"""Images and volumes of any size, prepared for a network as its own data set prepared them in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from examples.config import Config
+from examples.data.base import to_unit_range
+from examples.data.folder.dataset import GREY_MODES, SUFFIXES, open_grey, to_square
+from examples.data.jsrt import open_image, open_radiograph
+from examples.data.resize import Placement
+from examples.data.retouch.index import placed
+from examples.data.retouch.retina import find_retina, scale
+
+VOLUMES = (".mhd", ".mha")
+READABLE = (*SUFFIXES, ".img", *VOLUMES)
+OCT, REFERENCE = "oct.mhd", "reference.mhd"  # RETOUCH's names, the same in every volume's folder
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file, and the name of what is made of it."""
+
+    path: Path
+    name: str
+
+    @property
+    def is_volume(self) -> bool:
+        return self.path.suffix.lower() in VOLUMES
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One image, or one slice of a volume.
+
+    Attributes:
+        image: (H, W) float32 in [-1, 1], to be looked at.
+        square: (1, S, S) float32 in [-1, 1], for the network.
+        placement: How the one became the other.
+    """
+
+    image: Tensor
+    square: Tensor
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a file holds.
+
+    Attributes:
+        planes: One, or those of a volume along its last axis (z).
+        volume: The volume, for its geometry; None for an image.
+    """
+
+    planes: Sequence[Plane]
+    volume: SimpleITK.Image | None = None
+
+
+def find_inputs(paths: Sequence[Path]) -> list[Input]:
+    """Files, and those of folders that can be read, sorted; oct.mhd is called after its folder, as RETOUCH does.
+
+    Raises:
+        FileNotFoundError: one of the paths is not there, or a folder with nothing to read.
+        ValueError: there are none, a file is of no known kind, or two would be called the same.
+    """
+    if not paths:
+        raise ValueError("images: none given, expected files or folders of them")
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if is_readable(file))
+            if not files:
+                raise FileNotFoundError(f"images: {path} holds no image ({', '.join(READABLE)})")
+        elif not path.exists():
+            raise FileNotFoundError(f"images: {path} is not there")
+        elif path.suffix.lower() not in READABLE:
+            raise ValueError(f"images: {path} is of no known kind; expected {', '.join(READABLE)}")
+        else:
+            files = [path]
+        for file in files:
+            name = file.resolve().parent.name if file.name == OCT else file.stem
+            if name in found and found[name].resolve() != file.resolve():
+                raise ValueError(
+                    f"images: {found[name]} and {file} would both be written as {name}; predict them into two folders"
+                )
+            found[name] = file
+    return [Input(path, name) for name, path in found.items()]
+
+
+def is_readable(file: Path) -> bool:
+    is_reference = file.name == REFERENCE and file.with_name(OCT).exists()
+    hidden = file.name.startswith(".")
+    return file.is_file() and file.suffix.lower() in READABLE and not hidden and not is_reference
+
+
+def read(source: Input, config: Config) -> Scan:
+    """Reads a file and prepares it as the data set of ``config`` does.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what it should be; the message names the file.
+    """
+    if source.is_volume:
+        volume = read_volume(source.path)
+        values = SimpleITK.GetArrayFromImage(volume)
+        slices = values if values.ndim == 3 else values[None]
+    else:
+        volume, slices = None, read_image(source.path, keep_type=config.dataset == "retouch")[None]
+    if config.dataset == "retouch":
+        if slices.dtype.kind not in "ui":
+            raise ValueError(f"{source.path} holds {slices.dtype}, expected integers, as the volumes trained on hold")
+        return Scan([prepare_b_scan(values, config) for values in slices], volume)
+    slices = slices.astype(np.float32)
+    if not np.isfinite(slices).all():
+        raise ValueError(f"{source.path} holds values that are not finite")
+    return Scan([prepare_image(values, config.image_size) for values in slices], volume)
+
+
+def prepare_image(values: NDArray[np.float32], size: int) -> Plane:
+    """As ``folder`` does; ``jsrt`` and the phantoms have square images, for which it is the same."""
+    height, width = values.shape
+    square = to_unit_range(to_square(Image.fromarray(values), size))
+    return Plane(to_unit_range(torch.from_numpy(values)), square[None], Placement(height, width, size))
+
+
+def prepare_b_scan(values: NDArray[Any], config: Config) -> Plane:
+    """As ``retouch`` does."""
+    height, width = values.shape
+    image = scale(values)
+    retina = None if config.retina == "whole" else find_retina(image)
+    placement = placed(height, width, retina, config.retina, config.image_size)
+    square = placement.place(image, -1, Image.Resampling.BOX)
+    return Plane(torch.from_numpy(image), torch.from_numpy(square)[None], placement)
+
+
+def read_image(path: Path, *, keep_type: bool) -> NDArray[Any]:
+    """One grey image (H, W), float32 or, with ``keep_type``, as it is stored."""
+    if path.suffix.lower() == ".img":
+        return np.array(open_radiograph(path))
+    image = open_image(path)
+    if (pages := getattr(image, "n_frames", 1)) > 1:
+        raise ValueError(f"{path} holds {pages} pages, expected one image; save a volume as .mhd")
+    if keep_type:
+        return np.array(image if image.mode in GREY_MODES else image.convert("L"))
+    return np.array(open_grey(path))
+
+
+def read_volume(path: Path) -> SimpleITK.Image:
+    try:
+        volume = SimpleITK.ReadImage(str(path))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} cannot be read as a volume: {str(error).strip().splitlines()[-1]}; is it, or the file of values"
+            " that it names, cut or missing?"
+        ) from error
+    dimensions, values = volume.GetDimension(), volume.GetNumberOfComponentsPerPixel()
+    if dimensions not in (2, 3) or values != 1:
+        raise ValueError(
+            f"{path} has {dimensions} dimensions and {values} values a pixel, expected 2 or 3 dimensions and one value"
+        )
+    return volume

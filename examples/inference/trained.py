@@ -1,0 +1,149 @@
+"""What a run has trained, read back from its best.pt or last.pt; it runs no code that the file may hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from examples.config import Config
+from examples.data import Dataset, jsrt
+from examples.data.fusing import read_fusing
+from examples.data.phantoms import fine as phantom_fine
+from examples.data.phantoms import oct as oct_phantom
+from examples.data.retouch import dataset as retouch
+from examples.engine.checkpoint import HEADER
+from examples.models.unet import UNet
+
+EXPECTED = "expected the best.pt or last.pt of a run, or its folder"
+PATHS = ("root", "out", "fuse")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a network's outputs mean.
+
+    Attributes:
+        names: The classes without background, in the order of the outputs.
+        multilabel: Whether they may overlap (sigmoid) or not (softmax, background first).
+        fused: As in :class:`Dataset`.
+    """
+
+    names: tuple[str, ...]
+    multilabel: bool
+    fused: dict[str, tuple[int, ...]] | None = None
+
+    @classmethod
+    def of(cls, data: Dataset) -> Labels:
+        return cls(data.class_names, data.multilabel, data.fused)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Labels:
+        """The inverse of ``plain``."""
+        fused = plain["fused"]
+        return cls(
+            tuple(plain["names"]),
+            plain["multilabel"],
+            None if fused is None else {label: tuple(fine) for label, fine in fused.items()},
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """As checkpoints hold it."""
+        fused = None if self.fused is None else {label: list(fine) for label, fine in self.fused.items()}
+        return {"names": list(self.names), "multilabel": self.multilabel, "fused": fused}
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.names) + (not self.multilabel)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds.
+
+    Attributes:
+        path: Of the file.
+        config: Of the run.
+        weights: Of the network.
+        labels: None where a checkpoint does not hold them and only the images' folder does.
+    """
+
+    path: Path
+    config: Config
+    weights: dict[str, Tensor]
+    labels: Labels | None
+
+    def net(self, labels: Labels) -> UNet:
+        """The network, ready to predict, on ``config.device``.
+
+        Raises:
+            ValueError: the weights are not those of such a network, or the device cannot be used.
+        """
+        net = UNet(1, labels.num_outputs, self.config.base_channels)
+        try:
+            net.load_state_dict(self.weights)
+        except RuntimeError as error:
+            outputs = f"{len(labels.names)} classes" + " that may overlap" * labels.multilabel
+            raise ValueError(
+                f"checkpoint: the weights in {self.path} are not those of a UNet of {self.config.base_channels} base"
+                f" channels for {outputs} ({str(error).splitlines()[1].strip()})"
+            ) from error
+        try:
+            return net.to(self.config.device).eval()
+        except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+            raise ValueError(f"device: {self.config.device} cannot be used ({str(error).splitlines()[0]})") from error
+
+
+def read_trained(path: Path, device: str = "cpu") -> Trained:
+    """Reads a checkpoint.
+
+    Args:
+        path: best.pt, last.pt, or a run's folder: its best.pt.
+        device: Takes the place of the one that was trained on.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what a run wrote; the message says in what way.
+    """
+    path = path / "best.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: {path} is not a file; {EXPECTED}")
+    with path.open("rb") as file:
+        if file.read(len(HEADER)) == HEADER:
+            raise ValueError(f"checkpoint: {path} is what an unfinished run goes on from; {EXPECTED}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds: torch.load refuses what is neither a tensor nor plain
+        raise ValueError(f"checkpoint: {path} cannot be read ({type(error).__name__}); {EXPECTED}") from error
+    if not isinstance(content, dict) or not {"model", "config"} <= content.keys():
+        raise ValueError(f"checkpoint: {path} holds no model with its configuration; {EXPECTED}")
+    config = read_config(path, {**content["config"], "device": device})
+    labels = Labels.from_plain(content["labels"]) if "labels" in content else labels_before(config)
+    return Trained(path, config, content["model"], labels)
+
+
+def read_config(path: Path, options: dict[str, Any]) -> Config:
+    if unknown := sorted(options.keys() - {field.name for field in fields(Config)}):
+        raise ValueError(f"checkpoint: {path} was written by other code: it has {', '.join(unknown)}, unknown here")
+    places = {name: Path(options[name]) for name in PATHS if options.get(name) is not None}
+    return Config(**options | places)
+
+
+def labels_before(config: Config) -> Labels | None:
+    """The labels of a checkpoint from before they were kept in it, where the data set makes them plain."""
+    fused = None
+    if config.dataset == "folder":
+        return None
+    elif config.dataset in ("retouch", "oct_phantom"):
+        names, multilabel = (retouch if config.dataset == "retouch" else oct_phantom).CLASSES, False
+    elif config.dataset == "phantom_fine":
+        names, fused = phantom_fine.name_parts(phantom_fine.part_counts(config.fine_labels))
+        multilabel = True
+    else:
+        names, multilabel = jsrt.CLASSES, config.dataset != "phantom_exclusive"
+    if config.fuse is not None:
+        fused = read_fusing(config.fuse, names)
+    return Labels(names, multilabel, fused)
