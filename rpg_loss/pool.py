@@ -1,4 +1,4 @@
-"""The reference pool: a few labelled images, drawn anew for every step, with every class present (Eq. 1)."""
+"""The reference pool: a few labeled images, drawn anew for every step, with every class present (Eq. 1)."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _DRAW_SEARCH_STEPS = 1_000
 
 
 class ReferencePool(Sampler[list[int]]):
-    """Batch sampler over the labelled images: every draw holds every class.
+    """Batch sampler over the labeled images: every draw holds every class.
 
-        loader = DataLoader(labelled, batch_sampler=ReferencePool(label_maps))
+        loader = DataLoader(labeled, batch_sampler=ReferencePool(label_maps))
 
-    Iteration never ends; zip it with the loader of the unlabelled images.  Draws are without replacement where
-    there are at least ``size`` labelled images, else with.  They are uniform over the draws that cover all classes,
-    by rejection, as long as one in about a thousand draws does; where covering draws are rarer, a randomised
+    Iteration never ends; zip it with the loader of the unlabeled images.  Draws are without replacement where
+    there are at least ``size`` labeled images, else with.  They are uniform over the draws that cover all classes,
+    by rejection, as long as one in about a thousand draws does; where covering draws are rarer, a randomized
     search constructs one: draws then still vary, but not all covers come up equally often.
 
     Args:
-        labels: labels of the labelled images: a sequence or map-style data set of label maps, each ``(*S)`` class
+        labels: labels of the labeled images: a sequence or map-style data set of label maps, each ``(*S)`` class
             indices or ``(C, *S)`` 0/1, tensors or arrays of any integer, bool or float dtype; or an ``(N_l, C)``
             tensor or array of 0/1, which class is present in which image.
         size: images per draw, p of Eq. 1.
@@ -95,7 +95,7 @@ class ReferencePool(Sampler[list[int]]):
             yield self.sample()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Where the stream of draws stands.  A loader with workers has drawn ahead of what it has yielded."""
+        """Return where the stream of draws stands.  A loader with workers has drawn ahead of what it has yielded."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -113,11 +113,11 @@ class ReferencePool(Sampler[list[int]]):
         return torch.randint(n, (count,), generator=self.generator)
 
     def _find_cover(self) -> list[int]:
-        """Some cover by at most ``size`` images, found without touching the stream of draws, or an error."""
+        """Return some cover by at most ``size`` images, found without touching the stream of draws, or raise."""
         absent = self.classes[~self.presence.any(0)].tolist()
         if absent:
             raise ValueError(
-                f"labels: got {len(self.presence)} labelled images of which none holds class {_listing(absent)}, "
+                f"labels: got {len(self.presence)} labeled images of which none holds class {_listing(absent)}, "
                 "expected every class in at least one; label an image that shows it, or lower num_classes"
             )
         greedy: list[int] = []
@@ -133,16 +133,16 @@ class ReferencePool(Sampler[list[int]]):
         cover = self._search(torch.Generator().manual_seed(0), _FIRST_SEARCH_STEPS)
         if cover is None:
             raise ValueError(
-                f"size: got {self.size}, but found no {self.size} of the {len(self.presence)} labelled images that "
+                f"size: got {self.size}, but found no {self.size} of the {len(self.presence)} labeled images that "
                 f"hold every class together (a good draw still lacks class {_listing(lacking)}); {len(greedy)} images "
                 f"do: use size={len(greedy)}, or label an image that shows several of these classes"
             )
         return cover
 
     def _search(self, generator: torch.Generator, steps: int) -> list[int] | None:
-        """A random cover by at most ``size`` images: depth first over the images that hold the scarcest open class.
+        """Return a random cover by at most ``size`` images, or None if none was found in so many steps.
 
-        None if there is none, or none was found in so many steps.
+        The search is depth first over the images that hold the scarcest open class.
         """
         scarcity = self.presence.sum(0)
 
@@ -175,11 +175,11 @@ def _listing(classes: list[int]) -> str:
 def _presence(
     labels: Sequence[Any] | Tensor | Any, num_classes: int | None, multilabel: bool | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """``(N_l, C)`` bool, which class is present in which image, and ``(C,)``, the classes."""
+    """Return ``(N_l, C)`` bool, which class is present in which image, and ``(C,)``, the classes."""
     if not hasattr(labels, "__len__"):
         raise TypeError(f"labels: got {type(labels).__name__}, expected a sequence of label maps or an (N_l, C) matrix")
     if len(labels) == 0:
-        raise ValueError("labels: got none, expected at least one labelled image")
+        raise ValueError("labels: got none, expected at least one labeled image")
     if getattr(labels, "ndim", None) == 2:
         matrix = upcast_unsigned(torch.as_tensor(labels))
         check_labels("labels", matrix, multilabel=True, ignore_index=ignore_index)
@@ -212,7 +212,7 @@ def _presence(
     present = [torch.unique(m[~is_ignored(m, ignore_index)].long()) for m in maps]
     classes = torch.arange(num_classes) if num_classes else torch.unique(torch.cat(present))
     if len(classes) == 0:
-        raise ValueError(f"labels: got ignore_index={ignore_index} at every pixel, expected some labelled pixels")
+        raise ValueError(f"labels: got ignore_index={ignore_index} at every pixel, expected some labeled pixels")
     return torch.stack([torch.isin(classes, found) for found in present]), classes
 
 

@@ -234,9 +234,9 @@ FIXMATCH = {
     "integer": ((LU.long(), LU), {}, TypeError, r"logits_weak: got .*int64"),
     "cutout": (
         (LU, LU),
-        {"cutout": torch.ones(2, 5, 6)},
+        {"cutout_mask": torch.ones(2, 5, 6)},
         ValueError,
-        r"cutout: got .*float32, expected \(2, 5, 6\) bool",
+        r"cutout_mask: got .*float32, expected \(2, 5, 6\) bool",
     ),
     "valid": ((LU, LU), {"valid_weak": torch.ones(2, 6) > 0}, ValueError, r"valid_weak: got \(2, 6\) bool, expected"),
     "warp": (
@@ -295,7 +295,7 @@ POOL = {
         ([torch.tensor([i, 9]) for i in (0, 4, 5, 7)], 3),
         {},
         ValueError,
-        r"found no 3 of the 4 labelled images .*still lacks class 7\); 4 images do: use size=4",
+        r"found no 3 of the 4 labeled images .*still lacks class 7\); 4 images do: use size=4",
     ),
 }
 

@@ -10,7 +10,7 @@ from rpg_loss import FixMatchSegLoss, fixmatch_targets
 
 
 def views(multilabel=False, scale=4.0):
-    """Logits of a weak and a strong view, (2, 3, 6, 5), sure enough that a threshold keeps some and drops some."""
+    """Logits of a weak and a strong view, (2, 3, 6, 5), confident enough that a threshold keeps some and drops some."""
     return scale * torch.randn(2, 3, 6, 5), torch.randn(2, 3, 6, 5, requires_grad=True)
 
 
@@ -22,28 +22,28 @@ def shift_right(maps):
 @given(seed=st.integers(0, 2**32), threshold=st.floats(0, 1))
 def test_equation_9(seed, threshold):
     logits = 3 * torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(seed))
-    target, mask = fixmatch_targets(logits, threshold)
+    labels, weights = fixmatch_targets(logits, threshold)
     p = logits.softmax(1)
-    assert torch.equal(target, p.argmax(1))
-    assert torch.equal(mask, p.amax(1) > threshold)
+    assert torch.equal(labels, p.argmax(1))
+    assert torch.equal(weights, (p.amax(1) > threshold).float())
 
 
 @given(seed=st.integers(0, 2**32), threshold=st.floats(0, 1))
 def test_equation_10(seed, threshold):
     logits = 3 * torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(seed))
-    target, mask = fixmatch_targets(logits, threshold, multilabel=True)
+    labels, weights = fixmatch_targets(logits, threshold, multilabel=True)
     p = logits.sigmoid()
-    assert torch.equal(target, (p > 0.5).float())
-    assert torch.equal(mask, (p - 0.5).abs() > abs(0.5 - threshold))
-    assert torch.equal(mask, fixmatch_targets(logits, 1 - threshold, multilabel=True).mask)
+    assert torch.equal(labels, (p > 0.5).float())
+    assert torch.equal(weights, ((p - 0.5).abs() > abs(0.5 - threshold)).float())
+    assert torch.equal(weights, fixmatch_targets(logits, 1 - threshold, multilabel=True).weights)
 
 
 @given(seed=st.integers(0, 2**32), multilabel=st.booleans())
 def test_a_higher_threshold_keeps_no_more(seed, multilabel):
     logits = 3 * torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(seed))
-    kept = [fixmatch_targets(logits, tau, multilabel=multilabel).mask for tau in (0.5, 0.8, 0.95, 1.0)]
+    kept = [fixmatch_targets(logits, tau, multilabel=multilabel).weights for tau in (0.5, 0.8, 0.95, 1.0)]
     for low, high in itertools.pairwise(kept):
-        assert (low | ~high).all()
+        assert (low >= high).all()
     assert not kept[-1].any()
 
 
@@ -52,14 +52,16 @@ def test_loss_is_the_mean_over_all_of_what_is_kept(multilabel):
     """Equation 11's last term, averaged as FixMatch does: what is not kept counts as 0."""
     weak, strong = views()
     criterion = FixMatchSegLoss(0.9, multilabel=multilabel)
-    loss, (target, mask) = criterion(weak, strong, return_pseudo_labels=True)
-    assert 0 < mask.sum() < mask.numel()
+    loss, pseudo_labels = criterion(weak, strong, return_pseudo_labels=True)
+    labels, weights = fixmatch_targets(weak, 0.9, multilabel=multilabel)
+    assert torch.equal(pseudo_labels.labels, labels)
+    assert torch.equal(pseudo_labels.weights, weights)
+    assert 0 < weights.sum() < weights.numel()
     if multilabel:
-        entries = F.binary_cross_entropy_with_logits(strong, target, reduction="none")
+        entries = F.binary_cross_entropy_with_logits(strong, labels, reduction="none")
     else:
-        assert (target[~mask] == -100).all()
-        entries = F.cross_entropy(strong, target.clamp(min=0), reduction="none")
-    torch.testing.assert_close(loss, (mask * entries).mean())
+        entries = F.cross_entropy(strong, labels, reduction="none")
+    torch.testing.assert_close(loss, (weights * entries).mean())
     torch.testing.assert_close(criterion(weak, strong), loss)
 
 
@@ -93,12 +95,12 @@ def test_warp_carries_targets_and_ignores_what_it_uncovers(multilabel):
         return shift_right(maps)
 
     criterion = FixMatchSegLoss(0.9, multilabel=multilabel)
-    loss, (target, mask) = criterion(weak, strong, warp=warp, return_pseudo_labels=True)
+    loss, (labels, weights) = criterion(weak, strong, warp=warp, return_pseudo_labels=True)
     assert len(calls) == 1
-    still, still_mask = fixmatch_targets(weak, 0.9, multilabel=multilabel)
-    assert not mask[..., 0].any()
-    assert torch.equal(mask[..., 1:], still_mask[..., :-1])
-    assert torch.equal(target[..., 1:][mask[..., 1:]], still[..., :-1][still_mask[..., :-1]])
+    still, still_weights = fixmatch_targets(weak, 0.9, multilabel=multilabel)
+    assert not weights[..., 0].any()
+    assert torch.equal(weights[..., 1:], still_weights[..., :-1])
+    assert torch.equal(labels[..., 1:], still[..., :-1])
     # The same as if the weak view had been shifted, with the uncovered column left out of the mean.
     torch.testing.assert_close(loss, criterion(weak[..., :-1], strong[..., 1:]))
 
@@ -111,19 +113,20 @@ def test_an_interpolating_warp_invents_no_class():
     def blur(maps):
         return (maps + maps.roll(1, -1)) / 2
 
-    _, (target, mask) = FixMatchSegLoss(0.9)(weak, weak, warp=blur, return_pseudo_labels=True)
-    assert set(target[mask].tolist()) <= {0, 2}
+    _, (labels, weights) = FixMatchSegLoss(0.9)(weak, weak, warp=blur, return_pseudo_labels=True)
+    assert set(labels[weights > 0].tolist()) <= {0, 2}
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_cutout_is_background(multilabel):
-    weak, strong = views(scale=0.1)  # nothing is sure
+    weak, strong = views(scale=0.1)  # nothing is confident
     cut = torch.zeros(2, 6, 5, dtype=torch.bool)
     cut[:, 2:4, 1:3] = True
-    _, (target, mask) = FixMatchSegLoss(0.9, multilabel=multilabel)(weak, strong, cutout=cut, return_pseudo_labels=True)
-    expected = cut.unsqueeze(1).expand_as(mask) if multilabel else cut
-    assert torch.equal(mask, expected)
-    assert (target[mask] == 0).all()
+    criterion = FixMatchSegLoss(0.9, multilabel=multilabel)
+    _, (labels, weights) = criterion(weak, strong, cutout_mask=cut, return_pseudo_labels=True)
+    expected = cut.unsqueeze(1).expand_as(weights) if multilabel else cut
+    assert torch.equal(weights, expected.float())
+    assert (labels[expected] == 0).all()
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
@@ -131,12 +134,12 @@ def test_cutout_ignored(multilabel):
     weak, strong = views()
     cut = torch.rand(2, 6, 5) < 0.5
     criterion = FixMatchSegLoss(0.9, multilabel=multilabel, cutout="ignore")
-    loss, (_, mask) = criterion(weak, strong, cutout=cut, return_pseudo_labels=True)
-    kept = fixmatch_targets(weak, 0.9, multilabel=multilabel).mask
-    assert torch.equal(mask, kept & ~(cut.unsqueeze(1) if multilabel else cut))
+    loss, (_, weights) = criterion(weak, strong, cutout_mask=cut, return_pseudo_labels=True)
+    kept = fixmatch_targets(weak, 0.9, multilabel=multilabel).weights
+    assert torch.equal(weights, kept * ~(cut.unsqueeze(1) if multilabel else cut))
     torch.testing.assert_close(loss, criterion(weak, strong, valid_weak=~cut))
     # With a single image the pixels that are left can be taken out by hand.
-    alone = criterion(weak[:1], strong[:1], cutout=cut[:1])
+    alone = criterion(weak[:1], strong[:1], cutout_mask=cut[:1])
     left = ~cut[0]
     torch.testing.assert_close(alone, criterion(weak[:1, :, left], strong[:1, :, left]))
 
@@ -145,11 +148,11 @@ def test_cutout_ignored(multilabel):
 def test_uncovered_pixels_are_ignored_even_inside_cutout(multilabel):
     weak, strong = views()
     everywhere = torch.ones(2, 6, 5, dtype=torch.bool)
-    _, (_, mask) = FixMatchSegLoss(multilabel=multilabel)(
-        weak, strong, warp=shift_right, cutout=everywhere, return_pseudo_labels=True
+    _, (_, weights) = FixMatchSegLoss(multilabel=multilabel)(
+        weak, strong, warp=shift_right, cutout_mask=everywhere, return_pseudo_labels=True
     )
-    assert not mask[..., 0].any()
-    assert mask[..., 1:].all()
+    assert not weights[..., 0].any()
+    assert weights[..., 1:].all()
 
 
 @pytest.mark.parametrize("warp", [None, shift_right])
@@ -157,14 +160,14 @@ def test_uncovered_pixels_are_ignored_even_inside_cutout(multilabel):
 def test_ignored_pixels_of_the_weak_view(multilabel, warp):
     weak, strong = views()
     valid = torch.rand(2, 6, 5) < 0.5
-    _, (_, mask) = FixMatchSegLoss(0.9, multilabel=multilabel)(
+    _, (_, weights) = FixMatchSegLoss(0.9, multilabel=multilabel)(
         weak, strong, warp=warp, valid_weak=valid, return_pseudo_labels=True
     )
-    kept = fixmatch_targets(weak, 0.9, multilabel=multilabel).mask & (valid.unsqueeze(1) if multilabel else valid)
+    kept = fixmatch_targets(weak, 0.9, multilabel=multilabel).weights * (valid.unsqueeze(1) if multilabel else valid)
     if warp is None:
-        assert torch.equal(mask, kept)
+        assert torch.equal(weights, kept)
     else:
-        assert torch.equal(mask[..., 1:], kept[..., :-1])
+        assert torch.equal(weights[..., 1:], kept[..., :-1])
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
@@ -184,5 +187,5 @@ def test_half_precision(dtype):
 
 def test_repr():
     assert repr(FixMatchSegLoss(0.8, cutout="ignore")) == (
-        "FixMatchSegLoss(threshold=0.8, multilabel=False, cutout='ignore', ignore_index=-100)"
+        "FixMatchSegLoss(threshold=0.8, multilabel=False, cutout='ignore')"
     )

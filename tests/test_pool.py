@@ -149,7 +149,7 @@ def test_volumes_of_two_classes_are_not_mistaken_for_label_vectors_when_told():
         ReferencePool(list(volumes), 1, num_classes=2)
 
 
-def test_volumes_of_several_classes_are_recognised():
+def test_volumes_of_several_classes_are_recognized():
     volumes = torch.randint(0, 3, (2, 5, 4, 4))
     assert ReferencePool(list(volumes), 1).presence.shape == (2, 3)
 
@@ -169,8 +169,8 @@ def test_class_numbers_need_not_be_dense():
 
 
 def test_batch_sampler_of_a_loader():
-    labelled = [(torch.full((2,), float(i)), i % 2) for i in range(6)]
-    loader = DataLoader(labelled, batch_sampler=ReferencePool([torch.tensor([y]) for _, y in labelled], 3))
+    labeled = [(torch.full((2,), float(i)), i % 2) for i in range(6)]
+    loader = DataLoader(labeled, batch_sampler=ReferencePool([torch.tensor([y]) for _, y in labeled], 3))
     for _, (images, labels) in zip(range(20), loader, strict=False):
         assert images.shape == (3, 2)
         assert set(labels.tolist()) == {0, 1}

@@ -2,8 +2,8 @@
 
     python -m examples.recipes.foundation_features    # pip install transformers
 
-Features that do not change are computed once, and so are the pseudo-labels: of all unlabelled images against all
-labelled ones, by `rpg_pseudo_labels`, before training begins. `segmentation_cross_entropy` weighs the loss. A tiny
+Features that do not change are computed once, and so are the pseudo-labels: of all unlabeled images against all
+labeled ones, by `rpg_pseudo_labels`, before training begins. `segmentation_cross_entropy` weighs the loss. A tiny
 Dinov2 with random weights stands in, to save the download, and what it teaches is accordingly: the IoU is lower than in
 the bare loop. Yours would be `Dinov2Model.from_pretrained("facebook/dinov2-small")` on three-channel images.
 """
@@ -30,7 +30,7 @@ def foundation_model(side: int) -> Dinov2Model:
 
 @torch.no_grad()
 def encode(model: Dinov2Model, images: Tensor) -> Tensor:
-    """Features (B, D, H / PATCH, W / PATCH), one of each patch."""
+    """Return features (B, D, H / PATCH, W / PATCH), one vector for each patch."""
     tokens = model(images).last_hidden_state[:, 1:]  # the first is of the whole image
     return tokens.transpose(1, 2).unflatten(2, [side // PATCH for side in images.shape[2:]])
 
@@ -43,9 +43,9 @@ def main() -> tuple[float, float]:
 
     model = foundation_model(32)
     feat_ref, feat_u = encode(model, images_l), encode(model, images_u)
-    centre = feat_ref.mean((0, 2, 3), keepdim=True)  # what all patches share would make all cosines alike
+    center = feat_ref.mean((0, 2, 3), keepdim=True)  # what all patches share would make all cosines alike
     y_ref = labels_l[:, ::PATCH, ::PATCH]
-    pseudo, weights = rpg_pseudo_labels(feat_u - centre, feat_ref - centre, y_ref, k=0.1)
+    pseudo, weights = rpg_pseudo_labels(feat_u - center, feat_ref - center, y_ref, k=0.1)
     right = (pseudo == truth_u[:, ::PATCH, ::PATCH]).float()
     precision = float((weights * right).sum() / weights.sum())
     print(f"{precision:.0%} of the weight of the pseudo-labels is on right ones, mean weight {weights.mean():.2f}")
@@ -53,9 +53,9 @@ def main() -> tuple[float, float]:
     net = network()
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
     pool = DataLoader(TensorDataset(images_l, labels_l), batch_sampler=ReferencePool(labels_l, size=3))
-    unlabelled = TensorDataset(images_u, pseudo, weights)
+    unlabeled = TensorDataset(images_u, pseudo, weights)
     for epoch in range(8):
-        for (images, labels), (batch_u, pseudo_u, weights_u) in zip(pool, DataLoader(unlabelled, 2, shuffle=True)):
+        for (images, labels), (batch_u, pseudo_u, weights_u) in zip(pool, DataLoader(unlabeled, 2, shuffle=True)):
             logits_u = net(batch_u)[:, :, ::PATCH, ::PATCH]
             loss = F.cross_entropy(net(images), labels) + segmentation_cross_entropy(logits_u, pseudo_u, weights_u)
             optimizer.zero_grad()

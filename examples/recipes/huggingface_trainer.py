@@ -2,7 +2,7 @@
 
     python -m examples.recipes.huggingface_trainer    # pip install transformers accelerate
 
-The trainer's data set is the unlabelled images; each step draws its pool beside them. The model is the tap, which the
+The trainer's data set is the unlabeled images; each step draws its pool beside them. The model is the tap, which the
 trainer may move and wrap as it likes; `trainer.model.net` is the Segformer, to be saved by `save_pretrained`. It is
 tiny and starts from random weights: nothing is downloaded.
 """
@@ -52,15 +52,15 @@ def segformer() -> nn.Module:
 
 
 def full_size(output: Any) -> Tensor:
-    """Segformer gives its logits at a fraction of the images' size, here half."""
+    """Enlarge the logits, which Segformer returns at a fraction of the images' size, here half."""
     return F.interpolate(output.logits, scale_factor=2, mode="bilinear")
 
 
 def main() -> float:
     set_seed(0)
     images, labels = draw_scans(6, 32, 32)
-    labelled = TensorDataset(images, labels.clamp(max=1))  # the organ with the lesion in it
-    unlabelled = [{"pixel_values": image} for image in draw_scans(60, 32, 32)[0]]
+    labeled = TensorDataset(images, labels.clamp(max=1))  # the organ with the lesion in it
+    unlabeled = [{"pixel_values": image} for image in draw_scans(60, 32, 32)[0]]
     images_test, labels_test = draw_scans(40, 32, 32)
 
     net = FeatureTap(segformer(), logits=full_size)
@@ -77,15 +77,15 @@ def main() -> float:
             disable_tqdm=True,
             use_cpu=True,
         )
-        pool = DataLoader(labelled, batch_sampler=ReferencePool([label for _, label in labelled], size=3))
-        RPGTrainer(net, arguments, train_dataset=unlabelled, pool=pool).train()
+        pool = DataLoader(labeled, batch_sampler=ReferencePool([label for _, label in labeled], size=3))
+        RPGTrainer(net, arguments, train_dataset=unlabeled, pool=pool).train()
 
     net.eval()
     with torch.no_grad():
         logits, _ = net(images_test)
     organ, truth = logits.argmax(1) == 1, labels_test > 0
     iou = float((organ & truth).sum() / (organ | truth).sum())
-    print(f"IoU {iou:.2f} on {len(images_test)} unseen scans, from {len(labelled)} labelled ones")
+    print(f"IoU {iou:.2f} on {len(images_test)} unseen scans, from {len(labeled)} labeled ones")
     return iou
 
 

@@ -1,9 +1,9 @@
-"""A `LightningModule` with pools and unlabelled images in a `CombinedLoader`.
+"""A `LightningModule` with pools and unlabeled images in a `CombinedLoader`.
 
     python -m examples.recipes.lightning_module    # pip install lightning
 
-`mode="min_size"` ends an epoch with the unlabelled images: the pool never ends. On several GPUs give the trainer
-`use_distributed_sampler=False`, every process a `DistributedSampler` of the unlabelled images, and the loss a `group`,
+`mode="min_size"` ends an epoch with the unlabeled images: the pool never ends. On several GPUs give the trainer
+`use_distributed_sampler=False`, every process a `DistributedSampler` of the unlabeled images, and the loss a `group`,
 as in the recipe for torchrun.
 """
 
@@ -27,7 +27,7 @@ class Segmenter(lightning.LightningModule):
         self.iou = MulticlassJaccardIndex(num_classes)
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-        (images, labels), images_u = batch["pool"], batch["unlabelled"]
+        (images, labels), images_u = batch["pool"], batch["unlabeled"]
         logits, features = self.net(images)
         logits_u, features_u = self.net(images_u)
         loss: Tensor = self.criterion(logits_u, features_u, features, labels, logits)
@@ -46,13 +46,13 @@ class Segmenter(lightning.LightningModule):
 
 def main() -> float:
     lightning.seed_everything(0)
-    labelled = TensorDataset(*draw_scans(6, 32, 32))
-    unlabelled, _ = draw_scans(60, 32, 32)
+    labeled = TensorDataset(*draw_scans(6, 32, 32))
+    unlabeled, _ = draw_scans(60, 32, 32)
     test = TensorDataset(*draw_scans(40, 32, 32))
 
     batches = {
-        "pool": DataLoader(labelled, batch_sampler=ReferencePool([label for _, label in labelled], size=3)),
-        "unlabelled": DataLoader(unlabelled, batch_size=2, shuffle=True),
+        "pool": DataLoader(labeled, batch_sampler=ReferencePool([label for _, label in labeled], size=3)),
+        "unlabeled": DataLoader(unlabeled, batch_size=2, shuffle=True),
     }
     model = Segmenter(network(), len(CLASSES))
     trainer = lightning.Trainer(

@@ -2,7 +2,7 @@
 
     python -m examples.recipes.monai_unet    # pip install monai
 
-Training is on crops. `RandCropByLabelClassesd` centres each on a class drawn at random, so that rare ones stay in the
+Training is on crops. `RandCropByLabelClassesd` centers each on a class drawn at random, so that rare ones stay in the
 pool after cropping. The UNet's last layer sees features at half the resolution: labels and logits are brought to it.
 For whole scans MONAI's inferer takes the network in the tap, which is still the network that it was.
 """
@@ -30,14 +30,14 @@ def main() -> float:
     transform_test = NormalizeIntensityd("image")
 
     images, labels = draw_scans(6, 48, 48)
-    labelled = [{"image": image, "label": label[None]} for image, label in zip(images, labels)]
-    unlabelled = [{"image": image} for image in draw_scans(40, 48, 48)[0]]
+    labeled = [{"image": image, "label": label[None]} for image, label in zip(images, labels)]
+    unlabeled = [{"image": image} for image in draw_scans(40, 48, 48)[0]]
     test = [{"image": image, "label": label[None]} for image, label in zip(*draw_scans(20, 48, 48))]
 
     net = FeatureTap(UNet(2, 1, num_classes, channels=(16, 32, 64), strides=(2, 2)))
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-    pool = DataLoader(Dataset(labelled, transform), batch_sampler=ReferencePool(labels, size=3))
-    loader_u = DataLoader(Dataset(unlabelled, transform_u), batch_size=2, shuffle=True)
+    pool = DataLoader(Dataset(labeled, transform), batch_sampler=ReferencePool(labels, size=3))
+    loader_u = DataLoader(Dataset(unlabeled, transform_u), batch_size=2, shuffle=True)
     criterion = RPGLoss(k=0.5)
 
     for epoch in range(8):
@@ -57,7 +57,7 @@ def main() -> float:
         for scan in DataLoader(Dataset(test, transform_test), batch_size=4):
             dice(inferer(scan["image"], net.net).argmax(1, keepdim=True), scan["label"])
     score = dice.aggregate().item()
-    print(f"mean Dice {score:.2f} on {len(test)} whole unseen scans, from {len(labelled)} labelled ones")
+    print(f"mean Dice {score:.2f} on {len(test)} whole unseen scans, from {len(labeled)} labeled ones")
     return score
 
 

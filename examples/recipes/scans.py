@@ -7,7 +7,7 @@ CLASSES = ("background", "organ", "lesion")
 
 
 def draw_scans(count: int, *size: int) -> tuple[Tensor, Tensor]:
-    """Draws from torch's global random stream.
+    """Draw scans from torch's global random stream.
 
     The lesion is as dark as the background, bright spots outside are as bright as the organ, and every scan has its own
     exposure and noise: no threshold tells the classes apart.
@@ -25,13 +25,13 @@ def draw_scans(count: int, *size: int) -> tuple[Tensor, Tensor]:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.empty(count, *shape, *(1,) * axes).uniform_(low, high)
 
-    def ellipsoid(centre: Tensor, smallest: float, largest: float) -> Tensor:
+    def ellipsoid(center: Tensor, smallest: float, largest: float) -> Tensor:
         radii = uniform(smallest, largest, axes)
-        return ((place - centre) / radii).square().sum(1) < 1
+        return ((place - center) / radii).square().sum(1) < 1
 
-    centre = uniform(-0.25, 0.25, axes)
-    organ = ellipsoid(centre, 0.45, 0.65)
-    lesion = organ & ellipsoid(centre + uniform(-0.2, 0.2, axes), 0.15, 0.3)
+    center = uniform(-0.25, 0.25, axes)
+    organ = ellipsoid(center, 0.45, 0.65)
+    lesion = organ & ellipsoid(center + uniform(-0.2, 0.2, axes), 0.15, 0.3)
     labels = organ.long() + lesion.long()
 
     spots = torch.stack([ellipsoid(uniform(-1, 1, axes), 0.1, 0.2) for _ in range(6)]).any(0)
@@ -42,6 +42,6 @@ def draw_scans(count: int, *size: int) -> tuple[Tensor, Tensor]:
 
 
 def mean_iou(prediction: Tensor, labels: Tensor) -> float:
-    """Intersection over union of all pixels taken together, mean over organ and lesion."""
+    """Return the intersection over union of all pixels taken together, mean over organ and lesion."""
     ious = [((prediction == c) & (labels == c)).sum() / ((prediction == c) | (labels == c)).sum() for c in (1, 2)]
     return float(sum(ious) / len(ious))

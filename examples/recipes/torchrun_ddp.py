@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc-per-node 2 -m examples.recipes.torchrun_ddp
 
-Every process draws a pool of its own and has its share of the unlabelled images. With `group=` the pools of all
+Every process draws a pool of its own and has its share of the unlabeled images. With `group=` the pools of all
 processes are one reference set, twice as large here; the references stay where they are. Wrap the tap, not the network
 in it. On GPUs say `"nccl"` and move network and batches to the process's device.
 """
@@ -20,21 +20,21 @@ from rpg_loss import FeatureTap, ReferencePool, RPGLoss
 def main() -> None:
     dist.init_process_group("gloo")
     torch.manual_seed(0)  # the same scans in all processes
-    labelled = TensorDataset(*draw_scans(6, 32, 32))
-    unlabelled, _ = draw_scans(60, 32, 32)
+    labeled = TensorDataset(*draw_scans(6, 32, 32))
+    unlabeled, _ = draw_scans(60, 32, 32)
     images_test, labels_test = draw_scans(40, 32, 32)
 
     net = DistributedDataParallel(FeatureTap(network()))  # with batch norm: broadcast_buffers=False
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
 
     draws = torch.Generator().manual_seed(dist.get_rank())  # other pools in every process
-    pool = DataLoader(labelled, batch_sampler=ReferencePool([label for _, label in labelled], size=3, generator=draws))
-    share = DistributedSampler(unlabelled)
+    pool = DataLoader(labeled, batch_sampler=ReferencePool([label for _, label in labeled], size=3, generator=draws))
+    share = DistributedSampler(unlabeled)
     criterion = RPGLoss(k=0.5, group=dist.group.WORLD)
 
     for epoch in range(8):
         share.set_epoch(epoch)
-        for (images, labels), images_u in zip(pool, DataLoader(unlabelled, batch_size=2, sampler=share)):
+        for (images, labels), images_u in zip(pool, DataLoader(unlabeled, batch_size=2, sampler=share)):
             logits, features = net(images)
             logits_u, features_u = net(images_u)
             loss = criterion(logits_u, features_u, features, labels, logits)

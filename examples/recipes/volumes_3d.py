@@ -27,18 +27,18 @@ def network(width: int = 12) -> nn.Module:
 def main() -> float:
     torch.manual_seed(0)
     volumes, labels = draw_scans(6, *SIZE)
-    labelled = TensorDataset(volumes, labels.clamp(max=1))  # the organ with the lesion in it
-    unlabelled, _ = draw_scans(24, *SIZE)
+    labeled = TensorDataset(volumes, labels.clamp(max=1))  # the organ with the lesion in it
+    unlabeled, _ = draw_scans(24, *SIZE)
     volumes_test, labels_test = draw_scans(12, *SIZE)
 
     net = FeatureTap(network())
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     # Volumes of two classes hold nothing but 0 and 1, as overlapping labels (C, y, x) do: say which they are.
-    pool = DataLoader(labelled, batch_sampler=ReferencePool([label for _, label in labelled], size=2, multilabel=False))
+    pool = DataLoader(labeled, batch_sampler=ReferencePool([label for _, label in labeled], size=2, multilabel=False))
     criterion = RPGLoss(k=0.5, map_size=MAP_SIZE)
 
     for epoch in range(8):
-        for (volumes, labels), volumes_u in zip(pool, DataLoader(unlabelled, batch_size=2, shuffle=True)):
+        for (volumes, labels), volumes_u in zip(pool, DataLoader(unlabeled, batch_size=2, shuffle=True)):
             logits, features = net(volumes)
             logits_u, features_u = net(volumes_u)
             loss, pseudo = criterion(logits_u, features_u, features, labels, logits, return_pseudo_labels=True)
@@ -52,7 +52,7 @@ def main() -> float:
         logits, _ = net(volumes_test)
     organ, truth = logits.argmax(1) == 1, labels_test > 0
     iou = float((organ & truth).sum() / (organ | truth).sum())
-    print(f"IoU {iou:.2f} on {len(volumes_test)} unseen volumes, from {len(labelled)} labelled ones")
+    print(f"IoU {iou:.2f} on {len(volumes_test)} unseen volumes, from {len(labeled)} labeled ones")
     return iou
 
 

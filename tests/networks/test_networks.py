@@ -142,7 +142,13 @@ CASES = {
         {"logits": twice_as_large},
         steps=30,
     ),
-    "Dinov2 with a linear head": Case(Dinov2WithLinearHead, "head", (16, 8, 8), (16, 16), {"layout": "tokens"}),
+    "Dinov2 with a linear head": Case(
+        Dinov2WithLinearHead,
+        "head",
+        (16, 8, 8),
+        (16, 16),
+        {"layout": lambda tokens: tokens.transpose(1, 2).unflatten(2, (8, 8))},
+    ),
     "nnU-Net PlainConvUNet, 2-D": Case(lambda: plain_conv_unet(2), "decoder.seg_layers.1", (8, 16, 16), (16, 16)),
     "nnU-Net PlainConvUNet, 3-D": Case(lambda: plain_conv_unet(3), "decoder.seg_layers.1", (8, 16, 16, 8), (16, 16, 8)),
     "segmentation-models-pytorch Unet": Case(smp_unet, "segmentation_head.0", (16, 32, 32), (32, 32)),
@@ -150,12 +156,12 @@ CASES = {
 networks = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def data(size, *, labelled=4, unlabelled=2):
-    """Images of three grey values with noise, in coarse blocks, and the labels of the first of them."""
-    coarse = torch.randint(CLASSES, (labelled + unlabelled, 1, *(max(side // 8, 2) for side in size)))
+def data(size, *, labeled=4, unlabeled=2):
+    """Images of three gray values with noise, in coarse blocks, and the labels of the first of them."""
+    coarse = torch.randint(CLASSES, (labeled + unlabeled, 1, *(max(side // 8, 2) for side in size)))
     labels = F.interpolate(coarse.float(), size, mode="nearest")
     images = labels - 1 + 0.2 * torch.randn_like(labels)
-    return images[:labelled], labels[:labelled, 0].long(), images[labelled:]
+    return images[:labeled], labels[:labeled, 0].long(), images[labeled:]
 
 
 def hooks_of(net):
@@ -165,7 +171,7 @@ def hooks_of(net):
 
 @networks
 def test_features_are_what_enters_the_last_layer(case):
-    images, *_ = data(case.size, labelled=2)
+    images, *_ = data(case.size, labeled=2)
     net = case.make().eval()
     net(images)
     hooks = hooks_of(net)
