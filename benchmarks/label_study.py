@@ -2,7 +2,7 @@
 
     python -m benchmarks.label_study runs/jsrt/rpg-n3-s0-seed0 --out labels.json
 
-Nothing is trained. The network stays as it is, pools and unlabelled images are drawn and augmented as in training, and
+Nothing is trained. The network stays as it is, pools and unlabeled images are drawn and augmented as in training, and
 pseudo-labels and predictions are compared with the labels held back, on the same pixels. So the options differ in
 nothing but themselves, where whole runs differ by chance as well. A pseudo-label can teach what the network does not
 know yet only where the two differ, and should be right there more often than the prediction.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -27,15 +27,14 @@ from examples.data import Dataset, load
 from examples.data.loaders import PoolBatches, UnlabeledBatches
 from examples.engine.metrics import class_masks, known_pixels, predicted_masks, with_background
 from examples.inference.trained import Labels, read_trained
-from examples.logging.run_log import environment, write_json
-from examples.methods.rpg import append_positions, side_by_side
+from examples.logging.environment import environment
+from examples.logging.run_folder import write_json
 from examples.models.unet import UNet
 from rpg_loss import RPGLoss
 from rpg_loss.maps import subsample
 
 SHARES = (0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 SIDES = (16, 32, 64)
-FEW = 0.1  # the share of neighbours at which features are compared: there weights are neither all 1 nor all small
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class LabelStudy:
     """JSON file for the figures, with those of every class; none if not given."""
 
     batches: int = 30
-    """Draws of a pool and of unlabelled images that are compared."""
+    """Draws of a pool and of unlabeled images that are compared."""
 
     root: Path | None = None
     """Folder the data set is read from, if it is not where the run had it."""
@@ -66,36 +65,23 @@ class Variant:
     Attributes:
         k: Share of the references.
         side: Of the map.
-        pool_size: Labelled images.
-        entropy_over: As in :class:`RPGLoss`.
-        coordinates: As in ``Config``.
-        levels: Which of ``UNet.levels`` the features are taken from, each of length 1, side by side; None: the last.
+        pool_size: Labeled images.
     """
 
     k: float
     side: int
     pool_size: int
-    entropy_over: Literal["sets", "labels"] = "sets"
-    coordinates: float = 0.0
-    levels: tuple[int, ...] | None = None
 
 
 def variants(config: Config) -> dict[str, Variant]:
-    """The variants by what they change of a run's own setting."""
+    """Return the variants by what they change of a run's own setting."""
     share = config.k / (config.pool_size * config.side**2) if isinstance(config.k, int) else config.k
     own = Variant(share, config.side, config.pool_size)
-    few = replace(own, k=FEW)
     return {
         "as trained": own,
         **{f"k = {share:.0%}": replace(own, k=share) for share in SHARES},
         **{f"pool of {size}": replace(own, pool_size=size) for size in range(1, config.pool_size)},
         **{f"map of {side}": replace(own, side=side) for side in SIDES if config.side != side <= config.image_size},
-        "entropy over labels": replace(own, entropy_over="labels"),
-        **{f"k = {FEW:.0%}, places {length:g}": replace(few, coordinates=length) for length in (1.0, 2.0, 4.0)},
-        **{
-            f"k = {FEW:.0%}, levels {' '.join(map(str, levels))}": replace(few, levels=levels)
-            for levels in ((1,), (2,), (3,), (3, 4), (2, 3, 4))
-        },
     }
 
 
@@ -107,7 +93,7 @@ class Tally:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, given: Tensor, own: Tensor, true: Tensor, weights: Tensor, known: Tensor) -> None:
-        """Adds masks (B, 1 + C, h, w) bool, background last, weights (B, h, w) and which pixels (B, h, w) count."""
+        """Add masks (B, 1 + C, h, w) bool, background last, weights (B, h, w) and which pixels (B, h, w) count."""
         weights = weights.double() * known
         right, own_right = (((masks == true).all(1) & known) for masks in (given, own))
         differ = (given != own).any(1) & known
@@ -127,7 +113,7 @@ class Tally:
             self.sums[name] = self.sums.get(name, torch.zeros(())) + part.cpu()
 
     def measures(self) -> dict[str, Any]:
-        """Shares in [0, 1]; NaN where there is nothing to share out.
+        """Return shares in [0, 1]; NaN where there is nothing to share out.
 
         * ``weight``: mean weight;
         * ``right``, ``own_right``: share of pixels where pseudo-label, or prediction, is right (in every label);
@@ -155,7 +141,7 @@ class Tally:
 
 @torch.no_grad()
 def study(net: UNet, data: Dataset, config: Config, batches: int) -> dict[str, dict[str, Any]]:
-    """Measures (see ``Tally``) of every variant that the data allows, by name."""
+    """Return the measures (see ``Tally``) of every variant that the data allows, by name."""
     net.train()  # views have their own batch statistics, as in training
     unlabeled = UnlabeledBatches(data, config.unlabeled_batch or 1, Generator().manual_seed(config.seed))
     pools = {size: pool for size in range(1, config.pool_size + 1) if (pool := pools_of(size, data, config))}
@@ -163,18 +149,16 @@ def study(net: UNet, data: Dataset, config: Config, batches: int) -> dict[str, d
     tallies = {name: Tally(data.class_names) for name in wanted}
     for _ in range(batches):
         views = {size: next(pool) for size, pool in pools.items()}
-        references = {size: net.levels(view.images) for size, view in views.items()}
+        feat_ref = {size: net(view.images)[1] for size, view in views.items()}
         view = next(unlabeled)
-        levels = net.levels(view.images)
-        predicted = with_background(predicted_masks(net.head(levels[-1]), multilabel=data.multilabel))
+        logits, feat_u = net(view.images)
+        predicted = with_background(predicted_masks(logits, multilabel=data.multilabel))
         true = with_background(class_masks(view.labels, len(data.class_names)))
         known = known_pixels(view.labels) & view.valid
         for name, variant in wanted.items():
-            criterion = RPGLoss(variant.k, map_size=variant.side, entropy_over=variant.entropy_over, check_values=False)
-            labels, weights = criterion.pseudo_labels(
-                features(levels, variant), features(references[variant.pool_size], variant),
-                views[variant.pool_size].labels, valid_u=view.valid,
-            )  # fmt: skip
+            size = variant.pool_size
+            criterion = RPGLoss(variant.k, map_size=variant.side, check_values=False)
+            labels, weights = criterion.pseudo_labels(feat_u, feat_ref[size], views[size].labels, valid_u=view.valid)
             given = with_background(class_masks(labels, len(data.class_names)))
             grid = tuple(weights.shape[1:])
             own, truth, count = (subsample(maps, grid) for maps in (predicted, true, known))
@@ -183,7 +167,7 @@ def study(net: UNet, data: Dataset, config: Config, batches: int) -> dict[str, d
 
 
 def pools_of(size: int, data: Dataset, config: Config) -> PoolBatches | None:
-    """Pools of a size, or None where so few images cannot hold every class."""
+    """Return pools of a size, or None where so few images cannot hold every class."""
     try:
         next(PoolBatches(data, size, Generator().manual_seed(config.seed)))
     except ValueError:
@@ -191,14 +175,6 @@ def pools_of(size: int, data: Dataset, config: Config) -> PoolBatches | None:
             raise
         return None
     return PoolBatches(data, size, Generator().manual_seed(config.seed))
-
-
-def features(levels: list[Tensor], variant: Variant) -> Tensor:
-    """What a variant matches: (B, D, H, W)."""
-    matched = levels[-1]
-    if variant.levels is not None:
-        matched = side_by_side([levels[i] for i in variant.levels], levels[-1].shape[2:])
-    return append_positions(matched, variant.coordinates) if variant.coordinates else matched
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:

@@ -26,7 +26,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from benchmarks.measure import GIB, conditions
 
-# Okabe and Ito's colours, told apart also by the colour-blind; the markers tell lines apart without any colour.
+# Okabe and Ito's colors, told apart also by the color-blind; the markers tell lines apart without any color.
 STYLES = {
     "triton": ("#D55E00", "D"),
     "chunked": ("#0072B2", "o"),
@@ -80,7 +80,7 @@ def draw_headline(figures: Figures) -> Figure:
     figure, (time, memory) = plt.subplots(
         1, 2, figsize=(WIDTH, 1.6 + 0.36 * len(rows)), sharey=True, layout="constrained"
     )
-    colours = [style(row["route"])[0] for row in rows]
+    colors = [style(row["route"])[0] for row in rows]
     positions = range(len(rows))
     for axes, values, notes, title in (
         (time, [milliseconds(row) for row in rows], "note", "median time, ms"),
@@ -93,7 +93,7 @@ def draw_headline(figures: Figures) -> Figure:
             low, high = min(present) / 3, max(present) * 2
             axes.set_xlim(low, high * (high / low) ** 0.12)
         left = axes.get_xlim()[0]
-        axes.barh(positions, [value or 0 for value in values], color=colours)
+        axes.barh(positions, [value or 0 for value in values], color=colors)
         for position, row, value in zip(positions, rows, values, strict=True):
             axes.text(
                 (value or left) * 1.12,
@@ -128,7 +128,7 @@ def draw_sweep(figures: Figures) -> Figure:
     for axes in panels[:, 0]:
         axes.set_ylabel("median time, ms")
     legend(panels.flat[-1], figures, routes(figures))
-    figure.suptitle(f"One size varied at a time around the grey line: {sizes(figures['problem'])}", fontsize=10)
+    figure.suptitle(f"One size varied at a time around the gray line: {sizes(figures['problem'])}", fontsize=10)
     return figure
 
 
@@ -153,9 +153,9 @@ def draw_grid(figures: Figures) -> Figure:
                 plot(axes, [(row["problem"]["n"] / pixels, mebibytes(row)) for row in rows if mebibytes(row)], route)
                 # No figure for want of memory: a hollow marker at the upper edge.
                 missing = [row["problem"]["n"] / pixels for row in rows if re.search("memory|needs", row["peak_note"])]
-                colour, marker = style(route)
+                color, marker = style(route)
                 edge = axes.get_xaxis_transform()
-                axes.plot(missing, [0.96] * len(missing), marker, color=colour, fillstyle="none", transform=edge)
+                axes.plot(missing, [0.96] * len(missing), marker, color=color, fillstyle="none", transform=edge)
             axes.axhline(budget / MIB, color="black", linestyle="--", linewidth=1)
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
@@ -198,9 +198,9 @@ def along(parameter: str, problem: dict[str, Any]) -> float:
 
 
 def plot(axes: Axes, points: list[tuple[float, float | None]], route: str) -> None:
-    colour, marker = style(route)
+    color, marker = style(route)
     axes.plot(
-        *zip(*points, strict=True) if points else ([], []), color=colour, marker=marker, markersize=5, linewidth=1.5
+        *zip(*points, strict=True) if points else ([], []), color=color, marker=marker, markersize=5, linewidth=1.5
     )
 
 

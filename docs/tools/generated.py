@@ -20,11 +20,10 @@ import griffe
 import rpg_loss
 from benchmarks.measure import conditions
 from benchmarks.plots import mebibytes, milliseconds, number, sizes
-from examples import report
 from examples.command_line import Command
 from examples.config import DATASET_HELP
 from examples.reporting import label_studies as studied
-from examples.reporting import tables
+from examples.reporting import report, tables
 from examples.reporting.results import read_results, sections
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +31,6 @@ DOCS = ROOT / "docs"
 RECIPES = ROOT / "examples" / "recipes"
 RESULTS = ROOT / "benchmarks" / "results"
 
-# What a public function returns and is no public name itself.
-RETURNED = {"fixmatch_targets": "rpg_loss.fixmatch.FixMatchTargets"}
 SPELLINGS = {
     "3d": "3-D", "ddp": "DDP", "huggingface": "Hugging Face", "monai": "MONAI", "pytorch": "PyTorch", "unet": "UNet",
 }  # fmt: skip
@@ -60,10 +57,7 @@ def reference_pages() -> dict[str, str]:
 
 
 def reference_page(name: str) -> str:
-    text = f"---\ntitle: {name}\n---\n\n::: rpg_loss.{name}\n"
-    if name in RETURNED:
-        text += f"\n::: {RETURNED[name]}\n    options:\n      heading_level: 2\n"
-    return text
+    return f"---\ntitle: {name}\n---\n\n::: rpg_loss.{name}\n"
 
 
 def reference_list() -> str:

@@ -1,4 +1,4 @@
-"""What a network says about a few images, and what it would teach itself: overlays.png and small strips."""
+"""What a network predicts for a few images, and its pseudo-labels for them: overlays.png and small pictures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COLORS = ("#0072B2", "#56B4E9", "#D55E00", "#F0E442", "#00C78C", "#CC79A7", "#E6
 
 
 class Visualization(NamedTuple):
-    """What a network says about images, and what it would teach itself about them; on the CPU.
+    """Predictions and pseudo-labels for a few images, on the CPU.
 
     Padding and ignored pixels, where nothing counts, are in no mask but the truth's.
     """
@@ -46,13 +46,13 @@ class Visualization(NamedTuple):
 
 @torch.no_grad()
 def visualize(images: ImageSet, net: UNet, method: Method, pool: View, data: Dataset) -> Visualization:
-    """Looks at images in evaluation mode; pseudo-labels are what the given pool of references would produce."""
+    """Return predictions in evaluation mode, and the pseudo-labels by the given pool of references."""
     net.eval()
     classes = len(data.class_names)
     known = known_pixels(images.labels)
-    labelled = known.flatten(1).any(1)
-    # All of an image that has no labels is looked at, but for its padding.
-    counts = (known | ~labelled[:, None, None])[:, None]
+    labeled = known.flatten(1).any(1)
+    # An image without labels counts whole, but for its padding.
+    counts = (known | ~labeled[:, None, None])[:, None]
     if images.shown is not None:
         counts &= images.shown[:, None]
     truth = fuse_masks(class_masks(images.labels, classes), data.fused)
@@ -67,17 +67,17 @@ def visualize(images: ImageSet, net: UNet, method: Method, pool: View, data: Dat
         # Where every label has a weight of its own, the smallest says how sure the whole pixel is.
         weights = (given.weights.amin(1) if given.weights.ndim == 4 else given.weights).cpu()
     return Visualization(
-        images.images[:, 0].cpu(), truth.cpu(), labelled.cpu(), predicted.cpu(), score, pseudo_labels, weights
+        images.images[:, 0].cpu(), truth.cpu(), labeled.cpu(), predicted.cpu(), score, pseudo_labels, weights
     )
 
 
 def evenly(count: int, most: int = ROWS) -> list[int]:
-    """The indices of a few of ``count`` images."""
+    """Return the indices of a few of ``count`` images."""
     return torch.linspace(0, count - 1, min(most, count)).long().tolist()
 
 
 def save_overlays(path: Path, net: UNet, method: Method, pool: View, data: Dataset) -> None:
-    """Draws one row for each of a few test images, evenly spaced.
+    """Draw one row for each of a few test images, evenly spaced.
 
     Columns: image, truth, prediction and, for methods that have them, pseudo-label and weight, as the given pool of
     references would produce them.
@@ -116,7 +116,7 @@ def columns(seen: Visualization) -> list[str]:
 
 
 def strips(seen: Visualization) -> list[Tensor]:
-    """One small picture for each image, its ``columns`` side by side: (side, width, 4) uint8, clear between them.
+    """Return one small picture for each image, its ``columns`` side by side: (side, width, 4) uint8, clear between.
 
     What is not known is clear as well: the truth of an image without labels.
     """
@@ -135,40 +135,43 @@ def strips(seen: Visualization) -> list[Tensor]:
 
 
 def heat(weights: Tensor) -> Tensor:
-    """Weights (h, w) in [0, 1] as colours (H, W, 3) in [0, 1], enlarged in blocks where they are few."""
+    """Return weights (h, w) in [0, 1] as colors (H, W, 3) in [0, 1], enlarged in blocks where they are few."""
     times = max(1, STRIP_SIDE // min(weights.shape))
     weights = weights.repeat_interleave(times, 0).repeat_interleave(times, 1)
     return torch.from_numpy(matplotlib.colormaps["magma"](weights.numpy())[..., :3]).float()
 
 
 def small(picture: Tensor, side: int) -> Tensor:
-    """Colours (H, W, 3) in [0, 1] at another size."""
+    """Resize colors (H, W, 3) in [0, 1]."""
     channels = picture.movedim(-1, 0)[None]
     resized = F.interpolate(channels, (side, side), mode="bilinear", antialias=True)
     return resized[0].movedim(0, -1).clamp(0, 1)
 
 
-@torch.no_grad()
-def save_pictures(out: Path, net: nn.Module, data: Dataset) -> dict[str, dict[str, str]]:
-    """Small pictures of a few test images, for grids that compare methods: the image, its truth and the prediction.
+def picture_files(data: Dataset) -> dict[str, dict[str, str]]:
+    """Return what :func:`save_pictures` writes: image name -> "image", "truth", "prediction" -> file in the run."""
+    names = [data.test.names[i] for i in evenly(len(data.test))]
+    # Numbered: a name can be too long for a file.
+    return {
+        name: {kind: f"pictures/{number}-{kind}.png" for kind in ("image", "truth", "prediction")}
+        for number, name in enumerate(names)
+    }
 
-    Returns:
-        Image name -> {"image", "truth", "prediction"} -> file, relative to ``out``.
-    """
+
+@torch.no_grad()
+def save_pictures(out: Path, net: nn.Module, data: Dataset) -> None:
+    """Write small pictures of a few test images, for grids that compare methods."""
     net.eval()
     test = data.test[evenly(len(data.test))]
     predicted = predicted_masks(net(test.images)[0], multilabel=data.multilabel)
     predicted &= known_pixels(test.labels)[:, None]
     truth = class_masks(test.labels, len(data.class_names))
     (out / "pictures").mkdir(exist_ok=True)
-    files: dict[str, dict[str, str]] = {}
-    for row, (image, name) in enumerate(zip(test.images[:, 0].cpu(), test.names, strict=True)):
-        files[name] = {}
+    for row, files in enumerate(picture_files(data).values()):
+        image = test.images[row, 0].cpu()
         for kind, masks in (("image", None), ("truth", truth[row]), ("prediction", predicted[row])):
             shown = fuse_masks(masks[None], data.fused)[0] if masks is not None else None
-            files[name][kind] = f"pictures/{name}-{kind}.png"
-            plt.imsave(out / files[name][kind], small(tinted(image, shown), PICTURE_SIDE).numpy())
-    return files
+            plt.imsave(out / files[kind], small(tinted(image, shown), PICTURE_SIDE).numpy())
 
 
 def color(label: int) -> str:
@@ -176,7 +179,7 @@ def color(label: int) -> str:
 
 
 def tinted(image: Tensor, masks: Tensor | None = None) -> Tensor:
-    """A grey image in [-1, 1] as colours (H, W, 3) in [0, 1], with masks (C, H, W) in translucent colours."""
+    """Return a gray image in [-1, 1] as colors (H, W, 3) in [0, 1], with masks (C, H, W) in translucent colors."""
     canvas = ((image + 1) / 2)[..., None].repeat(1, 1, 3)
     if masks is not None:
         for label, mask in enumerate(masks.cpu()):
@@ -185,7 +188,7 @@ def tinted(image: Tensor, masks: Tensor | None = None) -> Tensor:
 
 
 def show(axis: Axes, image: Tensor, masks: Tensor | None = None) -> None:
-    """Draws a grey image and masks (C, H, W) as translucent colours with an outline."""
+    """Draw a gray image and masks (C, H, W) as translucent colors with an outline."""
     axis.imshow(tinted(image, masks).numpy())
     if masks is not None:
         for label, mask in enumerate(masks.cpu()):

@@ -15,7 +15,7 @@ SPEED_PERIOD = 120  # seconds that speed and time left are measured over
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Says what takes a while, where no bar does: a spinner, or a line."""
+    """Say what takes a while, where no bar does: a spinner, or a line."""
     console = Console(highlight=False)
     if console.is_terminal:
         with console.status(name):
@@ -55,7 +55,7 @@ class RunProgress(Progress):
         self.update(self.run, advance=1, speed=self.speed)
 
     def say(self, line: str) -> None:
-        """Prints a line, above the bar where there is one."""
+        """Print a line, above the bar where there is one."""
         self.console.print(line, markup=False, soft_wrap=True)
 
     @property

@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: metrics.jsonl, TensorBoard, pictures, report.html and JSON files."""
+"""What a run shows and leaves behind: metrics.jsonl, TensorBoard, pictures, status.json and report.html."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import io
 import json
 import math
 import os
-import platform
-import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -27,104 +24,32 @@ from torch.utils.tensorboard import SummaryWriter
 from examples.config import Config
 from examples.data import Dataset, Images
 from examples.data.augment import View
-from examples.engine.checkpoint import Checkpoints, atomic_write
+from examples.engine.checkpoint import atomic_write
 from examples.engine.metrics import PseudoLabelMeter
 from examples.logging.pictures import columns, evenly, strips, visualize
 from examples.logging.progress import RunProgress
+from examples.logging.run_folder import write_json
 from examples.methods import Method, Step
 from examples.models.unet import UNet
 from examples.reporting.run_page import config_table, write_page
 
 LOG_EVERY = 20  # steps from one line of metrics.jsonl to the next
 POINTS = 25  # of the history in result.json
-LOOKS = 10  # times a run that pictures are drawn, at most
-LOOKED_AT = 2  # images of each part
+MAX_LOGGED_IMAGES = 10  # times a run that pictures are drawn
+IMAGES_PER_PART = 2  # that pictures are drawn of
 LINES = 20  # printed in a run whose output is no terminal
+SLOW = 5.0  # seconds a step
+SMALL = "--image-size 128 --base-channels 16 --map-size 32 --iterations 1500"
 METERS = ("recent", "last_tenth", "since_history")
-PACKAGES = ("torch", "numpy", "kornia", "pillow", "triton")
-
-
-@contextmanager
-def lock_run_dir(config: Config) -> Iterator[Path]:
-    """Makes the output folder and keeps other runs out of it; the system ends the claim with the process.
-
-    Raises:
-        FileExistsError: it holds a result and ``config.overwrite`` is False, or another run is under way in it.
-        OSError: it cannot be written.
-    """
-    out = config.out_dir
-    lock = FileLock(out / ".lock")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise FileExistsError(f"out: another run is under way in {out}; wait for it or pass another --out") from None
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}: cannot write there; pass another --out", str(out)) from error
-    try:
-        if config.overwrite:
-            for name in ("result.json", "best.pt", "last.pt"):
-                (out / name).unlink(missing_ok=True)
-            Checkpoints(out / "checkpoints").remove()
-        elif (out / "result.json").exists():
-            raise FileExistsError(f"out: {out} already holds a result.json; pass --overwrite or another --out")
-        yield out
-    finally:
-        lock.release()
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    atomic_write(path, (json.dumps(without_nan(content), indent=2) + "\n").encode())
-
-
-def without_nan(content: Any) -> Any:
-    """Replaces NaN, which JSON does not know, by None."""
-    if isinstance(content, Mapping):
-        return {key: without_nan(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
-
-
-def git_commit() -> str:
-    """The commit these examples were run at, with -dirty if files have changed since; "unknown" outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return run.stdout.strip()
-
-
-def environment(device: str) -> dict[str, Any]:
-    """What a run depends on beside its options and data: versions, machine, device, threads, commit."""
-    gpu = torch.device(device).type == "cuda"
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: installed_version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name(device) if gpu else device,
-        "cuda": torch.version.cuda if gpu else None,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "commit": git_commit(),
-    }
-
-
-def installed_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def open_lines(path: Path, step: int) -> TextIO:
-    """Opens metrics.jsonl to be written on after a step; what a run that was cut short wrote later is dropped."""
+    """Open metrics.jsonl to be written on after a step; drop what a run that was cut short wrote later."""
 
     def belongs(line: str) -> bool:
         try:
             return bool(json.loads(line)["step"] <= step)
-        except (ValueError, KeyError):  # written by halves
+        except (ValueError, KeyError, TypeError):  # written by halves, or no line of a log
             return False
 
     before = path.read_text(errors="replace").splitlines(keepends=True) if step and path.exists() else []
@@ -133,7 +58,7 @@ def open_lines(path: Path, step: int) -> TextIO:
 
 
 def read_pictures(path: Path) -> dict[str, Any]:
-    """The pictures that an earlier part of the run named in status.json; none where there is no such file."""
+    """Return the pictures that an earlier part of the run named in status.json; none where there is no such file."""
     try:
         return dict(json.loads(path.read_text())["pictures"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -148,7 +73,7 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 
 @contextmanager
 def log_errors(what: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Says what went wrong with something to look at, and no more: no picture is worth the end of a run."""
+    """Say what went wrong with a picture or page, and no more: neither is worth the end of a run."""
     try:
         yield
     except Exception as error:
@@ -156,7 +81,7 @@ def log_errors(what: str, say: Callable[[str], None]) -> Iterator[None]:
 
 
 class RunLog:
-    """Shows and stores how a run goes; use as a context manager.
+    """Show and store how a run goes; use as a context manager.
 
     Pseudo-labels are compared with the held-back labels of their view, here and nowhere else.
 
@@ -173,9 +98,10 @@ class RunLog:
         self, folder: Path, config: Config, iterations: int, data: Dataset, environments: Sequence[Any], start: int = 0
     ) -> None:
         self.folder = folder
+        self.config = config
         self.iterations = iterations
         self.data = data
-        self.device = config.device
+        self.begun = start  # steps
         self.lines = open_lines(folder / "metrics.jsonl", start)
         if not start:
             for stale in (*folder.glob("events.out.tfevents.*"), folder / "status.json"):
@@ -184,6 +110,7 @@ class RunLog:
         self.board.add_text("configuration", config_table(config.plain()), start)
         self.print_every = LOG_EVERY * math.ceil(iterations / LINES / LOG_EVERY)
         self.progress = RunProgress(iterations, start)
+        self.last_step = time.perf_counter()
         self.losses: list[dict[str, Tensor]] = []
         self.new_meter = partial(PseudoLabelMeter, data.class_names, config.side)
         self.recent, self.last_tenth, self.since_history = self.new_meter(), self.new_meter(), self.new_meter()
@@ -204,18 +131,20 @@ class RunLog:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that later lines and the result depend on."""
+        """Return all that later lines and the result depend on."""
         meters = {name: getattr(self, name).state_dict() for name in METERS}
         return {"losses": self.losses, "history": self.history, "learned": self.learned, **meters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in METERS:
             getattr(self, name).load_state_dict(state[name])
-        self.losses = [{name: loss.to(self.device) for name, loss in losses.items()} for losses in state["losses"]]
+        self.losses = [
+            {name: loss.to(self.config.device) for name, loss in losses.items()} for losses in state["losses"]
+        ]
         self.history, self.learned = state["history"], state["learned"]
 
     def flush(self) -> None:
-        """Brings all that was written to the disk."""
+        """Bring all that was written to the disk."""
         self.lines.flush()
         os.fsync(self.lines.fileno())
         self.board.flush()
@@ -233,7 +162,7 @@ class RunLog:
             self.report(state="stopped", reason=str(error) or type(error).__name__)
 
     def step(self, step: int, result: Step, unlabeled: View) -> None:
-        """Counts a step; every LOG_EVERY steps writes mean losses and the measures of the pseudo-labels."""
+        """Count a step; every LOG_EVERY steps write mean losses and the measures of the pseudo-labels."""
         self.losses.append({name: value.detach() for name, value in result.terms.items()})
         self.learned = result.pseudo_labels is not None
         if result.pseudo_labels:
@@ -243,6 +172,10 @@ class RunLog:
                 self.last_tenth.update(result.pseudo_labels, unlabeled)
         self.status["step"] = step
         self.progress.step()
+        now = time.perf_counter()
+        if step == self.begun + 2:
+            self.say_cost(step, now - self.last_step)
+        self.last_step = now
         if step % LOG_EVERY == 0 or step == self.iterations:
             losses = {name: float(torch.stack([loss[name] for loss in self.losses]).mean()) for name in result.terms}
             shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
@@ -257,36 +190,45 @@ class RunLog:
         if step % self.point_every == 0:
             self.point(step, None, learned=self.learned)
 
+    def say_cost(self, step: int, seconds: float) -> None:
+        """Say, where no bar does, what a step costs; where that is much, name a smaller setting."""
+        left = timedelta(seconds=round(seconds * (self.iterations - step)))
+        cost = f"step {step}/{self.iterations}  {seconds:.2g} s a step, {left} for the rest without validations"
+        if seconds > SLOW and self.config.image_size > 128:
+            self.progress.say(f"{cost}; a smaller setting for a first try: {SMALL}")
+        elif not self.progress.console.is_terminal:
+            self.progress.say(cost)
+
     def point(self, step: int, miou: float | None, *, learned: bool) -> None:
-        """Adds to the history: a validation's score, or how good pseudo-labels were since the last point."""
+        """Add to the history: a validation's score, or how good pseudo-labels were since the last point."""
         measures = self.since_history.measures()
         self.history.append({"step": step, "miou": miou, **(measures if learned else dict.fromkeys(measures))})
         if learned:
             self.since_history = self.new_meter()
 
     def validation(self, step: int, iou: dict[str, float], *, best: bool) -> None:
-        """Writes the IoU of a validation: its mean under "miou", and by class."""
+        """Write the IoU of a validation: its mean under "miou", and by class."""
         self.write(step, "validation", iou)
         self.point(step, iou["miou"], learned=False)
         praise = ", the best so far" if best else ""
         self.progress.say(f"step {step}/{self.iterations}  validation mIoU {iou['miou']:.3f}{praise}")
 
-    def look(self, step: int, net: UNet, method: Method, pool: View) -> None:
-        """At a validation: brings report.html up to date and, ten times a run, draws pictures for it and TensorBoard.
+    def log_images(self, step: int, net: UNet, method: Method, pool: View) -> None:
+        """At a validation: bring report.html up to date and, ten times a run, draw pictures for it and TensorBoard.
 
         Args:
             step: That was validated.
             net: The network that was.
-            method: Says what it would teach.
+            method: Whose pseudo-labels are drawn.
             pool: References for its pseudo-labels.
         """
         before = max((point["step"] for point in self.history[:-1] if point["miou"] is not None), default=0)
-        if LOOKS * step // self.iterations > LOOKS * before // self.iterations:
-            labelled = set(self.data.labeled.names)
-            unlabelled = [i for i, name in enumerate(self.data.unlabeled.names) if name not in labelled]
+        if MAX_LOGGED_IMAGES * step // self.iterations > MAX_LOGGED_IMAGES * before // self.iterations:
+            labeled = set(self.data.labeled.names)
+            unlabeled = [i for i, name in enumerate(self.data.unlabeled.names) if name not in labeled]
             for part, images, chosen in (
-                ("validation", self.data.validation, evenly(len(self.data.validation), LOOKED_AT)),
-                ("unlabelled", self.data.unlabeled, [unlabelled[i] for i in evenly(len(unlabelled), LOOKED_AT)]),
+                ("validation", self.data.validation, evenly(len(self.data.validation), IMAGES_PER_PART)),
+                ("unlabeled", self.data.unlabeled, [unlabeled[i] for i in evenly(len(unlabeled), IMAGES_PER_PART)]),
             ):
                 # Each by itself: other processes go on to the next part, which takes all of them.
                 with log_errors("pictures", self.progress.say):
@@ -295,7 +237,7 @@ class RunLog:
         self.report()
 
     def finish(self, net: UNet, method: Method, pool: View) -> None:
-        """Draws the test images and writes the last report.html; result.json is there."""
+        """Draw the test images and write the last report.html; result.json is there."""
         with log_errors("pictures", self.progress.say):
             self.draw("test", self.iterations, self.data.test, evenly(len(self.data.test)), net, method, pool)
         self.report(state="finished")
@@ -303,33 +245,33 @@ class RunLog:
     def draw(
         self, part: str, step: int, images: Images, chosen: Sequence[int], net: UNet, method: Method, pool: View
     ) -> dict[str, NDArray[np.uint8]]:
-        """Writes strips of a few images to pictures/ and names them in the status.
+        """Write strips of a few images to pictures/ and name them in the status.
 
         Returns:
             Name for TensorBoard -> strip (H, W, 4).
         """
         if not chosen:
             return {}
-        seen = visualize(drawn := images[chosen], net, method, pool, self.data)
+        shown = visualize(drawn := images[chosen], net, method, pool, self.data)
         (self.folder / "pictures").mkdir(exist_ok=True)
         rows, tagged = [], {}
-        for number, (name, strip) in enumerate(zip(drawn.names, strips(seen), strict=True)):
+        for number, (name, strip) in enumerate(zip(drawn.names, strips(shown), strict=True)):
             file = f"pictures/{part}-{number}.png"
             atomic_write(self.folder / file, png(strip.numpy()), flush=False)
-            rows.append({"name": name, "file": file, "miou": float(seen.score[number])})
-            tagged[f"{part}: {', '.join(columns(seen))}/{name}"] = strip.numpy()
-        self.status["pictures"][part] = {"step": step, "columns": columns(seen), "rows": rows}
+            rows.append({"name": name, "file": file, "miou": float(shown.score[number])})
+            tagged[f"{part}: {', '.join(columns(shown))}/{name}"] = strip.numpy()
+        self.status["pictures"][part] = {"step": step, "columns": columns(shown), "rows": rows}
         return tagged
 
     def report(self, **changes: Any) -> None:
-        """Writes status.json and, from it and what else is in the folder, report.html."""
+        """Write status.json and, from it and what else is in the folder, report.html."""
         self.status |= changes | {"written": datetime.now().astimezone().isoformat(timespec="seconds")}
         with log_errors("report.html", self.progress.say):
             write_json(self.folder / "status.json", self.status)
             write_page(self.folder)
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float | None]) -> None:
-        """One line of metrics.jsonl, and the same to TensorBoard; nothing where nothing was measured."""
+        """Write a line of metrics.jsonl, and the same to TensorBoard; nothing where nothing was measured."""
         measured = {name: value for name, value in metrics.items() if value is not None and not math.isnan(value)}
         if measured:
             self.lines.write(json.dumps({"step": step, "kind": kind, **measured}) + "\n")

@@ -1,64 +1,43 @@
-"""The plots and the picture grid of a section; each returns why there is none, or nothing."""
+"""The plots and the picture grid of a section; each says whether there was anything to draw."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from examples.config import ABLATIONS
 from examples.reporting.options import changes
-from examples.reporting.results import ABLATIONS, Mean, Row, Run, Section, by, mean_over_classes, ordered
+from examples.reporting.plotting import (
+    WIDTH,
+    Line,
+    class_title,
+    dashes,
+    label_lines,
+    mean_curve,
+    not_too_close,
+    save,
+    style,
+)
+from examples.reporting.results import Mean, Row, Run, Section, by, mean_over_classes, ordered
 from examples.reporting.tables import shown
 
-if TYPE_CHECKING:
-    from matplotlib.typing import RcKeyType
-
-# Okabe and Ito's colours (the yellow darkened, to be read on white); markers tell lines apart without any colour.
-STYLES = {
-    "supervised": ("#777777", "o"),
-    "pseudolabel": ("#E69F00", "s"),
-    "nearest_neighbor": ("#009E73", "^"),
-    "fixmatch": ("#56B4E9", "v"),
-    "iic": ("#A08C00", "P"),
-    "mean_teacher": ("#CC79A7", "X"),
-    "mlds": ("#000000", "*"),
-    "rpg": ("#0072B2", "D"),
-    "rpg_plus": ("#D55E00", "o"),
-    "rpg_best": ("#7A2182", "d"),
-}
-OTHER_STYLE = ("#000000", ".")
-WIDTH = 8.0  # inches
-LEAST_SPAN = 0.05  # of an axis of IoU, precision or weight
 PANELS = 6  # classes drawn side by side
-LOOK: dict[RcKeyType, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-}
-
-Line = tuple[str, str, Sequence[float], Sequence[float]]  # name, colour, x and y
 
 
-def draw_pool_size(section: Section, path: Path) -> str | None:
+def draw_pool_size(section: Section, path: Path) -> bool:
     return draw_study(section, path, "pool_size", "pool size p", 1)
 
 
-def draw_k(section: Section, path: Path) -> str | None:
+def draw_k(section: Section, path: Path) -> bool:
     return draw_study(section, path, "k", "k, % of the references", 100)
 
 
-def draw_study(section: Section, path: Path, option: str, label: str, scale: float) -> str | None:
+def draw_study(section: Section, path: Path, option: str, label: str, scale: float) -> bool:
     """Score, precision and weight of the pseudo-labels against an option; a point per run, a line through the means."""
     studies = {}
     for method in section.methods:
@@ -66,7 +45,7 @@ def draw_study(section: Section, path: Path, option: str, label: str, scale: flo
         if len({run.option(option) for run in runs}) > 1:
             studies[method, labeled] = runs
     if not studies:
-        return f"no runs that differ in {option} alone"
+        return False
     figure, panels = plt.subplots(1, 3, figsize=(WIDTH, 2.9), layout="constrained")
     named: list[Line] = []
     for axes, (title, measure) in zip(panels, MEASURES.items(), strict=True):
@@ -76,13 +55,13 @@ def draw_study(section: Section, path: Path, option: str, label: str, scale: flo
                 scale * value: [y for run in members if (y := measure(run)) is not None]
                 for value, members in by(runs, lambda run: run.option(option)).items()
             }
-            colour, marker = style(method)
+            color, marker = style(method)
             for x, values in grouped.items():
-                axes.plot([x] * len(values), values, marker, color=colour, alpha=0.35, markersize=4, linewidth=0)
+                axes.plot([x] * len(values), values, marker, color=color, alpha=0.35, markersize=4, linewidth=0)
             means = {x: statistics.fmean(values) for x, values in grouped.items() if values}
             if means:
-                axes.plot(list(means), list(means.values()), color=colour, linewidth=1.8)
-                lines.append((method, colour, list(means), list(means.values())))
+                axes.plot(list(means), list(means.values()), color=color, linewidth=1.8)
+                lines.append((method, color, list(means), list(means.values())))
         ticks = sorted({scale * run.option(option) for runs in studies.values() for run in runs})
         axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         axes.set(title=title, xlabel=label)
@@ -93,13 +72,13 @@ def draw_study(section: Section, path: Path, option: str, label: str, scale: flo
     label_lines(panels[-1], named)
     counts = "; ".join(f"{method}: N_l = {labeled}" for method, labeled in studies)
     save(figure, path, f"{section.dataset}, {counts}; points: splits and seeds, line: mean")
-    return None
+    return True
 
 
-def draw_learning(section: Section, path: Path) -> str | None:
-    """The score over the number of labelled images, with a band of a standard deviation."""
+def draw_learning(section: Section, path: Path) -> bool:
+    """The score over the number of labeled images, with a band of a standard deviation."""
     if len(section.labeled) < 2:
-        return "one number of labelled images alone"
+        return False
     figure, axes = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
     lines: list[Line] = []
     for row in section.rows():
@@ -109,21 +88,21 @@ def draw_learning(section: Section, path: Path) -> str | None:
             continue
         means = [point.mean for point in points.values()]
         spread = [point.sd or 0 for point in points.values()]
-        colour, marker = style(row.method)
-        axes.plot(list(points), means, color=colour, marker=marker, markersize=5, linestyle=dashes(row))
+        color, marker = style(row.method)
+        axes.plot(list(points), means, color=color, marker=marker, markersize=5, linestyle=dashes(row))
         low, high = ([mean + sign * sd for mean, sd in zip(means, spread, strict=True)] for sign in (-1, 1))
-        axes.fill_between(list(points), low, high, color=colour, alpha=0.12, linewidth=0)
-        lines.append((row.name, colour, list(points), means))
-    axes.set(xscale="log", xlabel="labelled images N_l", ylabel="mean IoU")
+        axes.fill_between(list(points), low, high, color=color, alpha=0.12, linewidth=0)
+        lines.append((row.name, color, list(points), means))
+    axes.set(xscale="log", xlabel="labeled images N_l", ylabel="mean IoU")
     axes.set_xticks(section.labeled, [str(n) for n in section.labeled])
     axes.xaxis.set_minor_locator(NullLocator())
     label_lines(axes, lines)
     save(figure, path, f"{section.dataset}; line: mean over splits and seeds, band: ± standard deviation")
-    return None
+    return True
 
 
-def draw_validation(section: Section, path: Path) -> str | None:
-    """The validation score over training, at the smallest number of labelled images."""
+def draw_validation(section: Section, path: Path) -> bool:
+    """The validation score over training, at the smallest number of labeled images."""
     figure, axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")
     lines: list[Line] = []
     for row, runs in at_fewest(section).items():
@@ -143,15 +122,15 @@ def draw_validation(section: Section, path: Path) -> str | None:
         lines.append((row.name, style(row.method)[0], xs, ys))
     if not lines:
         plt.close(figure)
-        return "no history in these results"
+        return False
     axes.set(xlabel="step", ylabel="validation mIoU")
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     label_lines(axes, lines)
     save(figure, path, f"{section.dataset}, N_l = {section.labeled[0]}; thin lines: single runs, thick: mean")
-    return None
+    return True
 
 
-def draw_pseudo_labels(section: Section, path: Path) -> str | None:
+def draw_pseudo_labels(section: Section, path: Path) -> bool:
     """Weight and precision of the pseudo-labels over training, a panel per class."""
     runs_of = at_fewest(section)
     classes = list(dict.fromkeys(
@@ -159,7 +138,7 @@ def draw_pseudo_labels(section: Section, path: Path) -> str | None:
         for name in point.get("pseudo_label_weight") or ()
     ))  # fmt: skip
     if not classes:
-        return "no history of pseudo-labels in these results"
+        return False
     drawn = classes if len(classes) <= PANELS else [*classes[: PANELS - 1], classes[-1]]
     figure, panels = plt.subplots(
         2, len(drawn), figsize=(max(WIDTH, 1.7 * len(drawn) + 1.2), 4.4), sharex=True, sharey="row", squeeze=False,
@@ -188,25 +167,25 @@ def draw_pseudo_labels(section: Section, path: Path) -> str | None:
             axes.xaxis.set_major_locator(MaxNLocator(2, integer=True))
         label_lines(across[-1], last, size=8)
     for axes, name in zip(panels[0], drawn, strict=True):
-        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.set_title(class_title(name), fontsize=9)
     for axes in panels[-1]:
         axes.set_xlabel("step")
     panels[0, 0].set_ylabel("mean weight")
     panels[1, 0].set_ylabel("precision")
     left_out = f"; {len(classes) - len(drawn)} of {len(classes)} classes not drawn" if len(classes) > len(drawn) else ""
     save(figure, path, f"{section.dataset}, N_l = {section.labeled[0]}; mean over splits and seeds{left_out}")
-    return None
+    return True
 
 
-def draw_k_over_training(section: Section, path: Path) -> str | None:
+def draw_k_over_training(section: Section, path: Path) -> bool:
     return draw_options_over_training(section, path, ("k",))
 
 
-def draw_others_over_training(section: Section, path: Path) -> str | None:
+def draw_others_over_training(section: Section, path: Path) -> bool:
     return draw_options_over_training(section, path, [name for name in ABLATIONS if name != "k"])
 
 
-def draw_options_over_training(section: Section, path: Path, options: Sequence[str]) -> str | None:
+def draw_options_over_training(section: Section, path: Path, options: Sequence[str]) -> bool:
     """Weight and precision of rpg's pseudo-labels and the validation score over training, a line per value."""
     found = [
         change
@@ -216,7 +195,7 @@ def draw_options_over_training(section: Section, path: Path, options: Sequence[s
         and not change.others
     ]
     if not found:
-        return "no runs of rpg that differ in one of these options alone"
+        return False
     runs_of = {"usual": found[0].before[1]}
     for change in found:
         runs_of[f"{change.option} {shown(change.option, change.after[0])}"] = change.after[1]
@@ -230,16 +209,16 @@ def draw_options_over_training(section: Section, path: Path, options: Sequence[s
             )
             if line:
                 xs, ys = zip(*line, strict=True)
-                colour = "#000000" if name == "usual" else f"C{number - 1}"
-                axes.plot(xs, ys, color=colour, linewidth=2 if name == "usual" else 1.2)
-                lines.append((name, colour, xs, ys))
+                color = "#000000" if name == "usual" else f"C{number - 1}"
+                axes.plot(xs, ys, color=color, linewidth=2 if name == "usual" else 1.2)
+                lines.append((name, color, xs, ys))
         axes.set(title=title, xlabel="step")
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         named = lines or named
     label_lines(panels[-1], named, size=8)
     what = f"usual: k {shown('k', found[0].before[0])}" if options == ("k",) else "usual but for one option"
     save(figure, path, f"{section.dataset}, rpg, N_l = {section.labeled[0]}; {what}; mean over splits and seeds")
-    return None
+    return True
 
 
 OVER_TRAINING: dict[str, Callable[[dict[str, Any]], float | None]] = {
@@ -249,7 +228,7 @@ OVER_TRAINING: dict[str, Callable[[dict[str, Any]], float | None]] = {
 }
 
 
-def draw_pictures(section: Section, path: Path) -> str | None:
+def draw_pictures(section: Section, path: Path) -> bool:
     """Rows of test images; columns: the image, a prediction of each method, the truth."""
     chosen = {}
     for method in ordered({run.method for run in section.main}):
@@ -259,7 +238,7 @@ def draw_pictures(section: Section, path: Path) -> str | None:
     shared = [name for name in next(iter(map(pictures, chosen.values())), {})
               if all(name in pictures(run) for run in chosen.values())]  # fmt: skip
     if not shared:
-        return "no pictures that all methods have" if chosen else "no pictures beside these results"
+        return False
     first = next(iter(chosen.values()))
     titles = ["image", *(f"{run.row.name}\n{run.score:.3f}" for run in chosen.values()), "truth"]
     size = (1.35 * len(titles), 1.35 * len(shared) + 0.8)
@@ -276,7 +255,7 @@ def draw_pictures(section: Section, path: Path) -> str | None:
         axes.set_title(title, fontsize=8)
     of_which = sorted({f"N_l = {run.labeled}, split {run.split}, seed {run.seed}" for run in chosen.values()})
     save(figure, path, f"{section.dataset}; {'; '.join(of_which)}; below a name: its test mIoU")
-    return None
+    return True
 
 
 def pictures(run: Run) -> dict[str, dict[str, Path]]:
@@ -292,8 +271,8 @@ def pictures(run: Run) -> dict[str, dict[str, Path]]:
     }
 
 
-FIGURES: dict[str, tuple[str, Callable[[Section, Path], str | None]]] = {
-    "learning": ("Score over the number of labelled images", draw_learning),
+FIGURES: dict[str, tuple[str, Callable[[Section, Path], bool]]] = {
+    "learning": ("Score over the number of labeled images", draw_learning),
     "pool-size": ("Pool-size study", draw_pool_size),
     "k": ("Study of k", draw_k),
     "validation": ("Validation mIoU over training", draw_validation),
@@ -314,78 +293,13 @@ def of(section: Section, row: Row) -> list[Run]:
 
 
 def at_fewest(section: Section) -> dict[Row, list[Run]]:
-    """The runs of every row at the smallest number of labelled images, where methods differ most.
+    """Return the runs of every row at the smallest number of labeled images, where methods differ most.
 
-    Those of double length only where there are no others: they would squeeze all lines into half the plot.
+    Those of unusual length only where there are no others: longer ones would squeeze the lines of all others.
     """
     found = {row: [run for run in of(section, row) if run.labeled == section.labeled[0]] for row in section.rows()}
     return {
         row: runs
         for row, runs in found.items()
-        if runs and not (row.double and found.get(Row(row.method, row.threshold)))
+        if runs and (row.usual_length or not found.get(Row(row.method, row.threshold)))
     }
-
-
-def mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """The mean at every step that all curves have; those without points do not count."""
-    curves = [curve for curve in curves if curve]
-    points: dict[float, list[float]] = {}
-    for curve in curves:
-        for x, y in curve:
-            points.setdefault(x, []).append(y)
-    return [(x, statistics.fmean(ys)) for x, ys in sorted(points.items()) if len(ys) == len(curves)]
-
-
-def label_lines(axes: Axes, lines: Sequence[Line], size: float = 9) -> None:
-    """Names lines at the right of the axes, level with their ends as far as names do not overlap."""
-    axes.margins(x=0.04)
-    low, high = not_too_close(axes)
-    height = axes.get_window_extent().height / axes.figure.dpi  # in inches
-    gap = 1.25 * size / 72 / height
-    ends = [((ys[-1] - low) / (high - low), name, colour, xs[-1], ys[-1]) for name, colour, xs, ys in lines]
-    ends.sort(key=lambda end: end[0])
-    places = spread([end[0] for end in ends], gap)
-    for place, (_, name, colour, x, y) in zip(places, ends, strict=True):
-        axes.annotate(
-            name, (x, y), (1.06, place), xycoords="data", textcoords="axes fraction", va="center", fontsize=size,
-            color=colour, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "linestyle": (0, (1, 2)),
-                        "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3},
-        )  # fmt: skip
-
-
-def not_too_close(axes: Axes) -> tuple[float, float]:
-    """Keeps differences of thousandths from filling the axes, and returns their limits."""
-    low, high = axes.get_ylim()
-    lacking = max(0.0, LEAST_SPAN - (high - low)) / 2
-    axes.set_ylim(low - lacking, high + lacking)
-    return axes.get_ylim()
-
-
-def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Moves rising places in [0, 1] apart, each at least a gap above the one before."""
-    moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + gap) if moved else place)
-    ceiling = max(1.0, gap * (len(moved) - 1))
-    for i in reversed(range(len(moved))):
-        moved[i] = min(moved[i], ceiling)
-        ceiling = moved[i] - gap
-    return moved
-
-
-def save(figure: Figure, path: Path, caption: str) -> None:
-    figure.supxlabel(caption, fontsize=8, color="#555555")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def style(method: str) -> tuple[str, str]:
-    return STYLES.get(method, OTHER_STYLE)
-
-
-def dashes(row: Row) -> str:
-    """Rows of one method have one colour; the less strict threshold and the double length are broken lines."""
-    if row.double:
-        return ":"
-    return "--" if row.threshold is not None and row.threshold < 0.9 else "-"

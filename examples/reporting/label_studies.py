@@ -16,7 +16,7 @@ COLUMNS = {
 }  # fmt: skip
 CAPTION = (
     "Pseudo-labels of the network that a run has trained, under other options, beside its own predictions (own), on "
-    "the held-back labels of the images that it learned from; per cent of pixels. **W**: mean weight. **By W**: each "
+    "the held-back labels of the images that it learned from; percent of pixels. **W**: mean weight. **By W**: each "
     "pixel counts as much as it weighs. **Differ**: where pseudo-label and prediction differ, and how often each is "
     "right there."
 )
@@ -38,10 +38,10 @@ def read_label_studies(folders: Sequence[Path]) -> list[tuple[Path, dict[str, An
 
 def label_study_table(content: dict[str, Any]) -> str:
     run, variants = content["run"], content["variants"]
-    rows = [[name, *(per_cent(measures[key]) for key in COLUMNS.values())] for name, measures in variants.items()]
+    rows = [[name, *(percentage(measures[key]) for key in COLUMNS.values())] for name, measures in variants.items()]
     caption = f"`{run['method']}`, N_l = {run['labeled']}, split {run['split']}, {content['batches']} batches"
     return f"**{caption}**\n\n{markdown(['option', *COLUMNS], rows)}"
 
 
-def per_cent(share: float | None) -> str:
+def percentage(share: float | None) -> str:
     return MISSING if share is None else f"{100 * share:.1f}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from examples.reporting.results import ABLATIONS, METHODS, Mean, Options, Run, Section, ordered
-from examples.reporting.tables import MISSING, cell, markdown, mean_score, paired, shown
+from examples.reporting.results import METHODS, STUDIED, Mean, Options, Run, Section, ordered
+from examples.reporting.tables import MISSING, cell, class_name, markdown, mean_score, paired, shown
 
 
 class Change(NamedTuple):
@@ -14,7 +14,7 @@ class Change(NamedTuple):
 
     Attributes:
         method: Of both.
-        labeled: Their number of labelled images.
+        labeled: Their number of labeled images.
         option: What differs.
         before: The option's value, and the runs that have it.
         after: The other value, and its runs.
@@ -61,15 +61,15 @@ def in_order(change: Change) -> tuple[Any, ...]:
     return (
         ordered([change.method, *METHODS]).index(change.method),
         len(change.others),
-        list(ABLATIONS).index(change.option),
+        STUDIED.index(change.option),
         value if isinstance(value, (int, float)) else 0,
         str(value),
         change.labeled,
     )
 
 
-def studies_table(section: Section) -> str:
-    """What happens when exactly one option of a method is another."""
+def studies_table(section: Section) -> str | None:
+    """What happens when exactly one option of a method is another; None without such runs."""
     lines = [
         [
             f"`{change.method}`",
@@ -83,7 +83,7 @@ def studies_table(section: Section) -> str:
         for change in changes(section)
     ]
     if not lines:
-        return "Single options: no runs that differ from others of their method in one option"
+        return None
     caption = (
         "**Single options.** Runs that differ in one option from the usual ones of their method, or (with) from others "
         "in the table; the difference is over the splits and seeds that both have. Held back: the score on the labels "
@@ -94,8 +94,8 @@ def studies_table(section: Section) -> str:
     )
 
 
-def pseudo_labels_table(section: Section) -> str:
-    """Weight and precision of the pseudo-labels of every class, by option, at the fewest labelled images."""
+def pseudo_labels_table(section: Section) -> str | None:
+    """Weight and precision of the pseudo-labels of every class, by option, at the fewest labeled images."""
     labeled = section.labeled[0]
     found = [change for change in changes(section) if change.labeled == labeled]
     groups: list[tuple[str, str, Sequence[Run]]] = []
@@ -108,14 +108,14 @@ def pseudo_labels_table(section: Section) -> str:
             for change in mine:
                 options = {change.option: change.after[0], **change.others}
                 name = ", ".join(
-                    f"{option} {shown(option, options[option])}" for option in ABLATIONS if option in options
+                    f"{option} {shown(option, options[option])}" for option in STUDIED if option in options
                 )
                 if name not in seen:
                     groups.append((method, name, change.after[1]))
                 seen.add(name)
     classes = list(dict.fromkeys(name for _, _, runs in groups for run in runs for name in weights(run)))
     if not classes:
-        return "Pseudo-labels by option: no runs"
+        return None
     lines = [
         [f"`{method}`", option, *(beside_each_other(runs, name) for name in classes)] for method, option, runs in groups
     ]
@@ -123,11 +123,11 @@ def pseudo_labels_table(section: Section) -> str:
         f"**Pseudo-labels by option.** Mean weight / precision in the last tenth of the steps, N_l = {labeled}: the "
         "weight of the pixels that are given a class, and how many of them are of it."
     )
-    return f"{caption}\n\n{markdown(['method', 'option', *(name.replace('_', ' ') for name in classes)], lines, 2)}"
+    return f"{caption}\n\n{markdown(['method', 'option', *map(class_name, classes)], lines, 2)}"
 
 
-def images_table(section: Section) -> str:
-    """How unlike the test images are: what the worst of them reach."""
+def images_table(section: Section) -> str | None:
+    """How unlike the test images are: what the worst of them reach; None without percentiles."""
     groups: dict[tuple[int, str, int, str], list[Run]] = {}
     for run in section.runs:
         if run.content.get("iou_percentiles") and not run.double:
@@ -136,7 +136,7 @@ def images_table(section: Section) -> str:
             place = ordered([run.method, *METHODS]).index(run.method)
             groups.setdefault((place, run.method, run.labeled, ", ".join(options) or "usual"), []).append(run)
     if not groups:
-        return "Images: no runs that hold percentiles over images"
+        return None
     some_run = next(iter(groups.values()))[0]
     percents, classes = (list(names) for names in (some_run.content["iou_percentiles"], some_run.iou_per_class))
     lines = [
@@ -145,9 +145,9 @@ def images_table(section: Section) -> str:
     ]
     caption = (
         f"**Images.** IoU by class at the {', '.join(f'{percent}th' for percent in percents)} percentile of the test "
-        "images, mean over splits and seeds: the worst, the usual and the best."
+        "images, mean over splits and seeds, from the lowest IoU up; the best images are above the last."
     )
-    header = ["method", "option", "N_l", *(name.replace("_", " ") for name in classes)]
+    header = ["method", "option", "N_l", *map(class_name, classes)]
     return f"{caption}\n\n{markdown(header, lines, 2)}"
 
 

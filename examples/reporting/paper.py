@@ -28,12 +28,12 @@ MIOU: dict[str, dict[tuple[str, float | None], tuple[str, str, str, str]]] = {
         ("rpg_plus", None): (".31", ".45", ".55", ".59"),
     },
 }
-FULL_ACCESS = {"jsrt": "123 labelled images .85", "retouch": "415 labelled images .62"}
+FULL_ACCESS = {"jsrt": "123 labeled images .85", "retouch": "415 labeled images .62"}
 
 # Table 2, jsrt: nearest_neighbor, N_l = 3, by pool size.
 POOL_SIZE = {1: ".52", 2: ".58", 3: ".64", 4: ".65", 5: ".66"}
 
-# Table 3, jsrt: rpg, N_l = 3, by pool size and share of neighbours; some did not fit the authors' 11 GB card.
+# Table 3, jsrt: rpg, N_l = 3, by pool size and share of neighbors; some did not fit the authors' 11 GB card.
 NEIGHBOR_SHARES = (0.25, 0.5, 0.75, 1.0)
 NEIGHBORS_BY_POOL = {
     1: (".55", ".57", ".56", ".52"),

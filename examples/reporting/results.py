@@ -6,71 +6,49 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from examples.config import RUN_ENV_FIELDS, MethodName, defaults
+from examples.config import ABLATIONS, RUN_ENV_FIELDS, MethodName, applies_to, defaults
 from examples.reporting import paper
 
 METHODS: tuple[str, ...] = get_args(MethodName)
-REQUIRED = ("dataset", "method", "labeled", "split", "seed", "iterations", "image_size", "miou")
-
-# Options that a study varies, and the methods that heed them (None: all); a method is not told apart by the others.
-WEIGHING = ("rpg", "rpg_plus", "rpg_best")
-MATCHING = ("nearest_neighbor", *WEIGHING)
-ABLATIONS: dict[str, tuple[str, ...] | None] = {
-    "k": WEIGHING,
-    "balanced_k": WEIGHING,
-    "pool_size": None,
-    "balanced_crops": None,
-    "map_size": MATCHING,
-    "entropy_over": WEIGHING,
-    "temperature": WEIGHING,
-    "weighted": WEIGHING,
-    "resolution": MATCHING,
-    "normalize_by": WEIGHING,
-    "bank_mib": MATCHING,
-    "bank_age": MATCHING,
-    "coordinates": MATCHING,
-    "matched_levels": MATCHING,
-    "average_features": MATCHING,
-    "agreement": MATCHING,
-    "threshold": ("pseudolabel", "fixmatch", "rpg_plus"),
-    "cutout": ("fixmatch", "rpg_plus"),
-    "cutmix": ("fixmatch", "rpg_plus"),
-    "strong_labels": ("rpg_plus",),
-    "batch_norm": None,
-    "lambda_u": tuple(method for method in METHODS if method != "supervised"),
-    "warm_up": tuple(method for method in METHODS if method != "supervised"),
-    "average": tuple(method for method in METHODS if method not in ("mean_teacher", "mlds")),
-}
-# What makes no other setting: row and cell of a table, the length (which ``iterations`` holds), RUN_ENV_FIELDS.
-CELL = {"dataset", "method", "labeled", "split", "seed", "epochs", "iterations", "double_length"}
+REQUIRED = ("dataset", "method", "labeled", "split", "seed", "iterations", "image_size", "miou", "config")
+STUDIED = (*ABLATIONS, "iterations")  # the options that tables compare
+# What makes no other setting: row and cell of a table, and the length, which is compared like an option.
+CELL = {"dataset", "method", "labeled", "split", "seed", "iterations", "double_length"}
 
 Options = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the tables of methods."""
+    """A row of the tables of methods; ``steps`` only where others of the section have another number of them."""
 
     method: str
     threshold: float | None = None
     double: bool = False
+    steps: int | None = None
 
     @property
     def name(self) -> str:
         threshold = f" {decimals(self.threshold, 2)}" if self.threshold else ""
-        return self.method + threshold + "*" * self.double
+        steps = f", {self.steps} steps" if self.steps else ""
+        return self.method + threshold + steps + "*" * self.double
+
+    @property
+    def usual_length(self) -> bool:
+        return not self.double and self.steps is None
 
 
 @dataclass(frozen=True)
 class Run:
-    """One result.json."""
+    """One result.json; ``other_length`` is its number of steps where most runs of its section have another one."""
 
     path: Path
     content: dict[str, Any] = field(repr=False)
+    other_length: int | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name in REQUIRED or name in ("commit", "seconds", "device", "data", "history", "pictures"):
@@ -79,10 +57,8 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The options, with today's defaults for those that came later; empty in files of before there was any."""
-        if not self.content.get("config"):
-            return {}
-        return defaults(self.dataset) | self.content["config"]
+        """The options as they are today, those that the file does not hold at their defaults."""
+        return {name: self.content["config"].get(name, usual) for name, usual in defaults(self.dataset).items()}
 
     @property
     def pooled(self) -> bool:
@@ -99,28 +75,31 @@ class Run:
 
     @property
     def double(self) -> bool:
-        return bool(self.config.get("double_length"))
+        return bool(self.config["double_length"])
 
     @property
     def row(self) -> Row:
-        threshold = self.config.get("threshold") if self.method in paper.THRESHOLDS else None
-        return Row(self.method, threshold, self.double)
+        threshold = self.config["threshold"] if self.method in paper.THRESHOLDS else None
+        return Row(self.method, threshold, self.double, self.other_length)
+
+    @property
+    def length(self) -> int:
+        """Its number of steps, or half of it where it was to be twice the others'."""
+        return int(self.iterations // 2 if self.double else self.iterations)
 
     @property
     def setting(self) -> Options:
         """What has to agree for two runs to be compared at all."""
         rest = {name: value for name, value in self.config.items() if name not in {*CELL, *RUN_ENV_FIELDS, *ABLATIONS}}
-        length = self.iterations // 2 if self.double else self.iterations
-        return tuple(sorted({**rest, "image_size": self.image_size, "iterations": length}.items()))
+        return tuple(sorted({**rest, "image_size": self.image_size}.items()))
 
     @property
     def studied(self) -> Options:
-        """The options that a study varies and this method applies_to; k as a share."""
-        config = self.config
-        heeded = [name for name in ABLATIONS if config and applies_to(self.method, name)]
-        if self.method in paper.THRESHOLDS and "threshold" in heeded:
-            heeded.remove("threshold")  # it has rows of its own
-        values = {name: config[name] for name in heeded}
+        """The options that a study varies and that apply to this method; k as a share."""
+        config = self.config | {"iterations": self.length}
+        values = {name: config[name] for name in STUDIED if applies_to(self.method, name)}
+        if self.method in paper.THRESHOLDS:
+            del values["threshold"]  # it has rows of its own
         if isinstance(values.get("k"), int):
             side = config["map_size"] or self.image_size
             values["k"] = values["k"] / (config["pool_size"] * side**2)
@@ -160,14 +139,18 @@ class Mean:
 
 @dataclass
 class Section:
-    """Runs on one data set in one setting, and for each method its most common options."""
+    """Runs on one data set in one setting; their most common length, and for each method its most common options."""
 
     dataset: str
     setting: dict[str, Any]
     runs: list[Run]
+    length: int = field(init=False)
     usual: dict[str, Options] = field(init=False)
 
     def __post_init__(self) -> None:
+        lengths = Counter(run.length for run in self.runs)
+        self.length = max(lengths, key=lambda length: (lengths[length], length))
+        self.runs = [run if run.length == self.length else replace(run, other_length=run.length) for run in self.runs]
         everywhere = Counter(option for run in self.runs for option in run.studied)
         self.usual = {}
         for method in self.methods:
@@ -198,16 +181,13 @@ class Section:
         return [run for run in self.runs if run.studied == self.usual[run.method]]
 
     def rows(self) -> list[Row]:
-        """All methods that exist, whether run or not; runs of double length below those of single length."""
+        """What was run, and what the paper has on this data set; unusual lengths below the others of a method."""
         found = {run.row for run in self.main}
-        rows: list[Row] = []
-        for method in ordered({*METHODS, *self.methods}):
-            mine = {row for row in found if row.method == method}
-            if all(row.threshold is not None for row in mine):
-                mine |= {Row(method, threshold) for threshold in paper.THRESHOLDS.get(method, ())}
-            starred_alone = {Row(row.method, row.threshold) for row in mine if row.double} - found
-            rows += sorted(mine - starred_alone or {Row(method)}, key=lambda row: (row.threshold or 0, row.double))
-        return rows
+        starred = {Row(row.method, row.threshold) for row in found if row.double}
+        published = {Row(*key) for key in paper.MIOU.get(self.dataset, ())} - starred
+        rows = sorted(found | published, key=lambda row: (row.threshold or 0, row.steps or 0, row.double))
+        order = ordered({row.method for row in rows})
+        return sorted(rows, key=lambda row: order.index(row.method))
 
     def varying(self, method: str, free: Sequence[str], labeled: int) -> list[Run]:
         """The runs of a method that have its usual options but for the free ones."""
@@ -222,7 +202,7 @@ class Section:
         ]
 
     def study(self, method: str, free: Sequence[str]) -> tuple[int, list[Run]]:
-        """Of :meth:`varying`, the number of labelled images with most variants, and the runs."""
+        """Of :meth:`varying`, the number of labeled images with most variants, and the runs."""
 
         def variants(labeled: int) -> int:
             return len({run.studied for run in self.varying(method, free, labeled)})
@@ -269,6 +249,11 @@ def check(content: dict[str, Any]) -> None:
     missing = [key for key in REQUIRED if key not in content]
     if missing:
         raise ValueError(f"no {', '.join(missing)} in it")
+    for key in ("labeled", "split", "seed", "iterations"):
+        if not isinstance(content[key], int):
+            raise ValueError(f"{key}: got {content[key]}, expected an integer")
+    if not isinstance(content["config"], dict):
+        raise ValueError(f"config: got {content['config']}, expected the options of a run")
     score = content.get("score", "miou")
     if not isinstance(content.get(score), (int, float)):
         raise ValueError(f"{score}: got {content.get(score)}, expected a number")
@@ -295,11 +280,6 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         Section(dataset, dict(setting), sorted(members, key=lambda run: (run.labeled, run.split, run.seed)))
         for (dataset, setting), members in sorted(groups.items(), key=lambda item: (item[0][0], str(item[0][1])))
     ]
-
-
-def applies_to(method: str, option: str) -> bool:
-    methods = ABLATIONS.get(option)
-    return methods is None or method in methods
 
 
 def by(runs: Iterable[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:

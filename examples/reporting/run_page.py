@@ -1,7 +1,7 @@
 """report.html: all there is to see of one run, in one file that needs no other.
 
-It is made of what the folder of the run holds: config.json, status.json, metrics.jsonl, result.json once there is one,
-and the pictures that status.json names. So it can be made at any time, of a run under way or one that died as well.
+It is made of what the folder of the run holds (see ``run_files``). So it can be made at any time, of a run under way or
+one that died as well.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import base64
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +19,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from examples.config import defaults
 from examples.engine.checkpoint import atomic_write
 from examples.engine.resuming import changes
+from examples.reporting.run_files import RunFiles, read_run
 from examples.reporting.run_plots import class_colors, draw_losses, draw_pseudo_labels, draw_validation
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NEXT_TO_NOTHING = 0.01  # of a mean weight
 OFTEN_WRONG = 0.5  # of a precision
 LIGHTER = {
     "rpg": "; try a smaller --k",
     "rpg_plus": "; try a smaller --k",
-    "rpg_best": "; try a smaller --k",
     "fixmatch": "; try a lower --threshold",
     "pseudolabel": "; try a lower --threshold",
 }
-
-Series = dict[str, dict[str, list[tuple[int, float]]]]  # kind -> name -> (step, value), steps rising
 
 PAGE = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -41,126 +38,21 @@ PAGE = Environment(
 ).get_template("run_page.html")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class RunFiles:
-    """What the folder of a run holds.
-
-    Attributes:
-        folder: ...
-        options: The configuration.
-        status: What was last known of a run, finished or not; empty for runs of before there was a status.json.
-        series: All measures of metrics.jsonl.
-        result: result.json, if there is one.
-    """
-
-    folder: Path
-    options: dict[str, Any]
-    status: dict[str, Any]
-    series: Series
-    result: dict[str, Any] | None
-
-    @property
-    def step(self) -> int:
-        """The last that is known of."""
-        logged = (points[-1][0] for by_name in self.series.values() for points in by_name.values())
-        return max(self.status.get("step", 0), *logged, 0)
-
-    @property
-    def iterations(self) -> int | None:
-        found = (self.result or self.status).get("iterations")
-        return found if found is None else int(found)
-
-    @cached_property
-    def environments(self) -> list[dict[str, Any]]:
-        """Where it has taken place, the last one last."""
-        if self.result and "environment" in self.result:
-            return [*self.result.get("earlier_environments", ()), self.result["environment"]]
-        return list(self.status.get("environments", ()))
-
-    @property
-    def best(self) -> tuple[int, float] | None:
-        """Step and score of the validation whose network is kept: of equals the last."""
-        points = self.series.get("validation", {}).get("miou", [])
-        return max(points, key=lambda point: (point[1], point[0]), default=None)
-
-    def at(self, kind: str, name: str, step: int) -> float | None:
-        return dict(self.series.get(kind, {}).get(name, ())).get(step)
-
-    def pseudo_label(self, measure: str, name: str) -> float | None:
-        """A measure of a class's pseudo-labels: over the last tenth of a finished run, or as last logged."""
-        kind = f"pseudo_label_{measure}"
-        if self.result:
-            return (self.result.get(kind) or {}).get(name)
-        points = self.series.get(kind, {}).get(name)
-        return points[-1][1] if points else None
-
-    @property
-    def evaluated(self) -> list[str]:
-        """The classes, or the labels they are fused to, as an evaluation names them."""
-        if self.result:
-            return list(self.result["iou_per_class"])
-        return self.status.get("evaluated") or [name for name in self.series.get("validation", ()) if name != "miou"]
-
-    @property
-    def taught(self) -> list[str]:
-        """The classes that pseudo-labels name, the background last; empty if there are none."""
-        found = [name for name in self.series.get("pseudo_label_share", ()) if name != "background"]
-        order = {name: place for place, name in enumerate(self.status.get("learned", ()))}
-        return [*sorted(found, key=lambda name: order.get(name, len(order))), "background"] if found else []
-
-
 def write_page(folder: Path) -> Path:
-    """Writes report.html into the folder of a run.
+    """Write report.html into the folder of a run, and return its path.
 
     Raises:
         FileNotFoundError: it is no folder of a run.
         OSError: a file cannot be read or written.
-        ValueError: config.json or result.json is no JSON.
+        ValueError: config.json, status.json or result.json is not what a run writes.
     """
     path = folder / "report.html"
     atomic_write(path, page(read_run(folder)).encode(), flush=False)
     return path
 
 
-def read_run(folder: Path) -> RunFiles:
-    """Reads what there is; see :func:`write_page`."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"RUN: {folder} holds no config.json, expected the folder of a run of examples.train")
-    options = read_json(folder / "config.json")
-    environment = options.pop("environment", None)
-    status = read_json(folder / "status.json") if (folder / "status.json").is_file() else {}
-    if environment:
-        status.setdefault("environments", [environment])
-    result = read_json(folder / "result.json") if (folder / "result.json").is_file() else None
-    return RunFiles(folder, options, status, read_series(folder / "metrics.jsonl"), result)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, expected an object")
-    return content
-
-
-def read_series(path: Path) -> Series:
-    """The lines of metrics.jsonl; one that was written by halves is left out."""
-    series: Series = {}
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            line = json.loads(text)
-            step, kind = line.pop("step"), line.pop("kind")
-        except (ValueError, KeyError):
-            continue
-        for name, value in line.items():
-            series.setdefault(kind, {}).setdefault(name, []).append((step, value))
-    return series
-
-
 def page(run: RunFiles) -> str:
-    """The page as HTML; everything that comes from the run is escaped."""
+    """Return the page as HTML; everything that comes from the run is escaped."""
     options, best = run.options, run.best
     state, reason = state_of(run)
     facts = {
@@ -172,7 +64,7 @@ def page(run: RunFiles) -> str:
     }
     return PAGE.render(
         title=f"{options['method']} on {options['dataset']}",
-        setting=f"{options['labeled']} labelled images, split {options['split']}, seed {options['seed']}",
+        setting=f"{options['labeled']} labeled images, split {options['split']}, seed {options['seed']}",
         state=state,
         reason=reason,
         facts={name: value for name, value in facts.items() if value},
@@ -186,7 +78,7 @@ def page(run: RunFiles) -> str:
             for caption, draw, names in (
                 ("Losses: each point a mean of 20 steps, and a running mean", draw_losses, run.evaluated),
                 ("IoU on the validation images", draw_validation, run.evaluated),
-                ("Pseudo-labels, judged by held-back labels: running means", draw_pseudo_labels, run.taught),
+                ("Pseudo-labels, judged by held-back labels: running means", draw_pseudo_labels, run.assigned),
             )
             if (curves := draw(run.series, names, run.iterations))
         ],
@@ -201,7 +93,7 @@ def page(run: RunFiles) -> str:
 HEADINGS = {
     "test": "Test images, by the network that was best on the validation images",
     "validation": "Validation images",
-    "unlabelled": "Unlabelled images, beside what was held back",
+    "unlabeled": "Unlabeled images, beside what was held back",
 }
 
 
@@ -227,11 +119,14 @@ def state_of(run: RunFiles) -> tuple[str, str | None]:
         return "stopped", run.status.get("reason")
     if is_claimed(run.folder):
         return "under way", None
-    return "died", f"it ended without a word after step {run.step:,}; the same command goes on from its last checkpoint"
+    return (
+        "died",
+        f"it ended without a message after step {run.step:,}; the same command goes on from its last checkpoint",
+    )
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether a process holds the folder (see ``runlog.lock_run_dir``)."""
+    """Whether a process holds the folder (see ``run_folder.lock_run_dir``)."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             return False
@@ -279,17 +174,17 @@ def warnings(run: RunFiles) -> Iterable[str]:
 
 def weak_pseudo_labels(run: RunFiles) -> Iterable[str]:
     """Classes whose pseudo-labels teach next to nothing, or mostly what is wrong."""
-    names = run.taught
+    names = run.assigned
     weights = {name: run.pseudo_label("weight", name) for name in names}
     never = [name for name in names if weights[name] is None]
     if never:
-        yield f"No pixel was given the pseudo-label {listed(never)}: unlabelled images teach nothing about it."
+        yield f"No pixel was given the pseudo-label {listed(never)}: unlabeled images teach nothing about it."
     light = [name for name in names if (weight := weights[name]) is not None and weight < NEXT_TO_NOTHING]
     if light:
         advice = LIGHTER.get(run.options["method"], "")
         yield (
             f"Pseudo-labels of {listed(light)} weigh next to nothing (mean weight below {NEXT_TO_NOTHING}), so that"
-            f" unlabelled images teach next to nothing about them{advice}."
+            f" unlabeled images teach next to nothing about them{advice}."
         )
     wrong = [
         f"{name} ({precision:.2f})"
@@ -318,12 +213,12 @@ def class_table(run: RunFiles, best: tuple[int, float] | None) -> dict[str, Any]
         there = {name: run.at("validation", name, best[0]) for name in run.evaluated}
         columns[f"validation IoU, step {best[0]:,}"] = {**there, MEAN: best[1]}
     for measure, heading in MEASURES.items():
-        if run.taught:
-            columns[heading] = {name: run.pseudo_label(measure, name) for name in run.taught}
-    names = list(dict.fromkeys([*run.evaluated, *run.taught]))
+        if run.assigned:
+            columns[heading] = {name: run.pseudo_label(measure, name) for name in run.assigned}
+    names = list(dict.fromkeys([*run.evaluated, *run.assigned]))
     rows = {name: [column.get(name) for column in columns.values()] for name in [*names, MEAN] if columns}
     when = "over the last tenth of the run" if run.result else "over the steps logged last"
-    return {"headings": list(columns), "rows": rows, "when": when if run.taught else None}
+    return {"headings": list(columns), "rows": rows, "when": when if run.assigned else None}
 
 
 MEAN = "mean over classes"
@@ -343,7 +238,7 @@ def changed_options(options: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
 
 
 def is_default(options: Mapping[str, Any], name: str, value: Any) -> bool:
-    """As text: k = 1 is one neighbour and k = 1.0 all of them."""
+    """As text: k = 1 is one neighbor and k = 1.0 all of them."""
     return name != "dataset" and json.dumps(defaults(options["dataset"]).get(name)) == json.dumps(value)
 
 
@@ -363,9 +258,12 @@ def environment_table(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def embedded(run: RunFiles, file: str) -> str | None:
-    """A picture of the run as a data URI; None where it is gone."""
-    path = run.folder / file
-    return data_uri("image/png", path.read_bytes()) if path.is_file() else None
+    """Return a picture of the run as a data URI; None where it is gone, or is no PNG file within the run's folder."""
+    path = (run.folder / file).resolve()
+    if not path.is_relative_to(run.folder.resolve()) or not path.is_file():
+        return None
+    content = path.read_bytes()
+    return data_uri("image/png", content) if content.startswith(PNG_SIGNATURE) else None
 
 
 def data_uri(kind: str, content: bytes) -> str:

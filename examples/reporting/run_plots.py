@@ -14,14 +14,14 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from examples.logging.pictures import COLORS
-from examples.reporting.figures import LOOK, WIDTH
+from examples.reporting.plotting import LOOK, WIDTH, class_title
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
-    from examples.reporting.run_page import Series
+Series = dict[str, dict[str, list[tuple[int, float]]]]  # kind -> name -> (step, value), steps rising
 
-# Stand-ins that are replaced by variables of the style sheet; no other colour is like them.
+# Stand-ins that are replaced by variables of the style sheet; no other color is like them.
 INK, PAPER = "#123457", "#fedcb9"
 SCHEME = (
     "<style>:root{--ink:#222;--paper:#fff}@media(prefers-color-scheme:dark){:root{--ink:#ddd;--paper:#16181d}}</style>"
@@ -44,7 +44,7 @@ Points = Sequence[tuple[int, float]]
 
 
 def class_colors(names: Sequence[str]) -> dict[str, str]:
-    """The colours that classes have in overlays."""
+    """The colors that classes have in overlays."""
     return {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
 
 
@@ -101,7 +101,7 @@ def draw_pseudo_labels(series: Series, names: Sequence[str], iterations: int | N
 
 
 def draw_classes(axes: Axes, lines: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], colors: Mapping[str, str]) -> None:
-    """A line for each class; the span of those that are more than there are colours."""
+    """A line for each class; the span of those that are more than there are colors."""
     alone = [name for name in lines if name == "background" or len(colors) <= len(COLORS) + 1]
     together = [name for name in lines if name not in alone]
     if together:
@@ -114,7 +114,7 @@ def draw_classes(axes: Axes, lines: Mapping[str, tuple[NDArray[Any], NDArray[Any
         color = DARKENED.get(colors[name], colors[name])
         marker = "." if len(lines[name][0]) == 1 else ""  # a single point is no line
         dashes = "--" if name == "background" else "-"
-        axes.plot(*lines[name], dashes, marker=marker, color=color, linewidth=1.3, label=name.replace("_", " "))
+        axes.plot(*lines[name], dashes, marker=marker, color=color, linewidth=1.3, label=class_title(name))
 
 
 def steps(axes: Axes, iterations: int | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ LEGEND = (
 
 
 def methods_table(section: Section) -> str:
-    """Tables 1 and 5: methods by number of labelled images."""
+    """Tables 1 and 5: methods by number of labeled images."""
     rows, labeled = section.rows(), section.labeled
     number = 5 if any(run.pooled for run in section.runs) or section.dataset == "retouch" else 1
     published = paper.MIOU.get(section.dataset)
@@ -40,16 +42,14 @@ def methods_table(section: Section) -> str:
     return f"{caption}\n\n{markdown(header, list(zip(*columns, strict=True)))}"
 
 
-def pool_size_table(section: Section) -> str:
-    """Table 2: nearest neighbours by the number of images in the pool."""
+def pool_size_table(section: Section) -> str | None:
+    """Table 2: nearest neighbors by the number of images in the pool; None without runs that differ in it."""
     found = {n: section.varying("nearest_neighbor", ("pool_size",), n) for n in section.labeled}
-    found = {n: runs for n, runs in found.items() if runs and runs[0].config}
-    if not found:
-        return "Table 2: no runs"
+    found = {n: runs for n, runs in found.items() if runs}
     compared = section.dataset == "jsrt" and 3 in found
     sizes = {run.option("pool_size") for runs in found.values() for run in runs}
-    if len(sizes) == 1:
-        return f"Table 2: no study, `nearest_neighbor` was run with pool size {sizes.pop()} alone"
+    if len(sizes) < 2:
+        return None
     columns = sorted(sizes | set(paper.POOL_SIZE)) if compared else sorted(sizes)
     rows = []
     for n, runs in found.items():
@@ -63,16 +63,12 @@ def pool_size_table(section: Section) -> str:
     return f"{caption}\n\n{markdown(['', *(f'p = {size}' for size in columns)], rows)}"
 
 
-def neighbors_table(section: Section) -> str:
-    """Table 3: rpg by share of neighbours and pool size."""
+def neighbors_table(section: Section) -> str | None:
+    """Table 3: rpg by share of neighbors and pool size; None without runs that differ in them."""
     labeled, runs = section.study("rpg", ("k", "pool_size"))
-    runs = [run for run in runs if run.config]
-    if not runs:
-        return "Table 3: no runs"
     grouped = by(runs, lambda run: (run.option("pool_size"), run.option("k")))
-    if len(grouped) == 1:
-        (pool_size, k) = next(iter(grouped))
-        return f"Table 3: no study, `rpg` was run with pool size {pool_size} and k = {percent(k)} alone"
+    if len(grouped) < 2:
+        return None
     compared = section.dataset == "jsrt" and labeled == 3
     shares = sorted({k for _, k in grouped} | (set(paper.NEIGHBOR_SHARES) if compared else set()))
     sizes = sorted({size for size, _ in grouped} | (set(paper.NEIGHBORS_BY_POOL) if compared else set()))
@@ -96,13 +92,13 @@ def neighbors_table(section: Section) -> str:
     return f"{caption}\n\n{markdown(header, rows)}"
 
 
-def classes_table(section: Section) -> str:
-    """Table 4: IoU of every class, at the smallest number of labelled images."""
+def classes_table(section: Section) -> str | None:
+    """Table 4: IoU of every class, at the smallest number of labeled images; None without classes."""
     labeled = section.labeled[0]
     runs = [run for run in section.main if run.labeled == labeled]
     classes = list(dict.fromkeys(name for run in runs for name in run.iou_per_class))
     if not classes:
-        return "Table 4: no runs"
+        return None
     compared = section.dataset == "jsrt" and labeled == 3 and set(classes) == set(paper.CLASSES)
     rows = [row for row in section.rows() if any(run.row == row for run in runs)]
     columns = [
@@ -121,14 +117,12 @@ def classes_table(section: Section) -> str:
             if any(theirs):
                 lines.append(["paper", *theirs])
     caption = f"**Table 4.** IoU by class, N_l = {labeled}.{paper_caption(section) if compared else ''}"
-    return f"{caption}\n\n{markdown(['method', *(name.replace('_', ' ') for name in classes)], lines)}"
+    return f"{caption}\n\n{markdown(['method', *map(class_name, classes)], lines)}"
 
 
 def usual_options(section: Section) -> str:
-    """Says which options the tables of methods stand for, as far as they are not the trainer's defaults."""
-    if not any(section.usual.values()):
-        return "Options of the methods: not recorded."
-    default = defaults(section.dataset)
+    """Say which options the tables of methods stand for, as far as they are not the trainer's defaults."""
+    default = defaults(section.dataset) | {"iterations": section.length}
     default["k"] = round(default["k"], 3)  # as those of a run are
     lines = []
     for method, options in section.usual.items():
@@ -141,13 +135,26 @@ def runs_table(runs: Sequence[Run]) -> str:
     """Every run, with what it ran on."""
     rows = [
         [
-            run.dataset, label(run.row), str(run.labeled), str(run.split),
-            str(run.seed), decimals(run.score), f"{run.seconds:.0f}" if run.seconds else "?",
-            short_commit(run.commit), run.device or "?", run.data or "?", f"`{run.path}`",
+            as_text(run.dataset), label(run.row), str(run.labeled), str(run.split), str(run.seed),
+            str(run.iterations), decimals(run.score), f"{run.seconds:.0f}" if run.seconds else "?",
+            short_commit(run.commit), as_text(run.device or "?"), as_text(run.data or "?"), f"`{run.path}`",
         ]
         for run in runs
     ]  # fmt: skip
-    header = ["data set", "method", "N_l", "split", "seed", "mIoU", "seconds", "commit", "device", "data", "file"]
+    header = [
+        "data set",
+        "method",
+        "N_l",
+        "split",
+        "seed",
+        "steps",
+        "mIoU",
+        "seconds",
+        "commit",
+        "device",
+        "data",
+        "file",
+    ]
     return markdown(header, rows)
 
 
@@ -155,26 +162,27 @@ def paper_caption(section: Section) -> str:
     """How far the paper's setting is from ours."""
     if section.dataset not in paper.MIOU:
         return ""
-    size, channels = section.setting["image_size"], section.setting.get("base_channels")
+    size, channels = section.setting["image_size"], section.setting["base_channels"]
     if size == paper.SIZE and channels == paper.CHANNELS:
         return " The paper's numbers are at the same image size and with the same network."
-    ours = f"{size} px" + (f" and {channels} base channels" if channels else "")
     return (
         f" The paper's numbers are at {paper.SIZE} px with its full network ({paper.CHANNELS} base channels), ours at "
-        f"{ours}: compare the order, not the figures."
+        f"{size} px and {channels} base channels: compare the order, not the figures."
     )
 
 
 def beside(row: Row, rows: Sequence[Row], published: str) -> str:
     """The paper's number where it belongs: that of a run of double length in such a row, if there is one."""
+    if row.steps:
+        return ""
     starred = published.endswith("*") and Row(row.method, row.threshold, double=True) in rows
     return published.replace("*", "\\*") if starred == row.double else ""
 
 
 def paired(before: Sequence[Run], after: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Runs on the same split with the same seed (and threshold)."""
-    first = {(run.split, run.seed, run.row): run for run in before}
-    return [(first[key], run) for run in after if (key := (run.split, run.seed, run.row)) in first]
+    """Pair runs on the same split with the same seed (and threshold)."""
+    first = {(run.split, run.seed, run.row.threshold): run for run in before}
+    return [(first[key], run) for run in after if (key := (run.split, run.seed, run.row.threshold)) in first]
 
 
 def label(row: Row) -> str:
@@ -218,6 +226,15 @@ def short_commit(commit: str | None) -> str:
         return "?"
     name, dirty, _ = commit.partition("-dirty")
     return name[:7] + dirty
+
+
+def class_name(name: str) -> str:
+    return as_text(name.replace("_", " "))
+
+
+def as_text(words: str) -> str:
+    """Any text so that Markdown shows it as it is, on one line."""
+    return html.escape(re.sub(r"([\\`*_\[\]])", r"\\\1", " ".join(words.split())), quote=False)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:

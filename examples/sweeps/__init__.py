@@ -1,1 +1,1 @@
-"""What examples/sweep.py is made of: the plan of the cells, and the jobs that run them."""
+"""What examples/sweep.py is made of: the plan of the cells, the jobs that run them, and what is printed."""

@@ -1,4 +1,4 @@
-"""Runs cells through submitit, on this machine or on a SLURM cluster."""
+"""Run cells through submitit, on this machine or on a SLURM cluster."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from examples.config import Config
-from examples.sweeps.plan import Cell
+from examples.engine.distributed import default_device
+from examples.sweeps.plan import Cell, ExecutorName
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS, STOP_SECONDS = 2.0, 15.0  # that jobs have to end after Ctrl-C
-
-ExecutorName = Literal["local", "slurm"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,10 @@ class Outcome:
 
 
 def run_cell(config: Config, threads: int | None) -> float:
-    """The job: trains, and returns the score (everything else is in result.json)."""
+    """Be the job: train, and return the score (everything else is in result.json)."""
     import torch
 
-    from examples.train import train
+    from examples.engine.loop import train
 
     if threads:
         torch.set_num_threads(threads)
@@ -49,7 +48,7 @@ def run_cells(
     partition: str | None,
     say: Callable[[str], None],
 ) -> list[Outcome]:
-    """Runs all cells, whatever becomes of each.
+    """Run all cells, whatever becomes of each.
 
     Args:
         cells: To run.
@@ -95,7 +94,8 @@ def submit(cell: Cell, executor: ExecutorName, hours: float, partition: str | No
 
     cluster = submitit.AutoExecutor(folder=cell.out / "log", cluster=executor)
     local = executor == "local"
-    kind, _, index = cell.config.device.partition(":")
+    device = default_device() if local and cell.config.device == "auto" else cell.config.device
+    kind, _, index = device.partition(":")
     cluster.update_parameters(
         name=cell.out.name,
         timeout_min=max(1, round(60 * hours)),
@@ -118,7 +118,7 @@ def outcome(cell: Cell, job: Any) -> Outcome:
 
 
 def stop(jobs: Sequence[Any]) -> None:
-    """Ends jobs, and waits until they have, or for STOP_SECONDS.
+    """End jobs, and wait until they have, or for STOP_SECONDS.
 
     A terminal sends Ctrl-C to local jobs, too, which a second signal would disturb while they end: those left over
     after GRACE_SECONDS are cancelled.

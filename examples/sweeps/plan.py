@@ -10,15 +10,70 @@ from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import tyro
 
 from examples.command_line import parse_command
-from examples.config import Config
-from examples.reporting.results import ABLATIONS, applies_to
+from examples.config import Config, DatasetName, MethodName, applies_to
+from examples.engine.distributed import default_device
+from examples.logging.run_folder import is_begun, is_finished
 
 PLANNED = ("dataset", "method", "labeled", "split", "seed", "out")
 
+ExecutorName = Literal["local", "slurm"]
 Varied = tuple[tuple[str, str], ...]  # (option, value) as typed
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train every combination of the options given."""
+
+    datasets: tuple[DatasetName, ...]
+    """Data sets."""
+
+    methods: tuple[MethodName, ...]
+    """Methods."""
+
+    labeled: tuple[int, ...] = (3,)
+    """Numbers of labeled images, N_l."""
+
+    splits: tuple[int, ...] = (0,)
+    """Draws of labeled and validation images."""
+
+    seeds: tuple[int, ...] = (0,)
+    """Seeds."""
+
+    vary: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """An option of examples.train and its values, such as --vary k 0.25 0.5; once for each option. A method that the
+    option does not apply to is run once."""
+
+    out: Path = Path("runs")
+    """Folder of all results; each in {out}/{dataset}/{method}-n{labeled}-s{split}-seed{seed}[-{option}={value}]."""
+
+    executor: ExecutorName = "local"
+    """This machine, or the SLURM cluster that it belongs to; there a GPU is asked for with -- --device cuda."""
+
+    jobs: int = 2
+    """local: runs at a time, each with one thread."""
+
+    hours: float = 48.0
+    """Time after which a run is ended."""
+
+    partition: str | None = None
+    """slurm: partition."""
+
+    dry_run: bool = False
+    """Print the plan, what of it is finished and how long the rest may take; start nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("datasets", "methods", "labeled", "splits", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: got none, expected at least one")
+        if self.jobs < 1:
+            raise ValueError(f"jobs: got {self.jobs}, expected 1 or more")
+        if self.hours <= 0:
+            raise ValueError(f"hours: got {self.hours}, expected more than 0")
 
 
 @dataclass(frozen=True)
@@ -38,50 +93,36 @@ class Cell:
         return f"{self.config.dataset}/{self.out.name}"
 
 
-def plan(
-    out: Path,
-    datasets: Sequence[str],
-    methods: Sequence[str],
-    labeled: Sequence[int],
-    splits: Sequence[int],
-    seeds: Sequence[int],
-    vary: Sequence[Sequence[str]],
-    options: Sequence[str],
-) -> list[Cell]:
-    """Every combination, as validated configurations; methods are not varied by options that they do not heed.
+def plan(sweep: Sweep, options: Sequence[str]) -> list[Cell]:
+    """Return every combination, as validated configurations; a method varies by the options that apply to it.
 
     Args:
-        out: Folder of all cells.
-        datasets: Of examples.train, as all below.
-        methods: ...
-        labeled: ...
-        splits: ...
-        seeds: ...
-        vary: Each an option's name and its values.
+        sweep: What is to be combined.
         options: Of the command line of examples.train, the same for all cells.
 
     Raises:
         ValueError: cells are invalid, each named with the reason; or an option is given twice; or a folder holds the
             result of another configuration.
     """
-    names = [option_name(words[0]) for words in vary if words]
-    check_options(vary, names, options)
+    names = [option_name(words[0]) for words in sweep.vary if words]
+    check_options(sweep.vary, names, options)
     cells: dict[Path, Cell] = {}
     errors = []
-    for dataset, method, n, split, seed in itertools.product(datasets, methods, labeled, splits, seeds):
+    combined = itertools.product(sweep.datasets, sweep.methods, sweep.labeled, sweep.splits, sweep.seeds)
+    for dataset, method, n, split, seed in combined:
         choices = [
             [(name, value) for value in words[1:]]
-            for name, words in zip(names, vary, strict=True)
-            if name not in ABLATIONS or applies_to(method, name)
+            for name, words in zip(names, sweep.vary, strict=True)
+            if applies_to(method, name)
         ]
         for varied in itertools.product(*choices):
-            folder = out / dataset / folder_name(method, n, split, seed, varied)
+            folder = sweep.out / dataset / folder_name(method, n, split, seed, varied)
             arguments = [
                 dataset, "--method", method, "--labeled", str(n), "--split", str(split), "--seed", str(seed),
                 "--out", str(folder), *itertools.chain.from_iterable(arguments_for(*option) for option in varied),
                 *options,
             ]  # fmt: skip
-            config, error = parse(arguments, datasets, names)
+            config, error = parse(arguments, sweep.datasets)
             if config is None:
                 errors.append(f"  {dataset}/{folder.name}: {error}")
                 continue
@@ -96,7 +137,7 @@ def plan(
 
 
 def check_options(vary: Sequence[Sequence[str]], names: Sequence[str], options: Sequence[str]) -> None:
-    """Refuses what would be given in two ways, and options to vary that do not exist or have no values."""
+    """Refuse what would be given in two ways, and options to vary that do not exist or have no values."""
     known = {field.name for field in fields(Config)} - {*PLANNED, "overwrite"}
     for name, words in zip(names, vary, strict=True):
         if name not in known:
@@ -116,13 +157,13 @@ def option_name(word: str) -> str:
 
 
 def folder_name(method: str, labeled: int, split: int, seed: int, varied: Varied) -> str:
-    """As examples.train names a run's folder, with the varied options behind."""
+    """Name a folder as examples.train does, with the varied options behind."""
     parts = [f"{method}-n{labeled}-s{split}-seed{seed}", *(f"{name}={value}" for name, value in varied)]
     return "-".join(parts).replace("/", "_")
 
 
 def arguments_for(name: str, value: str) -> list[str]:
-    """The command line of an option; truth values are flags there."""
+    """Return the command line of an option; truth values are flags there."""
     flag = name.replace("_", "-")
     default = next(field.default for field in fields(Config) if field.name == name)
     if isinstance(default, bool):
@@ -132,14 +173,12 @@ def arguments_for(name: str, value: str) -> list[str]:
     return [f"--{flag}", value]
 
 
-def parse(
-    arguments: Sequence[str], datasets: Sequence[str] = (), varied: Sequence[str] = ()
-) -> tuple[Config | None, str]:
-    """The configuration, or what the command line of examples.train says is wrong."""
+def parse(arguments: Sequence[str], datasets: Sequence[str] = ()) -> tuple[Config | None, str]:
+    """Return the configuration, or what the command line of examples.train says is wrong."""
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return parse_command(arguments, prog="examples.train", datasets=datasets, varied=varied)[0], ""
+            return parse_command(arguments, prog="examples.train", datasets=datasets)[0], ""
     except ValueError as error:
         return None, str(error)
     except SystemExit:
@@ -147,61 +186,18 @@ def parse(
 
 
 def plain_text(box: str) -> str:
-    """What stands in the first part of the framed message."""
+    """Return what stands in the first part of a framed message."""
     lines = [line.strip("│ ").strip() for line in box.splitlines()]
     lines = [line for line in lines if line and not line.startswith(("╭", "╰"))]
     rule = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
     return " ".join(lines[:rule]).removeprefix("Error parsing Command: ") or "refused"
 
 
-def is_finished(config: Config) -> bool:
-    """Whether the folder holds the result of just this configuration.
-
-    Raises:
-        ValueError: it holds that of another.
-    """
-    path = config.out_dir / "result.json"
-    if not path.exists() or config.overwrite:
-        return False
-    try:
-        made_with = json.loads(path.read_text()).get("config")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); remove it") from error
-    if not made_with:
-        raise ValueError(f"{path} does not say what it was made with; remove it or take another --out")
-    other = config.differences(made_with)
-    if other:
-        raise ValueError(
-            f"{path} was made with other options ({'; '.join(other)}); take another --out, or pass --overwrite after --"
-        )
-    return True
-
-
-def is_begun(config: Config) -> bool:
-    """Whether the folder holds an unfinished run of just this configuration, which goes on.
-
-    Raises:
-        ValueError: it holds that of another.
-    """
-    path = config.out_dir / "config.json"
-    if config.overwrite or not any((config.out_dir / "checkpoints").glob("step-*.ckpt")):
-        return False
-    try:
-        begun_with = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); take another --out, or pass --overwrite after --"
-        ) from error
-    if other := config.differences(begun_with):
-        raise ValueError(
-            f"{path.parent} holds an unfinished run with other options ({'; '.join(other)}); take another --out, or"
-            " pass --overwrite after --"
-        )
-    return True
-
-
 def estimate(cells: Iterable[Cell], out: Path) -> dict[Path, float | None]:
-    """Seconds that each cell may take, by results below ``out`` of the same method, data, sizes and device."""
+    """Return the seconds that each cell may take, by results below ``out`` of the same method, data, sizes and device.
+
+    None for a cell that there is no such result for.
+    """
     known: dict[tuple[Any, ...], list[float]] = {}
     lengths: dict[tuple[Any, ...], list[int]] = {}
     for path in sorted(out.rglob("result.json")):
@@ -225,10 +221,12 @@ def estimate(cells: Iterable[Cell], out: Path) -> dict[Path, float | None]:
 
 
 def kind_of(options: dict[str, Any]) -> tuple[Any, ...]:
-    """What the time of a step depends on most."""
-    return tuple(options[name] for name in ("dataset", "method", "image_size", "base_channels", "device"))
+    """Return what the time of a step depends on most."""
+    names = ("dataset", "method", "image_size", "base_channels")
+    device = options["device"]
+    return (*(options[name] for name in names), default_device() if device == "auto" else device)
 
 
 def length_of(options: dict[str, Any]) -> tuple[Any, ...]:
-    """What the number of steps depends on, where it is given in epochs."""
-    return tuple(options[name] for name in ("dataset", "epochs", "iterations", "unlabeled_batch", "double_length"))
+    """Return what the number of steps depends on."""
+    return tuple(options[name] for name in ("dataset", "iterations", "unlabeled_batch", "double_length"))

@@ -13,7 +13,7 @@ from benchmarks import label_study
 from benchmarks.label_study import Tally, variants
 from examples.config import Config
 from examples.data.phantoms import chest as phantom
-from examples.train import train
+from examples.engine.loop import train
 
 
 @pytest.fixture

@@ -20,32 +20,33 @@ from rich.console import Console
 from rich.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import examples.engine.run
+import examples.engine.validation
 import examples.logging.progress
 import examples.logging.run_log
-import examples.train
 from examples.config import Config
 from examples.data import ImageSet, load
 from examples.data.augment import IGNORE_INDEX, View
 from examples.data.phantoms import chest as phantom
+from examples.engine.loop import train
 from examples.logging.pictures import STRIP_GAP, STRIP_SIDE, strips, visualize
 from examples.logging.progress import RunProgress
 from examples.logging.run_log import RunLog
 from examples.methods import METHODS
 from examples.models.unet import UNet
+from examples.report import main
 from examples.reporting.run_page import config_table, write_page
 from examples.reporting.run_plots import draw_pseudo_labels
-from examples.run_report import main
-from examples.train import train
 
 VALIDATIONS = (8, 16, 24)
 COLUMNS = "image, truth, prediction, pseudo-label, weight"
 
 
 def small(out: Path, **changes) -> Config:
-    """Passes of four steps, a validation every second one; clavicles are too thin for most of its maps."""
+    """Passes of four steps, a validation every eight steps; clavicles are too thin for most of its maps."""
     options = {
         "method": "rpg_plus", "image_size": 32, "base_channels": 2, "map_size": 8, "k": 0.5, "iterations": 24,
-        "unlabeled_batch": 3, "eval_every": 2, "checkpoint_every": 4,
+        "unlabeled_batch": 3, "eval_every": 8, "checkpoint_every": 4,
     }  # fmt: skip
     return Config("phantom", out=out, **{**options, **changes})
 
@@ -54,9 +55,9 @@ def shrink(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(os, "fsync", lambda descriptor: None)
     for name, count in (("TRAIN", 12), ("VALIDATION", 3), ("TEST", 5)):
         patched.setattr(phantom, name, count)
-    patched.setattr(examples.train, "BN_CALIBRATION_POOLS", 2)
-    patched.setattr(examples.train, "save_overlays", lambda *args: None)
-    patched.setattr(examples.train, "save_pictures", lambda *args: {})
+    patched.setattr(examples.engine.run, "BN_CALIBRATION_POOLS", 2)
+    patched.setattr(examples.engine.validation, "save_overlays", lambda *args: None)
+    patched.setattr(examples.engine.validation, "save_pictures", lambda *args: None)
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +202,7 @@ def test_options_that_are_not_the_defaults_come_first(finished):
 
 def test_the_command_makes_the_same_page_from_the_files(run, finished, monkeypatch, capsys):
     (run / "report.html").unlink()
-    monkeypatch.setattr("sys.argv", ["examples.run_report", str(run)])
+    monkeypatch.setattr("sys.argv", ["examples.report", str(run)])
     main()
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     again, before = ((folder / "report.html").read_text() for folder in (run, finished))
@@ -209,8 +210,10 @@ def test_the_command_makes_the_same_page_from_the_files(run, finished, monkeypat
 
 
 def test_a_folder_of_no_run_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["examples.run_report", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"holds no config\.json, expected the folder of a run"):
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json, expected the folder of a run"):
+        write_page(tmp_path)
+    monkeypatch.setattr("sys.argv", ["examples.report", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no results below"):
         main()
     (tmp_path / "config.json").write_text('{"dataset": ')
     with pytest.raises(SystemExit, match=r"config\.json is not JSON"):
@@ -272,7 +275,7 @@ def test_a_run_under_way_and_one_that_died(run):
     write_page(run)
     page = Page(run)
     assert ">died<" in page.source
-    assert "ended without a word after step 16; the same command goes on" in page.text
+    assert "ended without a message after step 16; the same command goes on" in page.text
     assert "16 of 24" in page.text
     validation = max((line for line in lines_before(run)), key=lambda line: (line["miou"], line["step"]))
     assert page.scores == [validation["miou"]]
@@ -308,7 +311,7 @@ def test_a_run_that_stops_says_why(tmp_path, monkeypatch):
 
 
 def test_what_was_drawn_before_a_cut_is_still_shown_when_the_run_goes_on(tmp_path, monkeypatch):
-    config = small(tmp_path / "run", iterations=9, eval_every=1)
+    config = small(tmp_path / "run", iterations=9, eval_every=4)
     pages = []
     monkeypatch.setattr(RunLog, "finish", lambda self, *args: None)
     original = RunLog.__enter__
@@ -380,7 +383,7 @@ def test_tensorboard_has_pictures_scalars_and_the_configuration(finished):
     board = EventAccumulator(str(finished), size_guidance={"images": 0, "tensors": 0}).Reload()
     tags = board.Tags()
     names = {tag.partition("/")[0] for tag in tags["images"]}
-    assert names == {f"validation: {COLUMNS}", f"unlabelled: {COLUMNS}"}
+    assert names == {f"validation: {COLUMNS}", f"unlabeled: {COLUMNS}"}
     assert len(tags["images"]) == 4
     for tag in tags["images"]:
         assert tuple(event.step for event in board.Images(tag)) == VALIDATIONS
@@ -406,7 +409,7 @@ def test_pictures_are_drawn_ten_times_a_run_at_most(tmp_path, monkeypatch):
 
 
 def test_looking_changes_nothing(tmp_path, finished, monkeypatch):
-    monkeypatch.setattr(RunLog, "look", lambda *args: None)
+    monkeypatch.setattr(RunLog, "log_images", lambda *args: None)
     unseen = small(tmp_path / "unseen")
     train(unseen)
     a, b = (json.loads((folder / "result.json").read_text()) for folder in (unseen.out_dir, finished))
@@ -469,15 +472,16 @@ def test_bars_in_options_do_not_break_the_table():
 
 
 def test_lines_where_the_output_is_no_terminal(tmp_path, capsys):
-    train(small(tmp_path / "run", iterations=40, eval_every=100))
+    train(small(tmp_path / "run", iterations=40, eval_every=400))
     said = capsys.readouterr().out
     assert "\x1b" not in said
     assert "\r" not in said
-    first, steps, last, validation, testing, writing = said.splitlines()
+    first, cost, steps, last, validation, testing, writing = said.splitlines()
     assert first == "preparing: reading the images"
     pattern = (
         r"step 20/40  supervised \d\.\d{3}  rpg \d\.\d{3}  fixmatch \d\.\d{3}  [\d.]+ (it/s|s/it)  \d:\d\d:\d\d left"
     )
+    assert re.fullmatch(r"step 2/40  [\d.e-]+ s a step, \d:\d\d:\d\d for the rest without validations", cost)
     assert re.fullmatch(pattern, steps)
     assert last.startswith("step 40/40")
     assert validation.startswith("step 40/40  validation mIoU")

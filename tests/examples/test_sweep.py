@@ -9,17 +9,17 @@ import pytest
 
 from examples import sweep
 from examples.config import Config
+from examples.engine.loop import train
 from examples.engine.signals import Interrupted
 from examples.logging.run_log import RunLog
-from examples.sweeps.plan import Cell, estimate, plan
-from examples.train import train
+from examples.sweeps.plan import Cell, Sweep, estimate, plan
 
 TINY = ("--image-size", "32", "--base-channels", "4", "--map-size", "8", "--iterations", "2")
 
 
 def cells(out: Path, *, datasets=("phantom",), methods=("rpg",), labeled=(3,), splits=(0,), seeds=(0,), vary=(),
           options=TINY) -> list[Cell]:  # fmt: skip
-    return plan(out, datasets, methods, labeled, splits, seeds, vary, options)
+    return plan(Sweep(datasets, methods, labeled, splits, seeds, vary, out), options)
 
 
 def finish(config: Config, changes: dict | None = None) -> None:
@@ -46,7 +46,7 @@ def test_cells_are_all_combinations(tmp_path):
     assert config.out_dir == tmp_path / "phantom" / "rpg-n6-s1-seed1"
 
 
-def test_varied_options_are_in_names_and_only_where_heeded(tmp_path):
+def test_varied_options_are_in_names_and_only_where_they_apply(tmp_path):
     vary = (("k", "0.25", "0.5"), ("--weighted", "true", "false"), ("pool-size", "1", "2"))
     planned = cells(tmp_path, methods=("supervised", "rpg"), vary=vary)
     assert len(planned) == 2 + 8
@@ -59,8 +59,7 @@ def test_options_that_only_some_cells_read_stop_nothing(tmp_path):
     read_by_retouch = ("--root", "data", "--vendor", "cirrus")
     assert len(cells(tmp_path, datasets=("phantom", "retouch"), options=(*TINY, *read_by_retouch))) == 2
     assert len(cells(tmp_path, methods=("supervised", "rpg"), options=(*TINY, "--threshold", "0.8", "--k", "1"))) == 2
-    assert len(cells(tmp_path, vary=(("bank_mib", "0", "1"),), options=(*TINY, "--bank-age", "3"))) == 2
-    assert len(cells(tmp_path, vary=(("weighted", "true", "false"), ("normalize_by", "entries", "weights")))) == 4
+    assert len(cells(tmp_path, vary=(("weighted", "true", "false"), ("lambda_u", "0.5", "1")))) == 4
     with pytest.raises(ValueError, match="vendor: given, but phantom or jsrt does not read it, only retouch"):
         cells(tmp_path, datasets=("phantom", "jsrt"), options=(*TINY, "--vendor", "cirrus"))
 
@@ -104,14 +103,14 @@ def test_results_from_before_an_option_count_with_the_datasets_own_default(tmp_p
     options = tuple(word for word in TINY if word not in ("--iterations", "2"))
     sets = ("phantom", "retouch")
     before = cells(tmp_path, datasets=sets, options=options)
-    assert [(cell.config.epochs, cell.config.unlabeled_batch) for cell in before] == [(100, 2), (50, 5)]
+    assert [cell.config.unlabeled_batch for cell in before] == [2, 5]
     for cell in before:
         old = {name: value for name, value in cell.config.plain().items()
-               if name not in ("epochs", "unlabeled_batch", "vendor", "retina")}  # fmt: skip
-        finish(cell.config, {"config": old})
+               if name not in ("iterations", "unlabeled_batch", "vendor", "retina")}  # fmt: skip
+        finish(cell.config, {"config": old | {"a_deleted_option": 3}})
     assert all(cell.finished for cell in cells(tmp_path, datasets=sets, options=options))
-    with pytest.raises(ValueError, match="epochs 50 there, 100 now"):
-        cells(tmp_path, datasets=("retouch",), options=(*options, "--epochs", "100"))
+    with pytest.raises(ValueError, match="unlabeled_batch 5 there, 2 now"):
+        cells(tmp_path, datasets=("retouch",), options=(*options, "--unlabeled-batch", "2"))
 
 
 def test_results_that_do_not_tell_their_configuration_are_not_taken_for_finished(tmp_path):
@@ -139,10 +138,35 @@ def test_dry_run_shows_the_plan_and_starts_nothing(tmp_path, monkeypatch, capsys
     assert command(monkeypatch, *words, "--", *TINY) == 0
     shown = capsys.readouterr().out
     assert "phantom/rpg-n3-s0-seed0: finished" in shown
-    assert "phantom/rpg-n3-s1-seed0: about 60 s" in shown
+    assert "phantom/rpg-n3-s1-seed0: to run, about 60 s" in shown
     assert "3 cells, 2 to run" in shown
     assert "time: about 60 s 2 at a time" in shown
     assert [path.name for path in (tmp_path / "phantom").iterdir()] == ["rpg-n3-s0-seed0"]
+
+
+def test_dry_run_says_so_where_no_result_tells_the_time(tmp_path, monkeypatch, capsys):
+    words = ("--datasets", "phantom", "--methods", "rpg", "--out", tmp_path / "new", "--dry-run")
+    assert command(monkeypatch, *words, "--", *TINY) == 0
+    shown = capsys.readouterr().out
+    assert "phantom/rpg-n3-s0-seed0: to run, for a time that is not known yet\n1 cells, 1 to run\n" in shown
+    assert f"time: not known before one of them is finished below {tmp_path / 'new'}" in shown
+    assert "unknown" not in shown
+
+
+def test_a_folder_named_like_a_checkpoint_is_no_run_that_has_begun(tmp_path):
+    (cell,) = cells(tmp_path)
+    (cell.out / "checkpoints" / "step-00000001.ckpt").mkdir(parents=True)
+    assert [cell.begun for cell in cells(tmp_path)] == [False]
+
+
+@pytest.mark.parametrize("content", ["{}", "7", "[]"])
+def test_an_unfinished_run_that_does_not_tell_its_options_is_refused(tmp_path, content):
+    (cell,) = cells(tmp_path)
+    (cell.out / "checkpoints").mkdir(parents=True)
+    (cell.out / "checkpoints" / "step-00000001.ckpt").write_bytes(b"")
+    (cell.out / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json does not say what it was made with; take another --out"):
+        cells(tmp_path)
 
 
 def test_invalid_cells_stop_the_command(tmp_path, monkeypatch):

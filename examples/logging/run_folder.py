@@ -1,0 +1,107 @@
+"""The folder of a run: who may write there, and whether it holds a run already."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from examples.config import Config
+from examples.engine.checkpoint import Checkpoints, atomic_write
+
+REPLACE = "take another --out, or pass --overwrite (in a sweep after --)"
+
+
+@contextmanager
+def lock_run_dir(config: Config) -> Iterator[Path]:
+    """Make the output folder and keep other runs out of it; the lock ends with the process, however that ends.
+
+    Raises:
+        FileExistsError: it holds a result and ``config.overwrite`` is False, or another run is under way in it.
+        OSError: it cannot be written.
+    """
+    out = config.out_dir
+    lock = FileLock(out / ".lock")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileExistsError(f"out: another run is under way in {out}; wait for it or pass another --out") from None
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: cannot write there; pass another --out", str(out)) from error
+    try:
+        if config.overwrite:
+            for name in ("result.json", "best.pt", "last.pt"):
+                (out / name).unlink(missing_ok=True)
+            Checkpoints(out / "checkpoints").remove()
+        elif (out / "result.json").exists():
+            raise FileExistsError(f"out: {out} already holds a result.json; pass --overwrite or another --out")
+        yield out
+    finally:
+        lock.release()
+
+
+def is_finished(config: Config) -> bool:
+    """Return whether the folder holds the result of just this configuration, and is not to be overwritten.
+
+    Raises:
+        ValueError: it holds that of another.
+    """
+    path = config.out_dir / "result.json"
+    if config.overwrite or not path.exists():
+        return False
+    if other := config.differences(options_in(path)):
+        raise ValueError(f"{path} was made with other options ({'; '.join(other)}); {REPLACE}")
+    return True
+
+
+def is_begun(config: Config) -> bool:
+    """Return whether the folder holds an unfinished run of just this configuration, which goes on.
+
+    Raises:
+        ValueError: it holds that of another.
+    """
+    if config.overwrite or not has_checkpoint(config.out_dir):
+        return False
+    if other := config.differences(options_in(config.out_dir / "config.json")):
+        raise ValueError(f"{config.out_dir} holds an unfinished run with other options ({'; '.join(other)}); {REPLACE}")
+    return True
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether there is something that a run can go on from."""
+    return any(path.is_file() for path in (folder / "checkpoints").glob("step-*.ckpt"))
+
+
+def options_in(path: Path) -> dict[str, Any]:
+    """Return the options of a run that its config.json or result.json holds.
+
+    Raises:
+        ValueError: it cannot be read, or holds none.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {REPLACE}") from error
+    options = content.get("config", content) if isinstance(content, dict) else None
+    if not isinstance(options, dict) or "dataset" not in options:
+        raise ValueError(f"{path} does not say what it was made with; {REPLACE}")
+    return options
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, all of it or nothing, with None for NaN, which JSON does not know."""
+    atomic_write(path, (json.dumps(without_nan(content), indent=2) + "\n").encode())
+
+
+def without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
