@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -35,8 +36,9 @@ def fixmatch_targets(logits: Tensor, threshold: float = 0.95, *, multilabel: boo
         float32 of the same shape, 1 where the label is kept and 0 elsewhere; overlapping labels are kept one by one.
 
     Raises:
-        TypeError: ``logits`` is not floating point.
-        ValueError: ``logits`` has no class axis, ``threshold`` is out of range.
+        TypeError: ``logits`` is not floating point, ``threshold`` not a number, ``multilabel`` not a bool.
+        ValueError: ``logits`` has no class axis, or but one class without ``multilabel``; ``threshold`` is out of
+            range.
 
     Example:
         >>> logits = torch.tensor([[[4.0, 0.5], [0.0, 0.0]]])  # two classes at two pixels
@@ -46,7 +48,8 @@ def fixmatch_targets(logits: Tensor, threshold: float = 0.95, *, multilabel: boo
     check_floating("logits", logits)
     if logits.ndim < 2:
         raise ValueError(f"logits: got shape {tuple(logits.shape)}, expected (B, C, *spatial)")
-    _check_threshold(threshold)
+    _check_options(threshold, multilabel)
+    _check_classes("logits", logits, multilabel)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if multilabel:
         p = logits.sigmoid()
@@ -76,7 +79,8 @@ class FixMatchSegLoss(nn.Module):
         group: processes whose pixels together the mean is taken over, see :func:`segmentation_cross_entropy`.
 
     Raises:
-        ValueError: an argument out of range.
+        TypeError: ``threshold`` is not a number, ``multilabel`` not a bool.
+        ValueError: ``threshold`` is out of range, or ``cutout`` is neither of the two.
 
     Example:
         >>> criterion = FixMatchSegLoss(0.95)
@@ -93,7 +97,7 @@ class FixMatchSegLoss(nn.Module):
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        _check_threshold(threshold)
+        _check_options(threshold, multilabel)
         check_choice("cutout", cutout, ("background", "ignore"))
         self.threshold = threshold
         self.multilabel = multilabel
@@ -154,8 +158,8 @@ class FixMatchSegLoss(nn.Module):
             and :class:`PseudoLabels`.
 
         Raises:
-            TypeError: logits are not floating point.
-            ValueError: shapes that do not fit, or a ``warp`` that changes the shape.
+            TypeError: logits are not floating point, or ``warp`` returns something else than a floating-point tensor.
+            ValueError: shapes that do not fit, one channel without ``multilabel``, or a ``warp`` that changes shapes.
         """
         check_floating("logits_weak", logits_weak)
         check_floating("logits_strong", logits_strong)
@@ -164,6 +168,7 @@ class FixMatchSegLoss(nn.Module):
                 f"logits_weak, logits_strong: got shapes {tuple(logits_weak.shape)} and {tuple(logits_strong.shape)}, "
                 "expected the same non-empty (B, C, *spatial)"
             )
+        _check_classes("logits_weak, logits_strong", logits_weak, self.multilabel)
         shape = (len(logits_weak), *logits_weak.shape[2:])
         check_mask("cutout_mask", cutout_mask, shape, "the logits")
         check_mask("valid_weak", valid_weak, shape, "the logits")
@@ -193,6 +198,7 @@ class FixMatchSegLoss(nn.Module):
             channels = labels if self.multilabel else F.one_hot(labels, num_classes).movedim(-1, 1)
             before = torch.cat([channels.float(), kept if self.multilabel else kept.unsqueeze(1), covered], dim=1)
             after = warp(before)
+            check_floating("warp", after)
             if after.shape != before.shape:
                 raise ValueError(
                     f"warp: got shape {tuple(after.shape)} back for {tuple(before.shape)}, expected the same; it must "
@@ -211,6 +217,18 @@ class FixMatchSegLoss(nn.Module):
         return PseudoLabels(labels, kept.float()), valid
 
 
-def _check_threshold(threshold: float) -> None:
+def _check_options(threshold: float, multilabel: bool) -> None:
+    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real):
+        raise TypeError(f"threshold: got {threshold!r}, expected a number, a probability in [0, 1]")
     if not 0 <= threshold <= 1:  # also refuses NaN
         raise ValueError(f"threshold: got {threshold}, expected a probability in [0, 1]")
+    if not isinstance(multilabel, bool):
+        raise TypeError(f"multilabel: got {multilabel!r}, expected True (labels overlap) or False")
+
+
+def _check_classes(name: str, logits: Tensor, multilabel: bool) -> None:
+    if logits.shape[1] == 1 and not multilabel:
+        raise ValueError(
+            f"{name}: got one channel {tuple(logits.shape)}, expected two classes or more: the softmax over one is "
+            "always 1; for one binary label say multilabel=True, for classes give logits one channel per class"
+        )

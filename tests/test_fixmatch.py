@@ -185,6 +185,53 @@ def test_half_precision(dtype):
     assert loss.isfinite()
 
 
+def test_one_channel_is_refused_unless_it_is_a_label():
+    """The softmax over one channel is 1 everywhere: the loss would be 0 whatever the network says."""
+    weak, strong = 9 * torch.ones(2, 1, 6, 5), torch.zeros(2, 1, 6, 5)
+    for call in (lambda: FixMatchSegLoss()(weak, strong), lambda: fixmatch_targets(weak)):
+        with pytest.raises(ValueError, match=r"logits.*: got one channel \(2, 1, 6, 5\), .* say multilabel=True"):
+            call()
+    torch.testing.assert_close(FixMatchSegLoss(multilabel=True)(weak, strong), torch.tensor(2.0).log())
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_warps_are_called_with_float32_whatever_the_default_is(multilabel):
+    weak, strong = views()
+    dtypes = []
+
+    def warp(maps):
+        dtypes.append(maps.dtype)
+        return maps
+
+    expected = FixMatchSegLoss(0.9, multilabel=multilabel)(weak, strong)
+    torch.set_default_dtype(torch.float64)
+    try:
+        loss = FixMatchSegLoss(0.9, multilabel=multilabel)(weak, strong, warp=warp)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert dtypes == [torch.float32]
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: FixMatchSegLoss("0.9"), r"threshold: got '0.9', expected a number, a probability in \[0, 1\]"),
+        (lambda: FixMatchSegLoss(True), "threshold: got True, expected a number"),
+        (lambda: fixmatch_targets(torch.zeros(1, 2, 3), None), "threshold: got None, expected a number"),
+        (lambda: FixMatchSegLoss(multilabel="no"), "multilabel: got 'no', expected True"),
+        (lambda: FixMatchSegLoss()(*views(), warp=lambda maps: None), "warp: got NoneType, expected a torch.Tensor"),
+        (
+            lambda: FixMatchSegLoss()(*views(), warp=lambda maps: maps > 0),
+            r"warp: got .* bool, expected a real",
+        ),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
 def test_repr():
     assert repr(FixMatchSegLoss(0.8, cutout="ignore")) == (
         "FixMatchSegLoss(threshold=0.8, multilabel=False, cutout='ignore')"
