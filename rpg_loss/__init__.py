@@ -9,9 +9,9 @@ Method: Seibold, Reiss, Kleesiek, Stiefelhagen, "Reference-Guided Pseudo-Label G
 Semantic Segmentation", AAAI 2022.  "Eq. n" throughout refers to its equations.
 """
 
-from .bank import ReferenceBank
+from .cross_entropy import segmentation_cross_entropy
 from .fixmatch import FixMatchSegLoss, fixmatch_targets
-from .loss import RPGLoss, segmentation_cross_entropy
+from .loss import RPGLoss
 from .pool import ReferencePool
 from .pseudo_labels import PseudoLabels, rpg_pseudo_labels
 from .tap import FeatureTap
@@ -24,7 +24,6 @@ __all__ = [
     "FixMatchSegLoss",
     "PseudoLabels",
     "RPGLoss",
-    "ReferenceBank",
     "ReferencePool",
     "entropy_weights",
     "fixmatch_targets",

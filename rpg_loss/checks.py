@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 
 def describe(tensor: Tensor) -> str:
-    """Shape and dtype, as they appear in error messages."""
+    """Return shape and dtype, as they appear in error messages."""
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
@@ -61,12 +60,12 @@ def check_finite(**tensors: Tensor | None) -> None:
 
 
 def upcast_unsigned(labels: Tensor) -> Tensor:
-    """Labels in a dtype that every torch kernel takes: uint16, uint32 and uint64 become int64."""
+    """Return labels in a dtype that every torch kernel takes: uint16, uint32 and uint64 become int64."""
     return labels.long() if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) else labels
 
 
 def is_ignored(labels: Tensor, ignore_index: int) -> Tensor:
-    """Where labels equal ``ignore_index``, also if their dtype cannot hold it (in torch, uint8 156 == -100)."""
+    """Return where labels equal ``ignore_index``, also if their dtype cannot hold it (in torch, uint8 156 == -100)."""
     if labels.dtype == torch.bool:
         return torch.zeros_like(labels)
     if not labels.is_floating_point():
@@ -102,7 +101,7 @@ def check_labels(
         if is_mask_255 and num_classes is None:
             wrong = values[values == 255]
         expected = f"class indices in [0, {num_classes})" if num_classes else "class indices of 0 and up"
-        hint = hint or "renumber the classes, or name the value that marks unlabelled pixels as ignore_index"
+        hint = hint or "renumber the classes, or name the value that marks unlabeled pixels as ignore_index"
     if wrong.numel():
         listing = ", ".join(f"{value:g}" for value in wrong[:8].tolist()) + (", ..." if wrong.numel() > 8 else "")
         raise ValueError(
@@ -110,40 +109,101 @@ def check_labels(
         )
 
 
-def resolve_k(k: Any, n: int | None = None) -> int:
-    """Number of nearest references for a set of ``n``; with ``n=None`` only check ``k``."""
-    expected = "an int >= 1 (a number of references) or a float in (0, 1] (a share of them)"
-    if isinstance(k, bool) or not isinstance(k, numbers.Real):
-        raise TypeError(f"k: got {k!r} of type {type(k).__name__}, expected {expected}")
-    if isinstance(k, numbers.Integral):
-        if k < 1:
-            raise ValueError(f"k: got {k}, expected {expected}")
-        return min(int(k), n) if n is not None else int(k)
-    if not 0 < float(k) <= 1:  # also refuses NaN
-        raise ValueError(f"k: got the float {float(k)}, expected {expected}; a number of references must be an int")
-    return max(1, round(float(k) * n)) if n is not None else 1
-
-
-def share_k(k: int | float, n: int) -> float:
-    """``k``, checked by :func:`resolve_k`, as a share of ``n`` references in (0, 1]."""
-    return resolve_k(k, n) / n if isinstance(k, numbers.Integral) else float(k)
-
-
-def check_temperature(temperature: object) -> None:
-    """Raise unless it is a finite number above 0."""
-    if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
-        raise TypeError(f"temperature: got {temperature!r}, expected a number above 0 (the paper: 1)")
-    if not 0 < float(temperature) < math.inf:
-        raise ValueError(f"temperature: got {temperature!r}, expected a finite number above 0 (the paper: 1)")
-
-
-def check_bool(name: str, value: object) -> None:
-    """Raise TypeError unless ``value`` is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: got {value!r}, expected True or False")
-
-
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ValueError unless ``value`` is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def check_inputs(
+    feat_u: Tensor,
+    feat_ref: Tensor,
+    y_ref: Tensor,
+    valid_u: Tensor | None = None,
+    logits_u: Tensor | None = None,
+    logits_ref: Tensor | None = None,
+    *,
+    maps: bool,
+) -> None:
+    """Check the types, shapes and devices of what the loss and the pseudo-labels take, and no values.
+
+    With ``maps`` features must have spatial axes, and labels, masks and logits may be on a finer grid than they are.
+    """
+    for name, tensor in (
+        ("logits_u", logits_u),
+        ("feat_u", feat_u),
+        ("feat_ref", feat_ref),
+        ("logits_ref", logits_ref),
+    ):
+        if tensor is None and name.startswith("logits"):
+            continue
+        check_floating(name, tensor)
+        if tensor.ndim < (3 if maps else 2) or tensor.numel() == 0:
+            flat = "; for flat pixels call rpg_pseudo_labels" if maps else " or flat (pixels, D)"
+            raise ValueError(
+                f"{name}: got shape {tuple(tensor.shape)}, expected a non-empty (images, channels, *spatial){flat}"
+            )
+    if feat_u.shape[1] != feat_ref.shape[1]:
+        raise ValueError(
+            f"feat_ref: got {feat_ref.shape[1]} features per pixel (axis 1 of {tuple(feat_ref.shape)}), expected the "
+            f"{feat_u.shape[1]} of feat_u {tuple(feat_u.shape)}; both must come from the same layer"
+        )
+    _check_reference_labels(feat_ref, y_ref, maps)
+    if logits_u is not None:
+        _check_logits(logits_u, logits_ref, feat_u, feat_ref, y_ref)
+    if valid_u is not None:
+        name, like = ("feat_u", feat_u) if logits_u is None else ("logits_u", logits_u)
+        check_tensor("valid_u", valid_u)
+        finer = maps and logits_u is None and valid_u.ndim == feat_u.ndim - 1
+        check_mask("valid_u", valid_u, (len(like), *(valid_u.shape[1:] if finer else like.shape[2:])), name)
+    check_same_device(
+        logits_u=logits_u, feat_u=feat_u, feat_ref=feat_ref, y_ref=y_ref, logits_ref=logits_ref, valid_u=valid_u
+    )
+
+
+def _check_reference_labels(feat_ref: Tensor, y_ref: Tensor, maps: bool) -> None:
+    check_tensor("y_ref", y_ref)
+    images, axes = len(feat_ref), feat_ref.ndim - 2
+    multilabel = y_ref.ndim == feat_ref.ndim
+    grid = tuple(y_ref.shape[-axes:] if maps else feat_ref.shape[2:])
+    if tuple(y_ref.shape) != (images, *(y_ref.shape[1:2] if multilabel else ()), *grid) or y_ref.numel() == 0:
+        pixels = ", *R" if maps else "".join(f", {size}" for size in grid)
+        class_map = f"({images}{pixels or ','})"
+        advice = f"{axes} spatial axes" if maps else "sub-sample labels and features alike"
+        raise ValueError(
+            f"y_ref: got shape {tuple(y_ref.shape)}, expected a class map {class_map} or label vectors "
+            f"({images}, C{pixels}) to go with feat_ref {tuple(feat_ref.shape)}; {advice}"
+        )
+    if not multilabel and (y_ref.is_floating_point() or y_ref.is_complex() or y_ref.dtype == torch.bool):
+        raise TypeError(
+            f"y_ref: got a class map {describe(y_ref)}, expected an integer dtype; convert it with .long(), or pass "
+            "0/1 label vectors with a channel axis"
+        )
+    if y_ref.is_complex():
+        raise TypeError(f"y_ref: got {describe(y_ref)}, expected a real dtype")
+
+
+def _check_logits(logits_u: Tensor, logits_ref: Tensor | None, feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor) -> None:
+    if feat_u.ndim != logits_u.ndim or len(feat_u) != len(logits_u):
+        raise ValueError(
+            f"feat_u: got shape {tuple(feat_u.shape)}, expected ({len(logits_u)}, D, *spatial) with "
+            f"{logits_u.ndim - 2} spatial axes to go with logits_u {tuple(logits_u.shape)}"
+        )
+    num_classes = logits_u.shape[1]
+    multilabel = y_ref.ndim == feat_ref.ndim
+    if multilabel and y_ref.shape[1] != num_classes:
+        raise ValueError(
+            f"y_ref: got {y_ref.shape[1]} labels (axis 1 of {tuple(y_ref.shape)}), expected one per channel of "
+            f"logits_u {tuple(logits_u.shape)}"
+        )
+    if not multilabel and num_classes == 1:
+        raise ValueError(
+            f"logits_u: got one channel {tuple(logits_u.shape)} and y_ref as a class map {tuple(y_ref.shape)}; for "
+            "one binary label pass y_ref as (P, 1, *R) 0/1, for classes give logits one channel per class"
+        )
+    expected = (len(y_ref), num_classes, *y_ref.shape[-(feat_ref.ndim - 2) :])
+    if logits_ref is not None and tuple(logits_ref.shape) != expected:
+        raise ValueError(
+            f"logits_ref: got shape {tuple(logits_ref.shape)}, expected {expected} to go with y_ref "
+            f"{tuple(y_ref.shape)} and the {num_classes} channels of logits_u"
+        )

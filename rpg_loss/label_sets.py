@@ -34,21 +34,3 @@ def encode_label_sets(labels: Tensor) -> tuple[Tensor, Tensor]:
     example = torch.empty(int(set_ids.max()) + 1, dtype=torch.int64, device=labels.device)
     example[set_ids] = torch.arange(len(labels), device=labels.device)
     return set_ids, labels[example]
-
-
-def label_proximities(proximities: Tensor, set_labels: Tensor) -> Tensor:
-    """Proximities to single labels out of those to label sets: a label is as near as the nearest of its sets.
-
-    Eq. 5 with "has the label" in place of "is of the set"; no label at all (background) counts as a label.
-
-    Args:
-        proximities: ``(M, |S|)``.
-        set_labels: ``(|S|, C)`` 0/1; or ``(|S|,)`` classes, which are labels already.
-
-    Returns:
-        ``(M, L)``, the L labels that occur in a set, background last if it does.
-    """
-    if set_labels.ndim == 1:
-        return proximities
-    members = torch.cat([set_labels.bool(), ~set_labels.bool().any(1, keepdim=True)], dim=1)
-    return torch.stack([proximities[:, of].amax(1) for of in members.T if of.any()], dim=1)

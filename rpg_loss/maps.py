@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def flatten(tensor: Tensor) -> Tensor:
-    """``(B, D, *S)`` to ``(B * prod(S), D)``."""
+    """Return ``(B, D, *S)`` as ``(B * prod(S), D)``."""
     return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
 
 
 def subsample(tensor: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """Nearest-neighbour resampling of the last ``len(grid)`` axes, of any dtype and number of axes."""
+    """Resample the last ``len(grid)`` axes with nearest neighbors, in any dtype and number of axes."""
     sizes = tensor.shape[-len(grid) :]
     if tuple(sizes) == grid:
         return tensor

@@ -11,32 +11,32 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .label_sets import encode_label_sets
-from .matching import ShardedReferences
+from .matching import LocalReferences, ShardedReferences
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 class Union(NamedTuple):
-    """What a process needs to match together with the others.
+    """What a process needs to match, alone or together with others.
 
     Attributes:
         queries: ``(M', D)``, the same on all processes.
         mine: which of them are this process's own.
         set_ids: ``(N,)`` int64, label sets of this process's references, in a numbering that all share.
         set_labels: ``(|S|,)`` or ``(|S|, C)``, labels of every set, the same on all processes.
-        shards: where the other references are.
+        shards: where the references are.
     """
 
     queries: Tensor
     mine: slice
     set_ids: Tensor
     set_labels: Tensor
-    shards: ShardedReferences
+    shards: LocalReferences
 
 
 def gather_references(
-    group: ProcessGroup, queries: Tensor, references: Tensor, labels: Tensor, settings: dict[str, Any]
+    group: ProcessGroup | None, queries: Tensor, references: Tensor, labels: Tensor, settings: dict[str, Any]
 ) -> Union:
     """Agree with the other processes of ``group`` on label sets and queries.
 
@@ -44,7 +44,7 @@ def gather_references(
     else the queries are gathered.  References never travel.
 
     Args:
-        group: every process of it must call this.
+        group: every process of it must call this; None: this process alone.
         queries: ``(M, D)``; M may differ between processes.
         references: ``(N, D)``; N may differ and be 0.
         labels: ``(N,)`` or ``(N, C)``.
@@ -54,6 +54,8 @@ def gather_references(
         ValueError: something that must be equal is not, or no process has a reference.
     """
     set_ids, set_labels = encode_label_sets(labels)
+    if group is None:
+        return Union(queries, slice(None), set_ids, set_labels, LocalReferences(references, set_ids, len(set_labels)))
     settings = settings | {
         "features per pixel": queries.shape[1],
         "features' dtype": str(queries.dtype),
@@ -99,7 +101,7 @@ def gather_references(
 
 
 def exchange(group: ProcessGroup, facts: Any) -> list[Any]:
-    """What every process of the group says, in the order of ranks; an exception that one says is raised on all."""
+    """Return what every process of the group says, in the order of ranks; raise an exception that one says on all."""
     everyone: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, facts, group=group)
     for rank, theirs in enumerate(everyone):
@@ -111,7 +113,7 @@ def exchange(group: ProcessGroup, facts: Any) -> list[Any]:
 
 
 def mean_over(group: ProcessGroup, value: Tensor) -> Tensor:
-    """The mean over the processes of a scalar that needs no gradient, in floating point."""
+    """Return the mean over the processes of a scalar that needs no gradient, in floating point."""
     total = value.clone()
     dist.all_reduce(total, group=group)
     return total / dist.get_world_size(group)
@@ -131,7 +133,7 @@ def _raise_on_all_ranks(group: ProcessGroup) -> Iterator[None]:
 
 
 def _gather(group: ProcessGroup, queries: Tensor, lengths: list[int]) -> Tensor:
-    """The queries of all processes, one after the other."""
+    """Return the queries of all processes, one after the other."""
     padded = queries.new_zeros(max(lengths), queries.shape[1])
     padded[: len(queries)] = queries
     everyone = [torch.empty_like(padded) for _ in lengths]
@@ -140,7 +142,7 @@ def _gather(group: ProcessGroup, queries: Tensor, lengths: list[int]) -> Tensor:
 
 
 def _fingerprint(features: Tensor) -> int:
-    """64 bits of the features' bits: every entry times a number that depends on its place, modulo 2^64."""
+    """Return 64 bits of the features' bits: every entry times a number that depends on its place, modulo 2^64."""
     as_integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[features.element_size()]
     total = torch.zeros((), dtype=torch.int64, device=features.device)
     for number, part in enumerate(torch.split(features.contiguous().view(as_integer), 2**14)):

@@ -1,4 +1,4 @@
-"""The weight of a pseudo-label: one minus the normalised entropy of its class proximities (Eq. 6-7)."""
+"""The weight of a pseudo-label: one minus the normalized entropy of its class proximities (Eq. 6-7)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check_temperature
-from .matching.contract import EPS
+from .matching import EPS
 
 
-def entropy_weights(proximities: Tensor, *, temperature: float = 1.0) -> Tensor:
-    r"""Weight of every query from its class proximities (Eq. 6 and 7).
+def entropy_weights(proximities: Tensor) -> Tensor:
+    r"""Return the weight of every query from its class proximities (Eq. 6 and 7).
 
     .. math::
-        P_S = \frac{(1 - \delta_S + \epsilon)^{1/T}}{\sum_{S'} (1 - \delta_{S'} + \epsilon)^{1/T}}, \qquad
+        P_S = \frac{1 - \delta_S + \epsilon}{\sum_{S'} (1 - \delta_{S'} + \epsilon)}, \qquad
         W = 1 + \frac{\sum_S P_S \log P_S}{\log |S|}
 
     W is 1 where one label set alone is near, 0 where all are equally near (or none is at all).  With
@@ -23,24 +22,18 @@ def entropy_weights(proximities: Tensor, *, temperature: float = 1.0) -> Tensor:
 
     Args:
         proximities: class proximities 1 - delta, ``(*, |S|)``, floating point, each in [0, 1].
-        temperature: T, above 0; the paper has none (1).  Below 1 the nearest label set counts more against the others,
-            so that weights rise; above 1 less, so that they fall.
 
     Returns:
         Weights in [0, 1], ``(*)``, in float32, or float64 for float64 input.
 
     Raises:
-        TypeError: ``temperature`` is not a number.
-        ValueError: ``proximities`` has no axis or no label set, or ``temperature`` is not finite and above 0.
+        ValueError: ``proximities`` has no axis or no label set.
 
     Example:
         >>> import torch
         >>> entropy_weights(torch.tensor([[0.9, 0.0], [0.9, 0.9]]))
         tensor([1.0000, 0.0000])
-        >>> entropy_weights(torch.tensor([[0.9, 0.8]]), temperature=0.1)
-        tensor([0.2126])
     """
-    check_temperature(temperature)
     if proximities.ndim == 0 or proximities.shape[-1] == 0:
         raise ValueError(
             f"proximities: got shape {tuple(proximities.shape)}, expected (*, |S|) with at least one label set"
@@ -50,8 +43,5 @@ def entropy_weights(proximities: Tensor, *, temperature: float = 1.0) -> Tensor:
     num_sets = p.shape[-1]
     if num_sets == 1:
         return torch.ones_like(p[..., 0])
-    if temperature != 1:
-        p = (p / p.amax(-1, keepdim=True)) ** (1 / temperature)
-    # A power may be too small for a float, and 0 log 0 is NaN.
-    p = (p / p.sum(-1, keepdim=True)).clamp(min=torch.finfo(p.dtype).tiny)
+    p = p / p.sum(-1, keepdim=True)
     return (1 + (p * p.log()).sum(-1) / math.log(num_sets)).clamp(0, 1)

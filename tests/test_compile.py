@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from rpg_loss import FixMatchSegLoss, RPGLoss
+from rpg_loss import FixMatchSegLoss, RPGLoss, rpg_pseudo_labels
 from rpg_loss.loss import _checked_copy
+from rpg_loss.options import Options
 from rpg_loss.pseudo_labels import _operator
 
 needs_a_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler (c++)")
@@ -28,14 +29,21 @@ def test_the_operator_is_registered_as_compilers_need_it(multilabel):
     y = torch.randint(2, (3, 70, 4, 4)).float() if multilabel else torch.randint(3, (3, 4, 4))
     y[0, ..., :2] = -100
     valid = torch.rand(2, 4, 6) > 0.2
-    torch.library.opcheck(_operator, (feat_u, feat_ref, y, valid, 0.5, True, False, "labels", 0.5, -100, "auto", True))
-    torch.library.opcheck(
-        _operator, (feat_u, feat_ref, y, None, 20.0, False, True, "sets", 1.0, -100, "chunked", False)
-    )
-    torch.library.opcheck(
-        _operator, (feat_u.half(), feat_ref.half(), y, None, 20.0, False, False, "sets", 1.0, -100, "chunked", True)
-    )
-    torch.library.opcheck(_checked_copy, (y, multilabel, -100, 70 if multilabel else 3, "y_ref"))
+    for k in (0.5, 1.0, 1, 20):
+        torch.library.opcheck(_operator, (feat_u, feat_ref, y, valid, *Options(k).values))
+    options = Options(20, impl="chunked", check_values=False)
+    torch.library.opcheck(_operator, (feat_u, feat_ref, y, None, *options.values))
+    torch.library.opcheck(_operator, (feat_u.half(), feat_ref.half(), y, None, *options.values))
+    torch.library.opcheck(_checked_copy, (y, multilabel, -100, 70 if multilabel else 3))
+
+
+def test_a_share_of_all_is_not_taken_for_one_reference():
+    """The operator tells 1.0 from 1, also where ``k`` changes between calls."""
+    feat_u, feat_ref, y = torch.randn(20, 4), torch.randn(30, 4), torch.arange(30) % 3
+    compiled = torch.compile(rpg_pseudo_labels, fullgraph=True, backend="aot_eager")
+    for k in (1.0, 1, 7, 8, 0.2, 0.9):
+        expected = rpg_pseudo_labels(feat_u, feat_ref, y, k)
+        assert torch.equal(compiled(feat_u, feat_ref, y, k).weights, expected.weights)
 
 
 class Step(nn.Module):
@@ -68,7 +76,7 @@ def loss_and_gradients(step, module, data):
     return loss.detach(), *(parameter.grad.clone() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("options", [{}, {"resolution": "full"}, {"check_values": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"weighted": False}, {"check_values": False}], ids=str)
 @pytest.mark.parametrize("multilabel", [False, True])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_a_compiler)])
 def test_a_compiled_training_step_equals_the_eager_one(backend, multilabel, options):

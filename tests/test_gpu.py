@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rpg_loss import ReferenceBank, RPGLoss
+from rpg_loss import RPGLoss
 from rpg_loss.matching import match
 from rpg_loss.matching.definition import match_reference
 
@@ -94,17 +94,3 @@ def test_loss_under_autocast_compiled_and_not(impl):
     torch.testing.assert_close(torch.compile(step, fullgraph=True)(), expected, atol=1e-2, rtol=1e-2)
     expected.backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in head.parameters())
-
-
-def test_a_bank_follows_the_features_to_the_gpu():
-    bank, feat, y = ReferenceBank(), torch.rand(3, 8, 8, 8), torch.randint(3, (3, 8, 8))
-    bank.push(feat, y)
-    bank.push(feat.cuda(), y.cuda())
-    features, labels = bank.references()
-    assert features.is_cuda
-    assert labels.is_cuda
-    assert torch.equal(features[:192], features[192:])
-    maps = torch.rand(2, 8, 8, 8).cuda()
-    got = RPGLoss(0.5).pseudo_labels(maps, feat.cuda(), y.cuda(), extra_ref=bank.references())
-    expected = RPGLoss(0.5).pseudo_labels(maps.cpu(), feat, y, extra_ref=bank.cpu().references())
-    torch.testing.assert_close(got.weights.cpu(), expected.weights, atol=1e-4, rtol=0)

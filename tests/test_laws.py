@@ -214,56 +214,6 @@ def test_k_as_a_share_counts_the_references_that_are_not_ignored(impl, problem, 
     assert_same(pseudo_labels(*problem.with_(k=share).args, impl=impl), expected)
 
 
-@given(problem=flat_problems(ignored=False), share=st.floats(0, 1, exclude_min=True), seed=seeds)
-def test_balanced_k_does_not_heed_how_often_the_references_of_a_set_are_repeated(impl, problem, share, seed):
-    set_ids, set_labels = encode_label_sets(problem.y_ref)
-    times = torch.randint(1, 4, (len(set_labels),), generator=torch.Generator().manual_seed(seed))[set_ids]
-    more = problem.with_(
-        feat_ref=problem.feat_ref.repeat_interleave(times, 0), y_ref=problem.y_ref.repeat_interleave(times, 0), k=share
-    )
-    expected = pseudo_labels(*problem.with_(k=share).args, impl=impl, balanced_k=True)
-    assert_same(pseudo_labels(*more.args, impl=impl, balanced_k=True), expected)
-
-
-@given(problem=flat_problems(ignored=False))
-def test_balanced_k_changes_nothing_between_sets_of_one_size(impl, problem):
-    sets = len(torch.unique(problem.y_ref, dim=0))
-    references = problem.feat_ref.repeat(sets, 1)[: 3 * sets]  # copies, so that sets are tied as well
-    references = torch.cat([references, torch.randn(3 * sets - len(references), references.shape[1])])
-    equal = problem.with_(feat_ref=references, y_ref=torch.arange(3 * sets) % sets)
-    for k in range(1, 3 * sets + 1):
-        args = equal.with_(k=k).args
-        assert_same(pseudo_labels(*args, impl=impl, balanced_k=True), pseudo_labels(*args, impl=impl))
-
-
-@given(problem=problems(), share=st.floats(0, 1, exclude_min=True))
-def test_balanced_k_changes_no_label(impl, problem, share):
-    args = problem.with_(k=share).args
-    balanced, usual = pseudo_labels(*args, impl=impl, balanced_k=True), pseudo_labels(*args, impl=impl)
-    assert torch.equal(balanced.labels, usual.labels)
-    assert ((balanced.weights >= 0) & (balanced.weights <= 1)).all()
-
-
-@given(problem=problems())
-def test_balanced_k_counts_in_shares(impl, problem):
-    """A number of references is the share of all that it is; all of them are all of them."""
-    n = len(proximities_to(problem)[1])
-    k = min(problem.k, n)
-    expected = pseudo_labels(*problem.with_(k=k / n).args, impl=impl, balanced_k=True)
-    assert_same(pseudo_labels(*problem.args, impl=impl, balanced_k=True), expected)
-    everything = pseudo_labels(*problem.with_(k=1.0).args, impl=impl)
-    assert_same(pseudo_labels(*problem.with_(k=1.0).args, impl=impl, balanced_k=True), everything)
-
-
-def test_balanced_k_lets_a_rare_set_win(impl):
-    """A query amid 4 references of its own set, 96 of another further off: they no longer fill the k nearest."""
-    angles = torch.cat([torch.full((4,), 0.1), torch.full((96,), 0.4)])
-    args = torch.tensor([[1.0, 0.0]]), torch.stack([angles.cos(), angles.sin()], 1), (torch.arange(100) >= 4).long()
-    assert pseudo_labels(*args, 0.25, impl=impl).weights < 0.01
-    assert pseudo_labels(*args, 0.25, impl=impl, balanced_k=True).weights > 0.999
-    assert pseudo_labels(*args, 0.51, impl=impl, balanced_k=True).weights < 0.01
-
-
 @given(problem=problems())
 def test_the_nearest_alone_gives_weight_1_unless_tied_or_at_proximity_0(impl, problem):
     _, weights = pseudo_labels(*problem.with_(k=1).args, impl=impl)
@@ -335,57 +285,7 @@ def test_entropy_weights(impl, proximities, seed):
     torch.testing.assert_close(entropy_weights(torch.stack([values, values])), weight.expand(2))
 
 
-@given(
-    proximities=st.lists(st.floats(0, 1, width=32), min_size=2, max_size=80),
-    temperatures=st.tuples(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3)),
-)
-def test_weights_fall_as_the_temperature_rises(impl, proximities, temperatures):
-    values, (cool, warm) = torch.tensor(proximities, dtype=torch.float64), sorted(temperatures)
-    assert torch.equal(entropy_weights(values, temperature=1), entropy_weights(values))
-    weights = [entropy_weights(values, temperature=temperature) for temperature in (cool, warm)]
-    assert all(0 <= weight <= 1 for weight in weights)
-    assert weights[0] >= weights[1] - 1e-9
-
-
-@given(
-    proximities=st.lists(st.floats(0.125, 1, width=32), min_size=2, max_size=10),
-    temperature=st.floats(0.5, 10),
-)
-def test_the_temperature_is_a_power_of_the_proximities(impl, proximities, temperature):
-    values = torch.tensor(proximities, dtype=torch.float64)
-    expected = entropy_weights(values ** (1 / temperature))
-    torch.testing.assert_close(entropy_weights(values, temperature=temperature), expected, atol=1e-5, rtol=0)
-
-
-def test_at_a_temperature_near_zero_the_nearest_set_alone_counts(impl):
-    """The other's power is too small for a float, and 0 log 0 must not be NaN."""
-    near = torch.tensor([[0.9, 0.8, 0.0], [0.9, 0.9, 0.0], [0.0, 0.0, 0.0]])
-    expected = torch.tensor([1, 1 - math.log(2) / math.log(3), 0])
-    torch.testing.assert_close(entropy_weights(near, temperature=1e-6), expected, atol=1e-5, rtol=0)
-
-
-@given(problem=problems(), temperature=st.floats(0.05, 20))
-def test_a_temperature_changes_no_label(impl, problem, temperature):
-    tempered = pseudo_labels(*problem.args, impl=impl, temperature=temperature)
-    assert torch.equal(tempered.labels, pseudo_labels(*problem.args, impl=impl).labels)
-
-
 def test_entropy_weights_in_half_precision(impl):
     """With eps below the smallest half, 0 log 0 would be NaN."""
     weights = entropy_weights(torch.tensor([[0.5, 0.0], [0.0, 0.0]], dtype=torch.float16))
     torch.testing.assert_close(weights, torch.tensor([1.0, 0.0]), atol=1e-5, rtol=0)
-
-
-@given(problem=problems(multilabel=False))
-def test_entropy_over_labels_of_a_class_map_is_over_its_sets(impl, problem):
-    assert_same(pseudo_labels(*problem.args, impl=impl, entropy_over="labels"), pseudo_labels(*problem.args, impl=impl))
-
-
-def test_over_labels_a_query_with_two_labels_is_never_sure(impl):
-    """Amid references of lung + clavicle: the set alone is near, but so are both of its labels."""
-    references = torch.tensor([[1.0, 0.1, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
-    labels = torch.tensor([[1, 1], [1, 0], [0, 0]])
-    args = torch.tensor([[1.0, 0.1, 0.0]]), references, labels, 1
-    assert pseudo_labels(*args, impl=impl).weights > 0.999
-    over_labels = pseudo_labels(*args, impl=impl, entropy_over="labels").weights
-    torch.testing.assert_close(over_labels, torch.tensor([1 - math.log(2) / math.log(3)]), atol=1e-5, rtol=0)

@@ -2,9 +2,6 @@
 
 import importlib.util
 import math
-from collections import Counter
-from fractions import Fraction
-from itertools import accumulate
 
 import pytest
 import torch
@@ -16,7 +13,7 @@ from rpg_loss.matching import TIE, match
 from rpg_loss.matching.chunked import _block_size, match_chunked
 from rpg_loss.matching.definition import match_reference
 from rpg_loss.matching.fused import Tiles, match_triton
-from rpg_loss.matching.precision import full_float32_matmul
+from rpg_loss.matching.normalize import full_float32_matmul
 
 from .problems import (
     FAST_IMPLS,
@@ -31,12 +28,8 @@ from .problems import (
 )
 
 
-def oracle(problem, *, balanced=False, over_labels=False):
-    """Eq. 3-7 with Python floats and loops: sort the references, take the k first and all ties with the k-th.
-
-    Balanced: go on until those passed, each counting N / (|S| n) with n the size of its set, count k.
-    Over labels: what is near or not is a label, or none at all, and no longer a set.
-    """
+def oracle(problem):
+    """Eq. 3-7 with Python floats and loops: sort the references, take the k first and all ties with the k-th."""
     results = []
     references = [
         (i, r.tolist(), label)
@@ -44,8 +37,6 @@ def oracle(problem, *, balanced=False, over_labels=False):
         if label is not None
     ]
     sets = {label for *_, label in references}
-    sizes = Counter(label for *_, label in references)
-    counted = {s: Fraction(len(references), len(sets) * sizes[s]) if balanced else 1 for s in sets}
     for u in problem.feat_u.tolist():
         found = []
         for i, r, label in references:
@@ -56,24 +47,16 @@ def oracle(problem, *, balanced=False, over_labels=False):
         found.sort(reverse=True)
         best = found[0][0]
         label = max((minus_i, label) for p, minus_i, label in found if p >= best - TIE)[1]
-        passed = list(accumulate(counted[of] for *_, of in found))
-        kth = found[next(i for i, count in enumerate(passed) if count >= min(problem.k, len(found)))][0]
-        proximity = dict.fromkeys((name for s in sets for name in names(s, problem, over_labels)), 0.0)
+        kth = found[min(problem.k, len(found)) - 1][0]
+        proximity = dict.fromkeys(sets, 0.0)
         for p, _, of in found:
-            for name in names(of, problem, over_labels) if p >= kth - TIE else ():
-                proximity[name] = max(proximity[name], p)
+            if p >= kth - TIE:
+                proximity[of] = max(proximity[of], p)
         total = sum(p + 1e-8 for p in proximity.values())
         shares = [(p + 1e-8) / total for p in proximity.values()]
         weight = 1 + sum(p * math.log(p) for p in shares) / math.log(len(shares)) if len(shares) > 1 else 1.0
         results.append((label, min(max(weight, 0.0), 1.0)))
     return results
-
-
-def names(label, problem, over_labels):
-    """What a reference counts as: its label vector, or (over labels) each of its labels, or none of them."""
-    if not over_labels or not problem.multilabel:
-        return [label]
-    return [i for i, held in enumerate(label) if held] or ["none"]
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -85,28 +68,11 @@ def test_oracle(impl, problem):
     torch.testing.assert_close(weights, torch.tensor([w for _, w in expected]), atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@given(problem=flat_problems())
-def test_oracle_of_balanced_k(impl, problem):
-    _, weights = pseudo_labels(*problem.args, impl=impl, balanced_k=True)
-    torch.testing.assert_close(weights, torch.tensor([w for _, w in oracle(problem, balanced=True)]), atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-@given(problem=flat_problems())
-def test_oracle_of_entropy_over_labels(impl, problem):
-    labels, weights = pseudo_labels(*problem.args, impl=impl, entropy_over="labels")
-    assert torch.equal(labels, pseudo_labels(*problem.args, impl=impl).labels)
-    expected = torch.tensor([w for _, w in oracle(problem, over_labels=True)])
-    torch.testing.assert_close(weights, expected, atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("impl", FAST_IMPLS)
 @given(problem=problems())
-def test_implementations_agree(impl, balanced, problem):
-    one = pseudo_labels(*problem.args, impl="reference", balanced_k=balanced)
-    other = pseudo_labels(*problem.args, impl=impl, balanced_k=balanced)
+def test_implementations_agree(impl, problem):
+    one = pseudo_labels(*problem.args, impl="reference")
+    other = pseudo_labels(*problem.args, impl=impl)
     assert torch.equal(one.labels, other.labels)
     torch.testing.assert_close(one.weights, other.weights, atol=1e-5, rtol=0)
 
@@ -126,8 +92,6 @@ def test_cutting_up_the_work_changes_nothing(cut, problem):
     set_ids, set_labels = encode_label_sets(problem.y_ref)
     args = (problem.feat_u, problem.feat_ref, set_ids, len(set_labels), min(problem.k, len(set_ids)))
     assert_matches(match_chunked(*args, **cut), match_reference(*args))
-    args = (*args[:4], args[4] / len(set_ids))
-    assert_matches(match_chunked(*args, **cut, balanced=True), match_reference(*args, balanced=True))
 
 
 @needs_triton
@@ -204,15 +168,6 @@ def test_agreement_with_the_definition_on_hard_problems(cut, name, share):
     assert_matches(match_chunked(*args, **cut), match_reference(*args))
 
 
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
-@pytest.mark.parametrize("name", HARD)
-@pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_agreement_of_balanced_k_with_the_definition_on_hard_problems(cut, name, share):
-    u, r, ids = hard_problem(name)
-    args = (u, r, ids, int(ids.max()) + 1, share)
-    assert_matches(match_chunked(*args, **cut, balanced=True), match_reference(*args, balanced=True))
-
-
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", HARD)
@@ -227,9 +182,6 @@ def test_agreement_of_the_fused_kernels_on_hard_problems(name, dtype):
         assert_matches(
             match_triton(*(a.to(device) if isinstance(a, torch.Tensor) else a for a in args)), match_reference(*args)
         )
-    args = (*args[:4], 0.05)
-    got = match_triton(*(a.to(device) if isinstance(a, torch.Tensor) else a for a in args), balanced=True)
-    assert_matches(got, match_reference(*args, balanced=True))
 
 
 @needs_triton

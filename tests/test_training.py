@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rpg_loss import FixMatchSegLoss, ReferenceBank, RPGLoss, segmentation_cross_entropy
+from rpg_loss import FixMatchSegLoss, RPGLoss, segmentation_cross_entropy
 
 from .processes import needs_gloo, run
 
@@ -42,17 +42,13 @@ def criteria(multilabel, group=None):
     return RPGLoss(0.3, map_size=6, group=group), FixMatchSegLoss(0.4, multilabel=multilabel)
 
 
-def loss_of(net, criteria, images, y, images_u, bank=None):
+def loss_of(net, criteria, images, y, images_u):
     """One step's loss: supervised, RPG and FixMatch, on copies with other contrast."""
     rpg, fixmatch = criteria
     logits, features = net(images)
     logits_u, features_u = net(images_u)
     logits_strong, _ = net(images_u + images_u.sin())
-    extra_ref = bank.references() if bank is not None else None
-    loss = rpg(logits_u, features_u, features, y, logits, extra_ref=extra_ref) + fixmatch(logits_u, logits_strong)
-    if bank is not None:
-        bank.push(features, y)
-    return loss
+    return rpg(logits_u, features_u, features, y, logits) + fixmatch(logits_u, logits_strong)
 
 
 def gradient(net):
@@ -198,18 +194,17 @@ def check_data_parallel(rank, world):
         shared = DistributedDataParallel(copy.deepcopy(alone))
         outcomes = []
         for net, part, group in ((alone, slice(None), None), (shared, mine, dist.group.WORLD)):
-            optimizer, bank, history = torch.optim.SGD(net.parameters(), 0.5), ReferenceBank(), []
+            optimizer, history = torch.optim.SGD(net.parameters(), 0.5), []
             for step in steps:
-                loss = loss_of(net, criteria(multilabel, group), *(tensor[part] for tensor in step), bank)
+                loss = loss_of(net, criteria(multilabel, group), *(tensor[part] for tensor in step))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 history.append(loss.detach())
-            outcomes.append((torch.stack(history), bank.counts))
-        (expected, counts), (got, own_counts) = outcomes
+            outcomes.append(torch.stack(history))
+        expected, got = outcomes
         dist.all_reduce(got)
         torch.testing.assert_close(got / world, expected, atol=1e-5, rtol=1e-5)
-        assert torch.equal(own_counts * world, counts)
         for ours, theirs in zip(shared.module.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
@@ -218,8 +213,7 @@ def check_data_parallel(rank, world):
 def test_data_parallel_steps_equal_those_of_one_process(tmp_path):
     """With ``group`` and shares of pool and unlabelled images: the mean loss, and the network after each step.
 
-    That holds with banks too, each of its process's own pools, as long as all fit.  It does not without ``group``,
-    where every process matches its own pool and takes the mean over its own pixels.
+    Not without ``group``, where every process matches its own pool and takes the mean over its own pixels.
     """
     run(check_data_parallel, 2, tmp_path)
 
@@ -233,20 +227,19 @@ def check_unlike_shares(rank, world):
         valid[3, 1:], y[3, ..., 2:] = False, -100
         alone = Net()
         shared = DistributedDataParallel(copy.deepcopy(alone))
-        for normalize_by in ("entries", "weights"):
-            losses = []
-            for net, part, group in ((alone, slice(None), None), (shared, mine, dist.group.WORLD)):
-                rpg = RPGLoss(0.3, map_size=6, normalize_by=normalize_by, group=group)
-                fixmatch = FixMatchSegLoss(0.4, multilabel=multilabel, group=group)
-                logits, features = net(images[part])
-                logits_u, features_u = net(images_u[part])
-                loss = rpg(logits_u, features_u, features, y[part], logits, valid_u=valid[part])
-                loss = loss + fixmatch(logits_u, net(images_u[part].sin())[0], valid_weak=valid[part])
-                loss.backward()
-                losses.append(loss.detach())
-            dist.all_reduce(losses[1])
-            torch.testing.assert_close(losses[1] / world, losses[0], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(gradient(shared), gradient(alone), atol=1e-6, rtol=1e-4)
+        losses = []
+        for net, part, group in ((alone, slice(None), None), (shared, mine, dist.group.WORLD)):
+            rpg = RPGLoss(0.3, map_size=6, group=group)
+            fixmatch = FixMatchSegLoss(0.4, multilabel=multilabel, group=group)
+            logits, features = net(images[part])
+            logits_u, features_u = net(images_u[part])
+            loss = rpg(logits_u, features_u, features, y[part], logits, valid_u=valid[part])
+            loss = loss + fixmatch(logits_u, net(images_u[part].sin())[0], valid_weak=valid[part])
+            loss.backward()
+            losses.append(loss.detach())
+        dist.all_reduce(losses[1])
+        torch.testing.assert_close(losses[1] / world, losses[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(gradient(shared), gradient(alone), atol=1e-6, rtol=1e-4)
 
 
 @needs_gloo

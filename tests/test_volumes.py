@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rpg_loss import FeatureTap, FixMatchSegLoss, ReferencePool, RPGLoss, segmentation_cross_entropy
+from rpg_loss import FeatureTap, FixMatchSegLoss, ReferencePool, RPGLoss
 
 from .problems import Largest
 
@@ -74,19 +74,6 @@ def test_a_map_has_its_own_side_for_each_axis(multilabel):
     assert got.weights.shape == (2, 6, 8, 5)
     assert torch.equal(got.labels, expected.labels)
     assert torch.equal(got.weights, expected.weights)
-
-
-@pytest.mark.parametrize("multilabel", [False, True])
-def test_full_resolution_up_samples_each_axis_by_its_own_factor(multilabel):
-    _, labels = volumes(multilabel)
-    logits_u = torch.randn(2, 2 if multilabel else 3, *SIZE)
-    feat_u, feat_ref = torch.randn(2, 4, *SIZE), torch.randn(3, 4, *SIZE)
-    criterion = RPGLoss(map_size=(3, 8, 5), resolution="full")
-    loss, (full, weights) = criterion(logits_u, feat_u, feat_ref, labels[:3], return_pseudo_labels=True)
-    on_map = criterion.pseudo_labels(feat_u, feat_ref, labels[:3])
-    for got, coarse in ((full, on_map.labels), (weights, on_map.weights)):
-        assert torch.equal(got, coarse.repeat_interleave(2, -3).repeat_interleave(2, -2).repeat_interleave(4, -1))
-    torch.testing.assert_close(loss, segmentation_cross_entropy(logits_u, full, weights))
 
 
 @pytest.mark.parametrize("multilabel", [False, True])

@@ -1,4 +1,4 @@
-"""The nearest-neighbour part: for every query, the closest reference of each label set.
+"""The nearest-neighbor part: for every query, the closest reference of each label set.
 
 One operation, several implementations of it that agree:
 
@@ -10,6 +10,8 @@ One operation, several implementations of it that agree:
 ``triton``     fused kernels on NVIDIA GPUs from Ampere on: no similarity is ever written
 ``auto``       ``triton`` where it can run, else ``chunked``
 =============  ============================================================================
+
+The last two are engines that answer for similarities; what is asked of them is the same (:mod:`.selection`).
 """
 
 from __future__ import annotations
@@ -21,12 +23,22 @@ from torch import Tensor
 
 from . import fused
 from .chunked import match_chunked
-from .contract import TIE, Matches
-from .definition import match_reference
+from .definition import EPS, TIE, Matches, match_reference
 from .fused import match_triton
 from .shards import LocalReferences, ShardedReferences
 
-__all__ = ["IMPLEMENTATIONS", "TIE", "Impl", "Matches", "ShardedReferences", "match", "resolve", "unavailable_reason"]
+__all__ = [
+    "EPS",
+    "IMPLEMENTATIONS",
+    "TIE",
+    "Impl",
+    "LocalReferences",
+    "Matches",
+    "ShardedReferences",
+    "match",
+    "resolve",
+    "unavailable_reason",
+]
 
 Impl = Literal["auto", "reference", "chunked", "triton"]
 
@@ -40,10 +52,8 @@ class Implementation(Protocol):
         references: Tensor,
         set_ids: Tensor,
         num_sets: int,
-        k: float,
+        k: int,
         shards: LocalReferences | None = None,
-        *,
-        balanced: bool = False,
     ) -> Matches: ...
 
 
@@ -55,46 +65,12 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 
 
 def unavailable_reason(impl: str, device: torch.device) -> str | None:
-    """Why an implementation cannot run on a device, as a clause; None if it can."""
+    """Return why an implementation cannot run on a device, as a clause; None if it can."""
     return fused.unavailable_reason(device) if impl == "triton" else None
 
 
-def match(
-    queries: Tensor,
-    references: Tensor,
-    set_ids: Tensor,
-    num_sets: int,
-    k: float,
-    impl: Impl = "auto",
-    shards: ShardedReferences | None = None,
-    *,
-    balanced: bool = False,
-) -> Matches:
-    """Class proximities and nearest label set of every query; see :class:`Matches`.
-
-    Args:
-        queries: features of the M queries, ``(M, D)``, real floating point.
-        references: features of the N references, ``(N, D)``, N >= 1.
-        set_ids: label set of every reference, ``(N,)`` int64 in ``[0, num_sets)``, each occurring.
-        num_sets: number of label sets, |S|.
-        k: how many nearest references count, an int, 1 <= k <= N; with ``balanced`` a share, 0 < k <= 1.
-        impl: one of the names above.
-        shards: where the references are shared out over processes, that call this together with the same
-            queries; N is the number of all references then, and some processes may have none.
-        balanced: a label set is among the k nearest if the shares of every set's references that are nearer than its
-            best one have a mean below k: every reference counts N / (|S| n) instead of 1, n the size of its set.
-
-    Raises:
-        ValueError: ``impl`` is not one of the names above, or cannot run on the device of ``queries``.
-    """
-    impl = resolve(impl, queries.device)
-    # Subclasses may look at every slice that is taken: MONAI's MetaTensor collates its metadata anew, or raises.
-    queries, references, set_ids = (tensor.as_subclass(Tensor) for tensor in (queries, references, set_ids))
-    return IMPLEMENTATIONS[impl](queries, references, set_ids, num_sets, k, shards, balanced=balanced)
-
-
-def resolve(impl: Impl, device: torch.device) -> Impl:
-    """The implementation that runs on ``device`` where ``impl`` is asked for; raises as :func:`match` does."""
+def resolve(impl: str, device: torch.device) -> str:
+    """Return the implementation that runs on ``device`` where ``impl`` is asked for; raise as :func:`match` does."""
     if impl == "auto":
         return "triton" if device.type == "cuda" and unavailable_reason("triton", device) is None else "chunked"
     if impl not in IMPLEMENTATIONS:
@@ -104,3 +80,33 @@ def resolve(impl: Impl, device: torch.device) -> Impl:
     if obstacle:
         raise ValueError(f'impl: got {impl!r}, which cannot run here: {obstacle}, or use impl="auto"')
     return impl
+
+
+def match(
+    queries: Tensor,
+    references: Tensor,
+    set_ids: Tensor,
+    num_sets: int,
+    k: int,
+    impl: str = "auto",
+    shards: LocalReferences | None = None,
+) -> Matches:
+    """Return class proximities and nearest label set of every query; see :class:`Matches`.
+
+    Args:
+        queries: features of the M queries, ``(M, D)``, real floating point.
+        references: features of the N references, ``(N, D)``, N >= 1.
+        set_ids: label set of every reference, ``(N,)`` int64 in ``[0, num_sets)``, each occurring.
+        num_sets: number of label sets, |S|.
+        k: how many nearest references count, 1 <= k <= N.
+        impl: one of the names above.
+        shards: where the references are shared out over processes, that call this together with the same
+            queries; N is the number of all references then, and some processes may have none.
+
+    Raises:
+        ValueError: ``impl`` is not one of the names above, or cannot run on the device of ``queries``.
+    """
+    impl = resolve(impl, queries.device)
+    # Subclasses may look at every slice that is taken: MONAI's MetaTensor collates its metadata anew, or raises.
+    queries, references, set_ids = (tensor.as_subclass(Tensor) for tensor in (queries, references, set_ids))
+    return IMPLEMENTATIONS[impl](queries, references, set_ids, num_sets, k, shards)

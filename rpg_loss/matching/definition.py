@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from .bounds import balanced_limit
-from .contract import EPS, TIE, Matches
 from .shards import LocalReferences, ShardedReferences
+
+EPS = 1e-8
+"""The epsilon of Eq. 3 (denominator) and Eq. 6."""
+
+EPS_MATTERS = 0.1
+"""Product of norms below which the epsilon of Eq. 3 is visible at float32 accuracy: 1e-8 / 0.1 = 1e-7."""
+
+TIE = 4 * 2.0**-23
+"""Proximities that differ by no more than this (4 units in the last place of a float32 at 1) are equal, and so one
+no larger than this is 0.
+
+The rounding of a float32 dot product depends on the kernel, its tile and the position in it: up to
+about 2e-7 was seen between two products of the same unit vectors.  Without a tolerance, references that
+are truly tied (copies of a vector, flat regions) would win or lose by that noise, differently on every device, and the
+weight of a query orthogonal to every reference would be a matter of chance.
+"""
+
+
+class Matches(NamedTuple):
+    """Result of the matching of M queries against references of |S| label sets.
+
+    Attributes:
+        nearest_sets: ``(M,)`` int64, label set of the nearest reference (argmin of Eq. 4); of
+            several equally near ones, that of the lowest reference index.
+        proximities: ``(M, |S|)`` float32 in [0, 1], the class proximities 1 - delta of Eq. 5: the clipped
+            cosine similarity to the set's nearest reference, 0 where that is not among the k nearest.
+            References equally far as the k-th nearest are all among the k nearest.
+    """
+
+    nearest_sets: Tensor
+    proximities: Tensor
 
 
 def match_reference(
@@ -15,10 +46,8 @@ def match_reference(
     references: Tensor,
     set_ids: Tensor,
     num_sets: int,
-    k: float,
+    k: int,
     shards: LocalReferences | None = None,
-    *,
-    balanced: bool = False,
 ) -> Matches:
     """Match by the definition, in float64, with the M x N matrix in memory (see :func:`match`)."""
     if isinstance(shards, ShardedReferences):
@@ -33,16 +62,8 @@ def match_reference(
     # Eq. 4: the nearest reference, the lowest index among equals (argmax returns the first maximum).
     nearest = (proximity >= proximity.amax(1, keepdim=True) - TIE).int().argmax(1)
 
-    if balanced:
-        # The same in terms of ranks, where a reference counts one over the size of its set instead of 1.
-        best = [proximity[:, set_ids == s].amax(1, keepdim=True) for s in range(num_sets)]
-        counted = 1 / torch.bincount(set_ids)[set_ids].double()
-        nearer = [torch.where(proximity > of_set + TIE, counted, 0.0).sum(1, keepdim=True) for of_set in best]
-        inside = torch.cat(nearer, dim=1) < balanced_limit(k, num_sets)
-        return Matches(set_ids[nearest], torch.where(inside, torch.cat(best, dim=1), 0.0).float())
-
     # The k nearest references, and all that are as near as the k-th.
-    kth = proximity.topk(int(k), dim=1).values[:, -1:]
+    kth = proximity.topk(k, dim=1).values[:, -1:]
     among_k = torch.where(proximity >= kth - TIE, proximity, 0.0)
 
     # Eq. 5: 1 - delta of every label set.

@@ -1,18 +1,16 @@
 """The matching on a GPU with fused Triton kernels: no similarity is ever written to memory.
 
-The same two facts as in :mod:`.chunked`, but as recomputing a tile costs less than to write it, every question is a
-sweep of its own over the tiles: the maxima of all label sets; the lowest index, for the few queries whose nearest
-references are tied; and counts against eight thresholds at a time, for the queries that the sizes of the sets
-leave undecided.  Eight thresholds cut what is undecided into nine: one sweep settles up to 8 label sets, two up to 80.
+As recomputing a tile costs less than to write it, every question of :mod:`.selection` is a sweep of its own over the
+tiles: the maxima of all label sets; the lowest index, for the few queries whose nearest references are tied; and counts
+against eight thresholds at a time, for the queries that the sizes of the sets leave undecided.  Eight thresholds cut
+what is undecided into nine: one sweep settles up to 8 label sets, two up to 80.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -21,20 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bounds import balanced_limit, size_bounds
-from .contract import EPS, EPS_MATTERS, TIE, Matches
+from .definition import EPS, EPS_MATTERS, Matches
+from .normalize import rescaled, unit_length
+from .selection import NO_KEY, Engine, match_in_blocks
 from .shards import LocalReferences
-from .units import rescaled, unit_length
 
 # Queries that are worked on at a time: what is kept of them stays below 16 MiB for 64 features.
 _QUERIES = 2**15
-# Features that are normalised at a time.
+# Features that are normalized at a time.
 _COPIED = 2**20
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Shape of a tile of similarities, and how it is computed."""
+    """The shape of a tile of similarities, and how it is computed."""
 
     queries: int
     references: int
@@ -59,12 +57,12 @@ _INTERPRETED = Tiles(64, 64, 32, 1, 1)
 
 
 def interpreted() -> bool:
-    """Whether Triton runs its kernels in Python, on any device: for tests."""
+    """Return whether Triton runs its kernels in Python, on any device: for tests."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def unavailable_reason(device: torch.device) -> str | None:
-    """Why the fused kernels cannot run on ``device``; None if they can."""
+    """Return why the fused kernels cannot run on ``device``; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton"
     if interpreted():
@@ -89,10 +87,9 @@ def match_triton(
     references: Tensor,
     set_ids: Tensor,
     num_sets: int,
-    k: float,
+    k: int,
     shards: LocalReferences | None = None,
     *,
-    balanced: bool = False,
     tiles: Tiles | None = None,
     slab: int = _QUERIES,
 ) -> Matches:
@@ -102,37 +99,21 @@ def match_triton(
     a few numbers per label set.  float32 features are matched at float32 accuracy (three TF32 products), half-precision
     features as they are, with float32 sums.
     """
-    device = queries.device
     shards = shards or LocalReferences(references, set_ids, num_sets)
-    m = len(queries)
     half = queries.dtype == references.dtype and queries.dtype in (torch.float16, torch.bfloat16)
-
     order = torch.argsort(set_ids, stable=True)
     sets = set_ids[order]
     keys = (shards.first_index + order) * num_sets + sets
     r = _Features(references, half, order)
     sets = sets.int()
-    if balanced:
-        ends = torch.bincount(set_ids, minlength=num_sets).cumsum(0).tolist()
-        parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-    tiles = tiles or _choose_tiles(device, r.values)
-
-    nearest_sets = torch.empty(m, dtype=torch.int64, device=device)
-    proximities = torch.empty(m, num_sets, dtype=torch.float32, device=device)
-    for start in range(0, m, slab):
-        some = slice(start, start + slab)
-        sweep = _Sweep(_Features(queries[some], half), r, sets, keys, num_sets, tiles)
-        best = shards.maximum(sweep.set_maxima()).clamp_(max=1)
-        best.masked_fill_(best <= TIE, 0)
-        nearest_sets[some] = _nearest_sets(sweep, best, shards)
-        if balanced and k < 1:
-            nearer = functools.partial(_nearer_in_sets, sweep, parts, shards)
-            _drop_sets_beyond(best, nearer, balanced_limit(k, num_sets), torch.ones_like(shards.sizes))
-        elif not balanced and k < shards.total:
-            nearer = functools.partial(_nearer, sweep, shards)
-            _drop_sets_beyond(best, nearer, k, shards.sizes)
-        proximities[some] = best
-    return Matches(nearest_sets, proximities)
+    tiles = tiles or _choose_tiles(queries.device, r.values)
+    return match_in_blocks(
+        lambda some: _Sweep(_Features(queries[some], half), r, sets, keys, num_sets, tiles),
+        len(queries),
+        slab,
+        k,
+        shards,
+    )
 
 
 def _choose_tiles(device: torch.device, features: Tensor) -> Tiles:
@@ -171,14 +152,16 @@ class _Features:
         self.smallest_norm = self.norm.amin() if n else self.norm.new_tensor(torch.inf)
 
 
-class _Sweep:
+class _Sweep(Engine):
     """Sweeps over all tiles of similarities of some queries."""
 
     def __init__(
         self, queries: _Features, references: _Features, sets: Tensor, keys: Tensor, num_sets: int, tiles: Tiles
     ) -> None:
         self.sets, self.keys, self.num_sets, self.tiles = sets, keys, num_sets, tiles
+        self.thresholds = _kernels().THRESHOLDS
         self.m, self.n = len(queries.values), len(references.values)
+        self.d = queries.values.shape[1]
         self.device = sets.device
         self.features = (
             queries.values,
@@ -188,18 +171,15 @@ class _Sweep:
             EPS / queries.norm,
             1 / references.norm,
         )
-        d = queries.values.shape[1]
-        self.d = d
-        upcast_unsigned = queries.half and interpreted()  # the interpreter cannot multiply bfloat16
         self.options: dict[str, Any] = {
             "BLOCK_M": tiles.queries,
             "BLOCK_N": tiles.references,
             "BLOCK_D": tiles.features,
-            "ALL_OF_D": d <= tiles.features,
+            "ALL_OF_D": self.d <= tiles.features,
             "PRECISION": "ieee" if queries.half else "tf32x3",
             "SCALED": queries.half,
             "EPS_MATTERS": bool(queries.smallest_norm * references.smallest_norm < EPS_MATTERS),
-            "WIDEN": upcast_unsigned,
+            "UPCAST": queries.half and interpreted(),  # the interpreter cannot multiply bfloat16
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,
         }
@@ -218,77 +198,17 @@ class _Sweep:
             kernel[rows, -(-self.n // span)](*self.features, *arguments, *sizes, **self.options)
 
     def set_maxima(self) -> Tensor:
-        """``(M, |S|)``: highest similarity of every label set, or 0 if none is positive."""
         best = torch.zeros(self.m, self.num_sets, dtype=torch.int32, device=self.device)
         self._launch(_kernels().set_maxima, self.m, self.sets, best, sets=True)
         self.best = best.view(torch.float32)
         return self.best.clone()
 
-    def count_above(self, rows: Tensor, thresholds: Tensor) -> Tensor:
-        """References above each of the positive, falling ``thresholds (R, 8)``, for these queries; int32."""
-        counts = torch.zeros(thresholds.shape, dtype=torch.int32, device=self.device)
-        self._launch(_kernels().count_above, len(rows), self.sets, self.best, rows, thresholds, counts, sets=True)
-        return counts
-
-    def over(self, part: slice) -> _Sweep:
-        """The same, over some of the references alone."""
-        some = copy.copy(self)
-        u, r, u_scale, r_scale, u_eps, r_eps = self.features
-        some.features = u, r[part], u_scale, r_scale[part], u_eps, r_eps[part]
-        some.sets, some.keys, some.n = self.sets[part], self.keys[part], part.stop - part.start
-        return some
-
     def lowest_key(self, rows: Tensor, threshold: Tensor) -> Tensor:
-        """Key of the first reference whose similarity is not below the threshold, for these queries."""
-        lowest = torch.full(rows.shape, torch.iinfo(torch.int64).max, device=self.device)
+        lowest = torch.full(rows.shape, NO_KEY, device=self.device)
         self._launch(_kernels().lowest_key, len(rows), self.keys, rows, threshold, lowest, sets=False)
         return lowest
 
-
-def _nearest_sets(sweep: _Sweep, best: Tensor, shards: LocalReferences) -> Tensor:
-    """Label set of the nearest reference; ties between sets go to the lowest reference index."""
-    top, nearest = best.max(1)
-    tied = ((best >= top[:, None] - TIE).sum(1) > 1).nonzero().squeeze(1)
-    if len(tied):
-        # Where the best proximity is 0, every reference is equally near, whatever its negative cosine.
-        threshold = torch.where(top == 0, -2.0, top - TIE)[tied]
-        nearest[tied] = shards.minimum(sweep.lowest_key(tied, threshold)) % best.shape[1]
-    return nearest
-
-
-def _nearer(sweep: _Sweep, shards: LocalReferences, rows: Tensor, thresholds: Tensor) -> Tensor:
-    """References above each of the thresholds."""
-    return shards.sum(sweep.count_above(rows, thresholds))
-
-
-def _nearer_in_sets(
-    sweep: _Sweep, parts: list[slice], shards: LocalReferences, rows: Tensor, thresholds: Tensor
-) -> Tensor:
-    """The same, each counting one over the size of its set."""
-    shares = torch.zeros(thresholds.shape, dtype=torch.float64, device=thresholds.device)
-    for part, size in zip(parts, shards.sizes, strict=True):
-        shares += shards.sum(sweep.over(part).count_above(rows, thresholds)).double() / size
-    return shares
-
-
-def _drop_sets_beyond(best: Tensor, nearer: Callable[[Tensor, Tensor], Tensor], limit: float, sizes: Tensor) -> None:
-    """Set to 0 what is not among the k nearest: sets whose best has ``limit`` or more references above it."""
-    asked = _kernels().THRESHOLDS
-    ranked, by_rank = best.sort(dim=1, descending=True, stable=True)
-    # Ranks below `inside` are inside, ranks from `outside` on are not, or their maximum is 0.
-    inside, outside = size_bounds(ranked.T, by_rank.T, sizes, limit)
-    while True:
-        rows = (inside < outside).nonzero().squeeze(1)
-        if len(rows) == 0:
-            break
-        low, high = inside[rows], outside[rows]
-        step = (high - low + 1 + asked) // (asked + 1)
-        probes = low[:, None] + step[:, None] * torch.arange(1, asked + 1, device=best.device) - 1
-        beyond_high = probes >= high[:, None]
-        probes = torch.minimum(probes, high[:, None] - 1)
-        counts = nearer(rows, ranked[rows].gather(1, probes) + TIE)
-        within = ((counts < limit) & ~beyond_high).sum(1)
-        inside[rows] = low + within * step
-        outside[rows] = torch.minimum(high, low + (within + 1) * step - 1)
-    ranked.masked_fill_(torch.arange(best.shape[1], device=best.device) >= inside[:, None], 0)
-    best.scatter_(1, by_rank, ranked)
+    def count_above(self, rows: Tensor, thresholds: Tensor) -> Tensor:
+        counts = torch.zeros(thresholds.shape, dtype=torch.int32, device=self.device)
+        self._launch(_kernels().count_above, len(rows), self.sets, self.best, rows, thresholds, counts, sets=True)
+        return counts

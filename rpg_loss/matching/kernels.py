@@ -1,7 +1,7 @@
 """Triton kernels of the fused matching.  Importing this module needs Triton.
 
 All of them walk over tiles of similarities of some queries (rows) and references (columns, sorted by label set),
-and let go of a tile before they compute the next one: no similarity is ever written to memory.
+one after the other in registers: no similarity is ever written to memory.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import triton.language as tl
 THRESHOLDS = 8
 """Thresholds per query that one sweep of :func:`count_above` counts against: two words of four bytes."""
 
-
 MAX_SPAN = 2**15 - 1
 """References that one program of :func:`count_above` can count."""
 
 
 @triton.jit
-def _load(features, rows, row_used, first, D, BLOCK_D: tl.constexpr, WIDEN: tl.constexpr):
+def _load(features, rows, row_used, first, D, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):
     """``(len(rows), BLOCK_D)`` features from ``first`` on; 0 beyond D and in unused rows."""
     d = first + tl.arange(0, BLOCK_D)
     part = tl.load(features + rows[:, None] * D + d[None, :], mask=row_used[:, None] & (d < D)[None, :], other=0.0)
-    if WIDEN:
+    if UPCAST:
         part = part.to(tl.float32)
     return part
 
@@ -48,7 +47,7 @@ def _tile(
     PRECISION: tl.constexpr,
     SCALED: tl.constexpr,
     EPS_MATTERS: tl.constexpr,
-    WIDEN: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """Similarities of the queries ``rows`` to the references from ``start`` on; 0 beyond ``stop`` and in unused rows.
 
@@ -57,12 +56,12 @@ def _tile(
     columns = (start + tl.arange(0, BLOCK_N)).to(tl.int64)
     column_used = columns < stop
     similarity = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    r = _load(references, columns, column_used, 0, D, BLOCK_D, WIDEN)
+    r = _load(references, columns, column_used, 0, D, BLOCK_D, UPCAST)
     similarity = tl.dot(u, tl.trans(r), similarity, input_precision=PRECISION)
     if not ALL_OF_D:
         for first in range(BLOCK_D, D, BLOCK_D):
-            more = _load(queries, rows, row_used, first, D, BLOCK_D, WIDEN)
-            r = _load(references, columns, column_used, first, D, BLOCK_D, WIDEN)
+            more = _load(queries, rows, row_used, first, D, BLOCK_D, UPCAST)
+            r = _load(references, columns, column_used, first, D, BLOCK_D, UPCAST)
             similarity = tl.dot(more, tl.trans(r), similarity, input_precision=PRECISION)
     if SCALED:
         u_scale = tl.load(query_scale + rows, mask=row_used, other=0.0)
@@ -105,7 +104,7 @@ def set_maxima(
     PRECISION: tl.constexpr,
     SCALED: tl.constexpr,
     EPS_MATTERS: tl.constexpr,
-    WIDEN: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """``best[m, s]``, float32 as int32 bits and 0 at first, becomes the highest positive similarity to set s.
 
@@ -117,11 +116,11 @@ def set_maxima(
     end = tl.minimum(begin + SPAN, N)
     current = tl.load(sets + begin)
     running = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    u = _load(queries, rows, row_used, 0, D, BLOCK_D, WIDEN)
+    u = _load(queries, rows, row_used, 0, D, BLOCK_D, UPCAST)
     for start in range(begin, end, BLOCK_N):
         similarity = _tile(
             queries, references, query_scale, reference_scale, query_eps, reference_eps, rows, row_used, u, start,
-            end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS, WIDEN,
+            end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS, UPCAST,
         )  # fmt: skip
         last = tl.load(sets + tl.minimum(start + BLOCK_N, end) - 1)
         if last == current:
@@ -180,7 +179,7 @@ def count_above(
     PRECISION: tl.constexpr,
     SCALED: tl.constexpr,
     EPS_MATTERS: tl.constexpr,
-    WIDEN: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """``counts[i, t]`` grows by the number of references above ``thresholds[i, t]`` for query ``chosen[i]``.
 
@@ -198,7 +197,7 @@ def count_above(
     odd_0 = tl.zeros((BLOCK_M,), dtype=tl.int32)
     even_4 = tl.zeros((BLOCK_M,), dtype=tl.int32)
     odd_4 = tl.zeros((BLOCK_M,), dtype=tl.int32)
-    u = _load(queries, rows, row_used, 0, D, BLOCK_D, WIDEN)
+    u = _load(queries, rows, row_used, 0, D, BLOCK_D, UPCAST)
     for start in range(begin, end, BLOCK_N):
         first = tl.load(sets + start)
         last = tl.load(sets + tl.minimum(start + BLOCK_N, end) - 1)
@@ -208,7 +207,7 @@ def count_above(
         if tl.max((highest > low).to(tl.int32), axis=0) > 0:
             similarity = _tile(
                 queries, references, query_scale, reference_scale, query_eps, reference_eps, rows, row_used, u, start,
-            end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS, WIDEN,
+                end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS, UPCAST,
             )  # fmt: skip
             four = _four_counts(similarity, thresholds, some, row_used, 0)
             even_0 += four & 0x00FF00FF
@@ -245,7 +244,7 @@ def lowest_key(
     PRECISION: tl.constexpr,
     SCALED: tl.constexpr,
     EPS_MATTERS: tl.constexpr,
-    WIDEN: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """``lowest[i]`` falls to the smallest key of the references not below ``thresholds[i]`` for query ``chosen[i]``."""
     some = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -256,11 +255,11 @@ def lowest_key(
     threshold = tl.load(thresholds + some, mask=row_used, other=float("inf"))
     none = tl.full((BLOCK_M,), 9223372036854775807, dtype=tl.int64)
     smallest = none
-    u = _load(queries, rows, row_used, 0, D, BLOCK_D, WIDEN)
+    u = _load(queries, rows, row_used, 0, D, BLOCK_D, UPCAST)
     for start in range(begin, end, BLOCK_N):
         similarity = _tile(
             queries, references, query_scale, reference_scale, query_eps, reference_eps, rows, row_used, u, start,
-            end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS, WIDEN,
+            end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS, UPCAST,
         )  # fmt: skip
         columns = start + tl.arange(0, BLOCK_N)
         column_used = columns < end

@@ -29,15 +29,15 @@ class LocalReferences:
         self.sizes = torch.bincount(set_ids, minlength=num_sets)
 
     def maximum(self, values: Tensor) -> Tensor:
-        """Elementwise maximum over all processes."""
+        """Return the elementwise maximum over all processes."""
         return values
 
     def minimum(self, values: Tensor) -> Tensor:
-        """Elementwise minimum over all processes."""
+        """Return the elementwise minimum over all processes."""
         return values
 
     def sum(self, values: Tensor) -> Tensor:
-        """Elementwise sum over all processes."""
+        """Return the elementwise sum over all processes."""
         return values
 
 

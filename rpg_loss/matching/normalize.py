@@ -1,13 +1,17 @@
-"""Vectors of unit length, whatever the range of the features."""
+"""Features of unit length, whatever their range, and products of them in true float32."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 def unit_length(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit-length float32 copies of ``(n, D)`` and the lengths; a zero vector stays zero and is given length 1.
+    """Return unit-length float32 copies of ``(n, D)`` and the lengths; a zero vector stays zero and has length 1.
 
     Scaling by the largest entry first keeps the squares of very large and very small features finite.
     """
@@ -23,7 +27,7 @@ def unit_length(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rescaled(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Half-precision ``(n, D)`` times a power of two each, so that no dot product overflows and nothing is rounded.
+    """Scale half-precision ``(n, D)`` by a power of two each, so that no dot product overflows and nothing is rounded.
 
     Returns:
         The vectors, in their dtype, with float32 factors that bring them to unit length (0 for a zero
@@ -38,3 +42,30 @@ def rescaled(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     limits = torch.finfo(torch.float32)
     length = (norm.double() * torch.exp2(exponent - target)).clamp(limits.tiny, limits.max).float()
     return values, torch.where(zero, 0, 1 / norm), length.masked_fill_(zero, 1)
+
+
+@contextmanager
+def full_float32_matmul() -> Iterator[None]:
+    """Suspend TF32 and bfloat16 shortcuts in float32 products; a cosine of 0.999 needs all its digits.
+
+    Restores what was set.  Since torch 2.9 the setting is per backend, before it is one for all; the
+    old and the new interface must not be mixed, so each is used only where it is the current one.
+    """
+    mkldnn: Any = torch.backends.mkldnn
+    if hasattr(mkldnn, "matmul"):
+        backends: list[Any] = [torch.backends.cuda.matmul, mkldnn.matmul]
+        before = [backend.fp32_precision for backend in backends]
+        try:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, precision in zip(backends, before, strict=True):
+                backend.fp32_precision = precision
+    else:
+        legacy = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("highest")
+            yield
+        finally:
+            torch.set_float32_matmul_precision(legacy)

@@ -1,0 +1,49 @@
+"""What may be chosen of the matching, checked once."""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass
+
+from .checks import check_choice
+from .matching import IMPLEMENTATIONS, Impl
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options that :class:`RPGLoss` and :func:`rpg_pseudo_labels` share, which says what each is.
+
+    Raises:
+        TypeError: ``k`` is not a number.
+        ValueError: an option out of range.
+    """
+
+    k: int | float = 0.5
+    ignore_index: int = -100
+    impl: Impl = "auto"
+    check_values: bool = True
+
+    def __post_init__(self) -> None:
+        expected = "an int >= 1 (a number of references) or a float in (0, 1] (a share of them)"
+        if isinstance(self.k, bool) or not isinstance(self.k, numbers.Real):
+            raise TypeError(f"k: got {self.k!r} of type {type(self.k).__name__}, expected {expected}")
+        if isinstance(self.k, numbers.Integral):
+            if self.k < 1:
+                raise ValueError(f"k: got {self.k}, expected {expected}")
+        elif not 0 < float(self.k) <= 1:  # also refuses NaN
+            raise ValueError(
+                f"k: got the float {float(self.k)}, expected {expected}; a number of references must be an int"
+            )
+        check_choice("impl", self.impl, ("auto", *IMPLEMENTATIONS))
+
+    def nearest_of(self, n: int) -> int:
+        """Return how many of ``n`` references are the k nearest."""
+        if isinstance(self.k, numbers.Integral):
+            return min(int(self.k), n)
+        return max(1, round(float(self.k) * n))
+
+    @property
+    def values(self) -> tuple[int | float, int, str, bool]:
+        """The options in order, as an operator takes them: ``Options(*options.values)`` is the same."""
+        k = int(self.k) if isinstance(self.k, numbers.Integral) else float(self.k)
+        return k, self.ignore_index, self.impl, self.check_values
