@@ -7,7 +7,7 @@
 
 A real run is trained with a clock round its parts; a part's time is without that of the parts inside it. On a CPU it is
 the time that the thread computed, so that other work on the machine does not count, with one thread of PyTorch. On a
-GPU it is wall time, with a synchronisation at both ends, which keeps the parts apart and makes the step longer; the
+GPU it is wall time, with a synchronization at both ends, which keeps the parts apart and makes the step longer; the
 data thread's parts then contain what they wait for the step. The data thread is no part of the step; what the step
 waits for it is wall time.
 """
@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 
-import examples.train
-from benchmarks.measure import conditions, environment, synchronise, write_json
+from benchmarks.measure import conditions, environment, synchronize, write_json
 from examples.config import Config
 from examples.data.augment import StrongAugmentation, WeakAugmentation
 from examples.data.loaders import PoolBatches, UnlabeledBatches
 from examples.data.prefetch import Prefetched
+from examples.engine.loop import train
 from examples.logging.run_log import RunLog
 from examples.methods import rpg_plus
 from examples.models.unet import UNet
@@ -49,7 +49,7 @@ PARTS: list[tuple[Any, str, str]] = [
     (torch.optim.Adam, "step", "Adam"),
     (RunLog, "step", "log"),
     (PoolBatches, "__next__", "pool: draw and check"),
-    (UnlabeledBatches, "__next__", "unlabelled: draw and read"),
+    (UnlabeledBatches, "__next__", "unlabeled: draw and read"),
     (WeakAugmentation, "__call__", "weak augmentation"),
 ]
 
@@ -66,7 +66,7 @@ class Clock:
     def now(self) -> float:
         if self.device.type == "cpu":
             return time.thread_time()
-        synchronise(self.device)
+        synchronize(self.device)
         return time.perf_counter()
 
     def wrap(self, call: Callable[..., Any], part: str) -> Callable[..., Any]:
@@ -110,7 +110,7 @@ def profile(config: Config) -> dict[str, float]:
             marks.append((clock.now(), dict(clock.seconds)))
 
     setattr(RunLog, "step", step)  # noqa: B010
-    examples.train.train(config)
+    train(config)
     (start, before), (end, after) = marks
     count = (config.iterations or 0) - WARM_UP
     times = {part: (seconds - before.get(part, 0)) / count * 1e3 for part, seconds in after.items()}
@@ -128,7 +128,7 @@ def main() -> None:
             "jsrt" if options.root else "phantom", root=options.root,
             image_size=options.size, map_size=options.map_size, base_channels=options.base_channels, k=0.5,
             iterations=WARM_UP + options.steps, eval_every=10**6, precision=options.precision,
-            compile=options.compile, device=options.device, out=Path(folder, "run"),
+            device=options.device, out=Path(folder, "run"),
         )  # fmt: skip
         times = profile(config)
     record = environment(torch.device(options.device), "benchmarks.trainer_profile")
@@ -153,7 +153,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--base-channels", type=int, metavar="C", help="width of the UNet (default: 16)")
     parser.add_argument("--map-size", type=int, metavar="PX", help="side of the map (default: 32)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="default: %(default)s")
-    parser.add_argument("--compile", action="store_true", help="compile the network")
     parser.add_argument("--steps", type=int, metavar="N", help="timed steps, after the first five (default: 40)")
     parser.add_argument("--quick", action="store_true", help="32 px, UNet of 4, map of 8, 4 steps unless given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")

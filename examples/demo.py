@@ -2,7 +2,7 @@
 
     python -m examples.demo
 
-Three labelled images, the same ones for both, and the same number of steps; under four minutes on two CPU cores.
+Three labeled images, the same ones for both, and the same number of steps; under four minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.config import Config, MethodName
-from examples.train import train
+from examples.engine.loop import train
 
 METHODS: tuple[MethodName, ...] = ("supervised", "rpg_plus")
 
@@ -32,13 +32,13 @@ class Demo:
     """Folder for the results; those of an earlier demo are replaced."""
 
     iterations: int = 900
-    """Optimiser steps of both runs."""
+    """Iterations (optimizer steps) of both runs."""
 
     labeled: int = 3
-    """Number of labelled images, N_l."""
+    """Number of labeled images, N_l."""
 
     split: int = 0
-    """Which images are labelled."""
+    """Which images are labeled."""
 
     seed: int = 0
     """Seed of everything random."""
@@ -51,7 +51,7 @@ def run(demo: Demo, method: MethodName) -> dict[str, Any]:
         Config(
             dataset="phantom", method=method, labeled=demo.labeled, split=demo.split, seed=demo.seed,
             out=demo.out / method, overwrite=True, iterations=demo.iterations,
-            image_size=64, base_channels=12, map_size=16, k=0.5, learning_rate=2e-3,
+            device="cpu", image_size=64, base_channels=12, map_size=16, k=0.5, learning_rate=2e-3,
         )
     )  # fmt: skip
 
@@ -66,7 +66,7 @@ def main() -> None:
     del os.environ["TTY_COMPATIBLE"]
 
     table = Table(
-        title=f"IoU after {demo.iterations} steps with {demo.labeled} labelled images ({results[0]['data']})",
+        title=f"IoU after {demo.iterations} steps with {demo.labeled} labeled images ({results[0]['data']})",
         caption=f"one split, one seed: --split and --seed show the spread\nreports: {demo.out}/*/report.html",
     )
     table.add_column("method")

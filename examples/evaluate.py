@@ -42,8 +42,7 @@ from examples.data.folder.dataset import load_undivided
 from examples.data.retouch.index import Volume
 from examples.engine.checkpoint import atomic_write
 from examples.engine.evaluation import evaluate
-from examples.engine.metrics import IoU, known_pixels
-from examples.engine.surface import surface_distance
+from examples.engine.metrics import IoU, known_pixels, surface_distance
 from examples.inference.trained import Labels, Trained, read_trained
 
 Part = Literal["test", "validation", "labeled", "all"]

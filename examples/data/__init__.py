@@ -5,13 +5,14 @@ from dataclasses import replace
 
 from examples.config import Config
 from examples.data import jsrt
-from examples.data.base import Dataset, Images, ImageSet, LazyImages
+from examples.data.base import IGNORE_INDEX, Dataset, Images, ImageSet, LazyImages, Selection
 from examples.data.folder import dataset as folder
 from examples.data.fusing import read_fusing
 from examples.data.phantoms import chest as phantom
 from examples.data.phantoms import fine as phantom_fine
 from examples.data.phantoms import oct as oct_phantom
 from examples.data.retouch import dataset as retouch
+from examples.engine.distributed import resolve_device
 
 DATASETS: dict[str, Callable[[Config], Dataset]] = {
     "phantom": phantom.load,
@@ -25,11 +26,11 @@ DATASETS: dict[str, Callable[[Config], Dataset]] = {
 
 
 def load(config: Config) -> Dataset:
-    """Loads ``config.dataset``, to be evaluated as ``config.fuse`` says, and moves it to ``config.device``."""
+    """Load ``config.dataset``, to be evaluated as ``config.fuse`` says, and move it to ``config.device``."""
     data = DATASETS[config.dataset](config)
     if config.fuse is not None:
         data = replace(data, fused=read_fusing(config.fuse, data.class_names))
-    return data.to(config.device)
+    return data.to(resolve_device(config.device))
 
 
-__all__ = ["DATASETS", "Dataset", "ImageSet", "Images", "LazyImages", "load"]
+__all__ = ["DATASETS", "IGNORE_INDEX", "Dataset", "ImageSet", "Images", "LazyImages", "Selection", "load"]

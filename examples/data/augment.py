@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-IGNORE_INDEX = -100
-MID_GREY = 0.0  # of images in [-1, 1]; also what uncovered pixels show
+from examples.data.base import IGNORE_INDEX
+
+MID_GRAY = 0.0  # of images in [-1, 1]; also what uncovered pixels show
 
 # Weak augmentation: the paper names the operations, the ranges are ours.
 CROP = (0.8, 1.0)  # side of the random crop in shares of the image's
-FOCUSED_CROP = (0.4, 0.8)  # the same of a crop around a given pixel
 ROTATION = 10.0  # degrees, either way
 CONTRAST = 0.2
 BRIGHTNESS = 0.2  # on images in [-1, 1]
@@ -41,7 +41,7 @@ class StrongView(NamedTuple):
     """Strongly augmented images, and how to bring maps of the weak view into their frame."""
 
     images: Tensor  # (B, 1, H, W)
-    warp: Callable[[Tensor], Tensor]  # (B, K, H, W) -> same, nearest neighbour, 0 where uncovered
+    warp: Callable[[Tensor], Tensor]  # (B, K, H, W) -> same, nearest neighbor, 0 where uncovered
     cutout: Tensor  # (B, H, W) bool, True inside the CutOut square
 
 
@@ -50,7 +50,7 @@ def uniform(low: float, high: float, count: int, generator: Generator) -> Tensor
 
 
 def matrix(*rows: Tensor | float) -> Tensor:
-    """Affine map (..., 3, 3) from its upper two rows, row by row.
+    """Return the affine map (..., 3, 3) of its upper two rows, row by row.
 
     It leads from a place in the output to the place in the input shown there, in [-1, 1] (square images).
     """
@@ -65,18 +65,18 @@ def rotation(degrees: Tensor | float) -> Tensor:
 
 
 def translation(x: Tensor | float, y: Tensor | float) -> Tensor:
-    """Shift in shares of the side."""
+    """Return the shift in shares of the side."""
     return matrix(1, 0, 2 * x, 0, 1, 2 * y)
 
 
 def warp(maps: Tensor, transform: Tensor, mode: str = "nearest") -> Tensor:
-    """Shows maps (B, K, H, W) through ``transform`` (B, 3, 3), 0 where nothing is."""
+    """Show maps (B, K, H, W) through ``transform`` (B, 3, 3), 0 where nothing is."""
     grid = F.affine_grid(transform[:, :2].to(maps), list(maps.shape), align_corners=False)
     return F.grid_sample(maps, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
 def swap_classes(labels: Tensor, pairs: Sequence[tuple[int, int]], first: int = 0) -> Tensor:
-    """Exchanges the classes that change sides in a mirrored image.
+    """Exchange the classes that change sides in a mirrored image.
 
     Args:
         labels: Maps (B, C, H, W) with a channel a class, or class maps (B, H, W).
@@ -106,27 +106,16 @@ class WeakAugmentation:
         self.generator = generator
         self.background = int(not multilabel)
 
-    def __call__(
-        self, images: Tensor, labels: Tensor, shown: Tensor | None = None, focus: Tensor | None = None
-    ) -> View:
-        """Augments images (B, 1, H, W) and labels (B, C, H, W) or (B, H, W) together.
+    def __call__(self, images: Tensor, labels: Tensor, shown: Tensor | None = None) -> View:
+        """Augment images (B, 1, H, W) and labels (B, C, H, W) or (B, H, W) together.
 
         Pixels where ``shown`` (B, H, W) is False (padding) are as little valid as those that the warp uncovers.
-        ``focus`` (B, 2), x and y from the centre in shares of the side, is what to zoom in on: it comes to lie in the
-        middle half of the crop, or as near to it as the border allows; NaN: a crop anywhere.
         """
         count, g = len(images), self.generator
         side = uniform(*CROP, count, g)
         room = (1 - side) / 2
         flip = torch.rand(count, generator=g) < 0.5
         x, y = room * uniform(-1, 1, count, g), room * uniform(-1, 1, count, g)
-        if focus is not None:
-            focused = ~focus.isnan().any(1)
-            side = torch.where(focused, uniform(*FOCUSED_CROP, count, g), side)
-            room = (1 - side) / 2
-            near_x, near_y = (place + side / 4 * uniform(-1, 1, count, g) for place in focus.T)
-            x = torch.where(focused, near_x.clamp(-room, room), x)
-            y = torch.where(focused, near_y.clamp(-room, room), y)
         transform = (
             translation(x, y)
             @ rotation(uniform(-ROTATION, ROTATION, count, g))
@@ -148,12 +137,12 @@ class WeakAugmentation:
         return View(images, moved.view_as(labels), valid, clean, carry)
 
     def mirror_classes(self, labels: Tensor, flip: Tensor) -> Tensor:
-        """Exchanges left and right classes where an image is flipped; probabilities may start with background."""
+        """Exchange left and right classes where an image is flipped; probabilities may start with background."""
         swapped = swap_classes(labels, self.flip_pairs, self.background if labels.is_floating_point() else 0)
         return torch.where(flip.view(-1, *[1] * (labels.ndim - 1)), swapped, labels)
 
     def jitter(self, images: Tensor) -> Tensor:
-        """Brightness, contrast and noise, a draw for every image."""
+        """Change brightness, contrast and noise, by a draw for every image."""
 
         def per_image(low: float, high: float) -> Tensor:
             return uniform(low, high, len(images), self.generator).to(images).view(-1, 1, 1, 1)
@@ -172,7 +161,7 @@ def contrast(image: Tensor, factor: float) -> Tensor:
     return (image.mean() + (image - image.mean()) * factor).clamp(0, 1)
 
 
-# RandAugment as FixMatch draws it, without Color: the images are grey. Magnitude v is 1 to 9, images are in [0, 1].
+# RandAugment as FixMatch draws it, without Color: the images are gray. Magnitude v is 1 to 9, images are in [0, 1].
 PHOTOMETRIC: dict[str, Callable[[Tensor, int], Tensor]] = {
     "AutoContrast": lambda image, v: autocontrast(image),
     "Equalize": lambda image, v: ke.equalize(image),
@@ -202,28 +191,21 @@ class StrongAugmentation:
 
     Args:
         generator: Source of all randomness, on the CPU.
-        cutmix: Whether a box of each image then gives way to the image before it in the batch, in maps as well (CutMix,
-            Yun et al. 2019; boxes as in French et al. 2020).
     """
 
-    def __init__(self, generator: Generator, *, cutmix: bool = False):
+    def __init__(self, generator: Generator):
         self.generator = generator
-        self.cutmix = cutmix
 
     def __call__(self, images: Tensor) -> StrongView:
-        """Augments weakly augmented images (B, 1, H, W)."""
-        view = self.strong_view(images)
-        return with_boxes_exchanged(view, self.boxes(images)) if self.cutmix else view
-
-    def strong_view(self, images: Tensor) -> StrongView:
+        """Augment weakly augmented images (B, 1, H, W)."""
         augmented, transforms = zip(*(self.rand_augment(image[None]) for image in images), strict=True)
         transform = torch.stack(transforms).to(images.device)
         cutout = self.cutout_squares(images)
-        strong = warp(torch.cat(augmented), transform, mode="bilinear").masked_fill(cutout[:, None], MID_GREY)
+        strong = warp(torch.cat(augmented), transform, mode="bilinear").masked_fill(cutout[:, None], MID_GRAY)
         return StrongView(strong, lambda maps: warp(maps, transform), cutout)
 
     def rand_augment(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """One image (1, 1, H, W) after its photometric operations, and the transform (3, 3) that is left to do."""
+        """Return one image (1, 1, H, W) after its photometric operations, and the transform (3, 3) left to do."""
         image, transform = (image + 1) / 2, torch.eye(3)
         for _ in range(2):
             operation = OPERATIONS[self.draw(len(OPERATIONS))]
@@ -235,7 +217,7 @@ class StrongAugmentation:
         return image * 2 - 1, transform
 
     def cutout_squares(self, images: Tensor) -> Tensor:
-        """Squares of half the side about uniform centres, clipped at the border: (B, H, W) bool."""
+        """Return squares of half the side about uniform centres, clipped at the border: (B, H, W) bool."""
         height, width = images.shape[-2:]
         reach = height // 4
         squares = torch.zeros(len(images), height, width, dtype=torch.bool)
@@ -244,25 +226,5 @@ class StrongAugmentation:
             square[max(y - reach, 0) : y + reach, max(x - reach, 0) : x + reach] = True
         return squares.to(images.device)
 
-    def boxes(self, images: Tensor) -> Tensor:
-        """Boxes of half the area, from square to as high or wide as the image, anywhere in it: (B, H, W) bool."""
-        height, width = images.shape[-2:]
-        boxes = torch.zeros(len(images), height, width, dtype=torch.bool)
-        for box in boxes:
-            share = float(0.5 ** torch.rand((), generator=self.generator))
-            rows, columns = round(height * share), round(width * 0.5 / share)
-            y, x = self.draw(height - rows + 1), self.draw(width - columns + 1)
-            box[y : y + rows, x : x + columns] = True
-        return boxes.to(images.device)
-
     def draw(self, choices: int) -> int:
         return int(torch.randint(choices, (), generator=self.generator))
-
-
-def with_boxes_exchanged(view: StrongView, boxes: Tensor) -> StrongView:
-    """The view with what the image before shows inside each image's box (B, H, W), likewise in all maps."""
-
-    def mixed(maps: Tensor) -> Tensor:
-        return torch.where(boxes.view(len(boxes), *[1] * (maps.ndim - 3), *boxes.shape[1:]), maps.roll(1, 0), maps)
-
-    return StrongView(mixed(view.images), lambda maps: mixed(view.warp(maps)), mixed(view.cutout))

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from examples.data.resize import Placement
 
+IGNORE_INDEX = -100  # label of pixels of which none is known
+
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -113,6 +115,27 @@ class LazyImages(Generic[Key]):
 
     def to(self, device: str) -> LazyImages[Key]:
         return replace(self, device=device)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some of other images, by their indices."""
+
+    source: Images
+    indices: Sequence[int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.source.names[i] for i in self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, indices: Sequence[int]) -> ImageSet:
+        return self.source[[self.indices[i] for i in indices]]
+
+    def to(self, device: str) -> Selection:
+        return Selection(self.source.to(device), self.indices)
 
 
 class CachedReader(Generic[Key]):

@@ -34,12 +34,12 @@ class Checkpoints:
         self.say = say
         self.latest: Path | None = None  # the newest that is known to be whole
 
-    def files(self) -> list[Path]:
-        """All of them, the newest first."""
-        return sorted(self.folder.glob("step-*.ckpt"), reverse=True)
+    def files(self, pattern: str = "step-*.ckpt") -> list[Path]:
+        """Return all of them, the newest first; a folder of such a name is none."""
+        return sorted((path for path in self.folder.glob(pattern) if path.is_file()), reverse=True)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Writes the checkpoint of a step, and then removes all but it and the one before.
+        """Write the checkpoint of a step, and then removes all but it and the one before.
 
         Raises:
             OSError: it could not be written; those before are as they were.
@@ -53,12 +53,12 @@ class Checkpoints:
             raise OSError(
                 error.errno, f"{error.strerror}: the checkpoint was not written; {left}", str(path)
             ) from error
-        for other in set(self.folder.glob("step-*")) - {path, self.latest}:
+        for other in set(self.files("step-*")) - {path, self.latest}:
             other.unlink()
         self.latest = path
 
     def load(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint, on the CPU; None if there has never been one.
+        """Return the newest whole checkpoint, on the CPU; None if there has never been one.
 
         Raises:
             ValueError: there are checkpoints, and all are damaged.
@@ -79,15 +79,15 @@ class Checkpoints:
         return None
 
     def remove(self) -> None:
-        """Removes all checkpoints, and what is left of one that was being written."""
-        for path in self.folder.glob("step-*"):
+        """Remove all checkpoints, and what is left of one that was being written."""
+        for path in self.files("step-*"):
             path.unlink()
         with suppress(OSError):  # not there, or the user keeps something in it
             self.folder.rmdir()
 
 
 def atomic_save(path: Path, content: dict[str, Any], header: bytes = b"") -> None:
-    """``torch.save``, aside and renamed; with a header, its checksum goes before it."""
+    """Write with ``torch.save``, aside and renamed; with a header, its checksum goes before it."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     written = buffer.getbuffer()
@@ -95,7 +95,7 @@ def atomic_save(path: Path, content: dict[str, Any], header: bytes = b"") -> Non
 
 
 def load_verified(path: Path) -> dict[str, Any]:
-    """What :func:`atomic_save` wrote with a header; runs no code that the file may hold.
+    """Read what :func:`atomic_save` wrote with a header; run no code that the file may hold.
 
     Raises:
         OSError: the file cannot be read.
@@ -120,7 +120,7 @@ def checksum_line(header: bytes, content: bytes | memoryview) -> bytes:
 
 
 def atomic_write(path: Path, *parts: bytes | memoryview, flush: bool = True) -> None:
-    """Writes a file aside, flushes it to the disk and renames it: the path holds the old content or the new.
+    """Write a file aside, flush it to the disk and rename it: the path holds the old content or the new.
 
     Without ``flush`` that does not hold through a power cut, and nothing waits for the disk.
 
@@ -144,7 +144,7 @@ def atomic_write(path: Path, *parts: bytes | memoryview, flush: bool = True) -> 
 
 
 def flush_folder(folder: Path) -> None:
-    """Makes a new name in a folder survive a power cut, where the system can."""
+    """Make a new name in a folder survive a power cut, where the system can."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -28,12 +28,12 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -42,13 +42,13 @@ def is_main_process() -> bool:
 
 
 def group() -> ProcessGroup | None:
-    """All processes, for the losses of ``rpg_loss``; None if there is but one."""
+    """Return all processes, for the losses of ``rpg_loss``; None if there is but one."""
     return dist.group.WORLD if world_size() > 1 else None
 
 
 @contextmanager
 def started_by_torchrun() -> Iterator[None]:
-    """Joins the processes that torchrun has started, if it has; those after the first print nothing but errors."""
+    """Join the processes that torchrun has started, if it has; those after the first print nothing but errors."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -61,18 +61,38 @@ def started_by_torchrun() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def default_device() -> str:
+    """Return the device that ``auto`` stands for: a GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_device(device: str) -> str:
+    """Return a device as PyTorch names it.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1, ...
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if device == "auto":
+        return default_device()
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device: got {device}, expected auto, cpu, cuda, cuda:1, ...") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: got {device}, but this PyTorch sees no GPU; pass --device cpu")
+    return device
+
+
 def own_device(device: str) -> str:
-    """The device of this process: with several processes, ``cuda`` is another GPU for each.
+    """Return the device of this process: with several processes, ``cuda`` is another GPU for each.
 
     Raises:
         ValueError: there is no such device, or one GPU is named for several processes.
     """
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(f"device: got {device}, expected cpu, cuda, cuda:1, ...") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: got {device}, but this PyTorch sees no GPU; pass --device cpu")
+    device = resolve_device(device)
     if world_size() == 1 or device == "cpu":
         return device
     number, gpus = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
@@ -90,7 +110,7 @@ def own_device(device: str) -> str:
 
 @contextmanager
 def fail_together() -> Iterator[None]:
-    """Where the block fails on one process, all end: one of those where it failed raises, the others exit silently."""
+    """End all processes where the block fails on one: one of those where it failed raises, the others exit silently."""
     error: BaseException | None = None
     try:
         yield
@@ -107,7 +127,7 @@ def fail_together() -> Iterator[None]:
 
 
 def is_peer_failure(error: RuntimeError) -> bool:
-    """Whether an exchange failed because another process has ended."""
+    """Return whether an exchange failed because another process has ended."""
     # gloo's are of no class of their own.
     return world_size() > 1 and (isinstance(error, dist.DistError) or "gloo/transport" in str(error))
 
@@ -118,7 +138,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def broadcast_from_rank0(make: Callable[[], T]) -> T:
-    """What ``make`` returns on the first process, on all; the others do not call it."""
+    """Return what ``make`` returns on the first process, on all; the others do not call it."""
     made: list[Any] = [None]
     with fail_together():
         if is_main_process():
@@ -130,7 +150,7 @@ def broadcast_from_rank0(make: Callable[[], T]) -> T:
 
 
 def all_gather(mine: T) -> list[T]:
-    """What every process has, in the order of their ranks."""
+    """Return what every process has, in the order of their ranks."""
     if world_size() == 1:
         return [mine]
     everyone: list[Any] = [None] * world_size()
@@ -151,7 +171,7 @@ class Sum(torch.autograd.Function):
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum over all processes; gradients are those of the sum of all losses."""
+    """Return the sum over all processes; gradients are those of the sum of all losses."""
     if world_size() == 1:
         return value
     total: Tensor = Sum.apply(value)  # type: ignore[no-untyped-call]
@@ -159,12 +179,12 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:
-    """The mean over all processes."""
+    """Return the mean over all processes."""
     return all_reduce_sum(value) / world_size()
 
 
 def all_reduce_max(number: int | None) -> int | None:
-    """The largest number that a process brings, on all of them; None if all bring None."""
+    """Return the largest number that a process brings, on all of them; None if all bring None."""
     if world_size() == 1:
         return number
     largest = torch.tensor(-1 if number is None else number)
@@ -181,11 +201,11 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         axes, channels = (0, 2, 3), (1, -1, 1, 1)
         count = all_reduce_sum(torch.tensor(float(maps.numel() // maps.shape[1])))
         mean = all_reduce_sum(maps.sum(axes)) / count
-        centred = maps - mean.view(channels)
-        variance = all_reduce_sum(centred.square().sum(axes)) / count
+        centered = maps - mean.view(channels)
+        variance = all_reduce_sum(centered.square().sum(axes)) / count
         self.remember(mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt() * self.weight
-        return centred * scale.view(channels) + self.bias.view(channels)
+        return centered * scale.view(channels) + self.bias.view(channels)
 
     @torch.no_grad()
     def remember(self, mean: Tensor, variance: Tensor) -> None:
@@ -199,7 +219,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
 
 
 def with_synced_batch_norm(module: nn.Module) -> nn.Module:
-    """The module with the statistics of its batch norms taken over all processes; the same names in ``state_dict``."""
+    """Return the module with the statistics of its batch norms over all processes, and the same ``state_dict`` keys."""
     if world_size() == 1:
         return module
     for name, child in module.named_children():
@@ -231,10 +251,10 @@ class StepModule(nn.Module):
 
 
 def data_parallel(net: nn.Module, method: nn.Module) -> Callable[..., Any]:
-    """``method`` with its first argument ``net``; its gradients are then the means over all processes."""
+    """Return ``method`` with its first argument ``net``; its gradients are then the means over all processes."""
     if world_size() == 1:
         return partial(method, net)
-    # Buffers stay as they are: banks differ, and all else is the same everywhere.
+    # Buffers are the same everywhere, or are to differ (--no-sync-batch-norm).
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(StepModule(net, method), **options)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from examples.data import Dataset, Images, ImageSet
+from examples.data import Dataset, Images, ImageSet, Selection
 from examples.data.fusing import fuse_masks
 from examples.engine.metrics import IoU, class_masks, known_pixels, predicted_masks
-from examples.engine.sharding import Part
 
 BATCH = 4
 
 
 @torch.no_grad()
 def evaluate(net: nn.Module, images: Images, data: Dataset, iou: IoU | None = None) -> IoU:
-    """Collects the IoU of the network's predictions, without augmentation; ignored pixels count nowhere.
+    """Collect the IoU of the network's predictions, without augmentation; ignored pixels count nowhere.
 
     Where the images' original size is known, predictions are brought back to it. ``iou`` is added to if it is given.
     """
@@ -33,8 +32,8 @@ def evaluate(net: nn.Module, images: Images, data: Dataset, iou: IoU | None = No
     return iou
 
 
-def unlabeled_with_truth(data: Dataset) -> Part:
-    """The images that are learned from without their labels, where there are such: not those that are labelled too.
+def unlabeled_with_truth(data: Dataset) -> Selection:
+    """Return the images that are learned from without their labels, where these exist: not those that are labeled too.
 
     Images in memory of which no label is known are left out; those that would have to be read have labels.
     """
@@ -43,7 +42,7 @@ def unlabeled_with_truth(data: Dataset) -> Part:
     if isinstance(data.unlabeled, ImageSet):
         known = known_pixels(data.unlabeled.labels).flatten(1).any(1).tolist()
         indices = [i for i in indices if known[i]]
-    return Part(data.unlabeled, indices)
+    return Selection(data.unlabeled, indices)
 
 
 def add(iou: IoU, logits: torch.Tensor, labels: torch.Tensor, data: Dataset) -> None:
@@ -54,7 +53,7 @@ def add(iou: IoU, logits: torch.Tensor, labels: torch.Tensor, data: Dataset) -> 
 
 
 def mean_iou(iou: IoU, data: Dataset) -> float:
-    """The figure that ranks methods on this data set."""
+    """Return the figure that ranks methods on this data set."""
     return float((iou.per_class() if data.score == "miou" else iou.pooled()).nanmean())
 
 

@@ -1,33 +1,39 @@
-"""Intersection over union, per image and pooled, and how good pseudo-labels are."""
+"""Intersection over union, surface distances, and how good pseudo-labels are."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
 from torch import Tensor
 
-from examples.data.augment import IGNORE_INDEX, View
+from examples.data.augment import View
+from examples.data.base import IGNORE_INDEX
 from examples.engine.distributed import all_reduce_sum
 from rpg_loss import PseudoLabels
 
 
 def class_masks(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels, multi-label (B, C, H, W) or class map (B, H, W), as masks of the classes without background: bool."""
+    """Return labels (B, C, H, W) or (B, H, W) as masks (B, C, H, W), bool, of the classes without background."""
     if labels.ndim == 4:
         return labels == 1
     return torch.stack([labels == c + 1 for c in range(num_classes)], dim=1)
 
 
 def known_pixels(labels: Tensor) -> Tensor:
-    """Which pixels (B, H, W) are labelled, not ignored."""
+    """Return which pixels (B, H, W) are labeled, not ignored."""
     known = labels != IGNORE_INDEX
     return known.all(1) if labels.ndim == 4 else known
 
 
 def predicted_masks(logits: Tensor, *, multilabel: bool) -> Tensor:
-    """Logits -> masks of the classes without background, bool: sigmoid > 0.5, or the most likely class."""
+    """Return from logits the masks of the classes without background, bool: sigmoid > 0.5, or the most likely class."""
     return logits > 0 if multilabel else class_masks(logits.argmax(1), logits.shape[1] - 1)
 
 
@@ -44,24 +50,24 @@ class IoU:
         self.unions: list[Tensor] = []
 
     def update(self, prediction: Tensor, truth: Tensor) -> None:
-        """Adds masks (B, C, H, W), bool."""
+        """Add masks (B, C, H, W), bool."""
         self.intersections.append((prediction & truth).flatten(2).sum(2).cpu())
         self.unions.append((prediction | truth).flatten(2).sum(2).cpu())
 
     def per_image(self) -> Tensor:
-        """IoU of every image and class (N, C); NaN where the class is in neither prediction nor truth."""
+        """Return the IoU of every image and class (N, C); NaN where the class is in neither prediction nor truth."""
         return torch.cat(self.intersections) / torch.cat(self.unions)
 
     def per_class(self) -> Tensor:
-        """Mean over the images (C,), skipping NaN."""
+        """Return the mean over the images (C,), skipping NaN."""
         return self.per_image().nanmean(0)
 
     def at_percentile(self, percent: float) -> Tensor:
-        """What so many per cent of the images have no more of (C,), skipping NaN."""
+        """Return the IoU that so many percent of the images do not exceed (C,), skipping NaN."""
         return self.per_image().nanquantile(percent / 100, 0)
 
     def pooled(self) -> Tensor:
-        """IoU of all images' pixels taken together (C,)."""
+        """Return the IoU of all images' pixels taken together (C,)."""
         return torch.cat(self.intersections).sum(0) / torch.cat(self.unions).sum(0)
 
 
@@ -74,7 +80,7 @@ class PseudoLabelMeter:
 
     Args:
         class_names: The classes without background.
-        map_size: Side of the map to which everything is sub-sampled (nearest neighbour) to be compared.
+        map_size: Side of the map to which everything is sub-sampled (nearest neighbor) to be compared.
     """
 
     def __init__(self, class_names: Sequence[str], map_size: int):
@@ -83,7 +89,7 @@ class PseudoLabelMeter:
         self.sums = torch.zeros(6, len(self.names), dtype=torch.float64)  # right, used, weight, given, true, known
 
     def update(self, pseudo_labels: PseudoLabels, view: View) -> None:
-        """Adds the pseudo-labels of a view, whose own labels are the held-back truth; of all processes' shares."""
+        """Add the pseudo-labels of a view, whose own labels are the held-back truth; of all processes' shares."""
         classes = len(self.names) - 1
         known = self._on_map((known_pixels(view.labels) & view.valid)[:, None]) > 0.5
         given = known & with_background(self._on_map(class_masks(pseudo_labels.labels, classes)) > 0.5)
@@ -108,9 +114,9 @@ class PseudoLabelMeter:
         return F.interpolate(maps.float(), (self.map_size, self.map_size))
 
     def measures(self) -> dict[str, dict[str, float | None]]:
-        """What a run logs of every class; None where a measure divides by nothing.
+        """Return what a run logs of every class; None where a measure divides by nothing.
 
-        * ``pseudo_label_precision``: share of right ones among the pixels taught the class;
+        * ``pseudo_label_precision``: share of right ones among the pixels assigned the class;
         * ``pseudo_label_recall``: share of them among the pixels that are of the class;
         * ``pseudo_label_weight``: mean weight of the pixels given the class (for fixmatch: the share kept);
         * ``pseudo_label_share``: share of all pixels that are given the class, with whatever weight;
@@ -136,3 +142,38 @@ class PseudoLabelMeter:
 
 def with_background(masks: Tensor) -> Tensor:
     return torch.cat([masks, ~masks.any(1, keepdim=True)], dim=1)
+
+
+class SurfaceDistance(NamedTuple):
+    """Distances between two surfaces, in the unit of the spacing; NaN where one of the masks is empty.
+
+    Attributes:
+        assd: Average symmetric surface distance: the mean over the surface pixels of both masks of the distance to the
+            nearest of the other.
+        hd95: 95 % Hausdorff distance: the larger of the 95th percentiles of the distances in both directions.
+    """
+
+    assd: float
+    hd95: float
+
+
+def surface_distance(a: NDArray[np.bool_], b: NDArray[np.bool_], spacing: Sequence[float]) -> SurfaceDistance:
+    """Return how far the surfaces of two masks lie apart.
+
+    A surface pixel is one of the mask that has, along an axis, a neighbour outside the mask or the image.
+
+    Args:
+        a: Mask of any number of axes, bool.
+        b: Mask of the same shape, bool.
+        spacing: From one pixel to the next along each axis.
+    """
+    if not a.any() or not b.any():
+        return SurfaceDistance(math.nan, math.nan)
+    # Not by a KDTree: that of scipy 1.17 crashes where denormals are flushed, as the commands have it.
+    box = find_objects((a | b).astype(np.uint8))[0]
+    edge_a, edge_b = (mask[box] & ~binary_erosion(mask[box]) for mask in (a, b))
+    to_a, to_b = (distance_transform_edt(~edge, sampling=spacing) for edge in (edge_a, edge_b))
+    from_a, from_b = to_b[edge_a], to_a[edge_b]
+    return SurfaceDistance(
+        float(np.concatenate([from_a, from_b]).mean()), float(max(np.percentile(from_a, 95), np.percentile(from_b, 95)))
+    )

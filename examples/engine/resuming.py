@@ -33,7 +33,7 @@ class GlobalRandomness:
 
 
 def check_same_run(options: Mapping[str, Any], config: Config) -> None:
-    """Refuses to go on with a run of other options than those that it was started with.
+    """Refuse to go on with a run of other options than those that it was started with.
 
     Raises:
         ValueError: the options that differ are named.
@@ -46,27 +46,27 @@ def check_same_run(options: Mapping[str, Any], config: Config) -> None:
 
 
 def check_same_processes(before: Mapping[str, Any], config: Config) -> None:
-    """Refuses to go on with another number of processes where what is trained would be another.
+    """Refuse to go on with another number of processes where what is trained would be another.
 
     Raises:
         ValueError: it says how many there were.
     """
     was = before.get("processes", 1)
-    if was != world_size() and (config.bank_mib or not config.sync_batch_norm):
-        why = "each has its own bank" if config.bank_mib else "each has its own batch statistics"
+    if was != world_size() and not config.sync_batch_norm:
         raise ValueError(
-            f"out: {config.out_dir} holds an unfinished run of {was} processes, of which {why}, and {world_size()} were"
-            f" started; go on with --nproc-per-node {was}, or pass --overwrite to start again"
+            f"out: {config.out_dir} holds an unfinished run of {was} processes, of which each has its own batch"
+            f" statistics, and {world_size()} were started; go on with --nproc-per-node {was}, or pass --overwrite to"
+            " start again"
         )
 
 
 def image_names(data: Dataset) -> dict[str, list[str]]:
-    """The images of every part of a data set."""
+    """Return the names of the images of every part of a data set."""
     return {part: list(getattr(data, part).names) for part in PARTS}
 
 
 def restore(saved: dict[str, Any], parts: Mapping[str, Stateful], data: Dataset) -> None:
-    """Brings all parts of a run to where they were when it was saved.
+    """Bring all parts of a run to where they were when it was saved.
 
     Raises:
         ValueError: the images are others than then, or the code is so different that it cannot go on.
@@ -91,7 +91,7 @@ def restore(saved: dict[str, Any], parts: Mapping[str, Stateful], data: Dataset)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed between two environments, in words."""
+    """Return what has changed between two environments, in words."""
     flat_before, flat_now = ({**it, **it["packages"]} for it in (before, now))
     names = [name for name in flat_now if name != "packages"]
     return [

@@ -42,8 +42,8 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             # What the parent has told the process to ignore, it goes on ignoring.
-            heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-            self.before = {number: signal.signal(number, self.handle) for number in heeded}
+            handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self.before = {number: signal.signal(number, self.handle) for number in handled}
         return self
 
     def __exit__(self, *exception: object) -> None:

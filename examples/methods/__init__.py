@@ -8,7 +8,6 @@ from examples.methods.mlds import MLDS
 from examples.methods.nearest_neighbor import NearestNeighbor
 from examples.methods.pseudolabel import PseudoLabel
 from examples.methods.rpg import RPG
-from examples.methods.rpg_best import RPGBest
 from examples.methods.rpg_plus import RPGPlus
 from examples.methods.supervised import Supervised
 
@@ -22,7 +21,6 @@ METHODS: dict[str, type[Method]] = {
     "mlds": MLDS,
     "rpg": RPG,
     "rpg_plus": RPGPlus,
-    "rpg_best": RPGBest,
 }
 
 __all__ = ["METHODS", "Method", "Step"]

@@ -12,7 +12,7 @@ from examples.config import Config
 from examples.data import Dataset
 from examples.data.augment import View
 from examples.engine.distributed import group
-from examples.methods.ema import Teacher
+from examples.methods.ema import EMA
 from examples.models.unet import UNet
 from rpg_loss import PseudoLabels
 
@@ -21,9 +21,9 @@ class Step(NamedTuple):
     """The outcome of one step.
 
     Attributes:
-        loss: What to minimise, a scalar.
+        loss: What to minimize, a scalar.
         terms: Its parts, for the log.
-        pseudo_labels: Labels (B, C, h, w) or (B, h, w) of the unlabelled view and their weights, for the log; a weight
+        pseudo_labels: Labels (B, C, h, w) or (B, h, w) of the unlabeled view and their weights, for the log; a weight
             for each label (B, C, h, w) is allowed.
     """
 
@@ -33,10 +33,10 @@ class Step(NamedTuple):
 
 
 class Method(nn.Module, ABC):
-    """A way to learn from a labelled pool and unlabelled images.
+    """A way to learn from a labeled pool and unlabeled images.
 
     To add one, write a file like its neighbours and enter it in ``METHODS``.  Whatever a method assigns to itself as a
-    module (further heads, a teacher) is trained with the network if it needs gradients.  Randomness comes from
+    module (further heads, an average) is trained with the network if it needs gradients.  Randomness comes from
     ``self.generator``: it and all modules and buffers are in the checkpoints that a run goes on from.  Views are this
     process's shares of the batches: losses take their means with ``group=self.group``, and what is drawn for a batch is
     drawn for all of it (``on_whole_batch``).
@@ -54,11 +54,11 @@ class Method(nn.Module, ABC):
         self.multilabel = data.multilabel
         self.iterations = iterations
         self.generator = Generator().manual_seed(config.seed)
-        self.teacher = Teacher(net, iterations) if config.average else None
+        self.ema = EMA(net, iterations) if config.ema else None
         self.group = group()
 
     def get_extra_state(self) -> Tensor:
-        """Where the random stream stands: with it, ``state_dict`` holds all that a method needs to go on."""
+        """Return where the random stream stands: with it, ``state_dict`` holds all that a method needs to go on."""
         return self.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -66,32 +66,27 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
-        """Computes the loss of one step, counted from 1; ``net(images)`` returns logits and features."""
+        """Return the loss of one step, counted from 1; ``net(images)`` returns logits and features."""
 
     def lambda_u(self, step: int) -> float:
-        """Weight of the loss on unlabelled images at a step, counted from 1."""
+        """Return the weight of the loss on unlabeled images at a step, counted from 1."""
         return self.config.lambda_u if step > self.config.warm_up * self.iterations else 0.0
 
     def after_step(self, net: UNet, step: int) -> None:
-        """Called when the optimiser has moved the network."""
-        if self.teacher is not None:
-            self.teacher.follow(net, step)
+        """Do what has to be done when the optimizer has moved the network."""
+        if self.ema is not None:
+            self.ema.update(net, step)
 
     def evaluated(self, net: UNet) -> UNet:
-        """The network to validate, test and keep."""
-        return net if self.teacher is None else self.teacher.net
+        """Return the network to validate, test and keep."""
+        return net if self.ema is None else self.ema.net
 
     def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels | None:
-        """What the method would teach about these images, for pictures; None where it uses no pseudo-labels."""
+        """Return the method's pseudo-labels of these images, for pictures; None where it uses none."""
         return None
 
-    def outputs(self, net: UNet, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and the features that the method looks at."""
-        logits, features = net(images)
-        return logits, features
-
     def forward_views(self, net: UNet, *views: Tensor, target: int | None = None) -> list[tuple[Tensor, Tensor]]:
-        """Logits and features of every batch: each with its own batch statistics, or (--batch-norm shared) together.
+        """Return logits and features of every batch, with statistics of its own or (--batch-norm shared) of all together.
 
         Args:
             net: The network.
@@ -102,8 +97,8 @@ class Method(nn.Module, ABC):
             outputs = []
             for number, images in enumerate(views):
                 with torch.set_grad_enabled(torch.is_grad_enabled() and number != target):
-                    outputs.append(self.outputs(net, images))
+                    outputs.append(net(images))
             return outputs
         sizes = [len(images) for images in views]
-        logits, features = self.outputs(net, torch.cat(views))
+        logits, features = net(torch.cat(views))
         return list(zip(logits.split(sizes), features.split(sizes), strict=True))

@@ -1,4 +1,4 @@
-"""The mean teacher (Tarvainen & Valpola 2017): a moving average of the network, and the ramp that brings it in."""
+"""An exponential moving average of a network (the mean teacher, Tarvainen & Valpola 2017), and the ramp of its loss."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ EARLY, LATE = 0.99, 0.999  # decay of the average before and after the first sev
 MEMORY = 1 / 6  # longest memory in shares of the run: in a short run .999 would remember the untrained network
 
 
-class Teacher(nn.Module):
+class EMA(nn.Module):
     """An exponential moving average of a network's parameters.
 
     Args:
-        net: The student; the teacher starts as its copy.
+        net: The network; the average starts as its copy.
         iterations: Steps of the whole run.
     """
 
@@ -29,22 +29,22 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """The teacher's logits, with the statistics of this batch."""
+        """Return the averaged network's logits, with the statistics of this batch."""
         logits: Tensor = self.net(images)[0]
         return logits
 
     @torch.no_grad()
-    def follow(self, student: UNet, step: int) -> None:
-        """Moves the average after a step of the student, counted from 1."""
+    def update(self, net: UNet, step: int) -> None:
+        """Move the average after a step of the network, counted from 1."""
         alpha = decay(step, self.iterations)
-        for average, parameter in zip(self.net.parameters(), student.parameters(), strict=True):
+        for average, parameter in zip(self.net.parameters(), net.parameters(), strict=True):
             average.lerp_(parameter, 1 - alpha)
 
 
 def decay(step: int, iterations: int) -> float:
-    """Share of the old average that is kept: a plain mean at first, .99 at most, .999 after the first seventh.
+    """Return the share of the old average to keep: a plain mean at first, .99 at most, .999 after the first seventh.
 
-    In runs of less than 6000 steps both are lowered, so that the teacher remembers no more than a sixth of the run.
+    In runs of less than 6000 steps both are lowered, so that the average remembers no more than a sixth of the run.
     """
     longest = 1 - 1 / max(MEMORY * iterations, 1)
     if step > iterations / 7:
@@ -53,5 +53,5 @@ def decay(step: int, iterations: int) -> float:
 
 
 def ramp_up(step: int, iterations: int) -> float:
-    """From exp(-5) to 1 over the first two sevenths of the run."""
+    """Return a weight that rises from exp(-5) to 1 over the first two sevenths of the run."""
     return math.exp(-5 * (1 - min(step / (iterations * 2 / 7), 1)) ** 2)

@@ -1,4 +1,4 @@
-"""FixMatch for segmentation (Sohn et al. 2020): sure predictions teach the strongly augmented view (Eq. 9-10)."""
+"""FixMatch for segmentation (Sohn et al. 2020): confident predictions teach the strongly augmented view (Eq. 9-10)."""
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from rpg_loss import FixMatchSegLoss, PseudoLabels, fixmatch_targets, segmentati
 class FixMatch(Method):
     def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
         super().__init__(config, data, net, iterations)
-        self.strong = StrongAugmentation(self.generator, cutmix=config.cutmix)
+        self.strong = StrongAugmentation(self.generator)
         self.criterion = FixMatchSegLoss(
             config.threshold, multilabel=data.multilabel, cutout=config.cutout, group=self.group
         )
@@ -26,14 +26,13 @@ class FixMatch(Method):
         )
         supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
         fixmatch = self.criterion(
-            logits_u, logits_strong, warp=strong.warp, cutout=strong.cutout, valid_weak=unlabeled.valid
+            logits_u, logits_strong, warp=strong.warp, cutout_mask=strong.cutout, valid_weak=unlabeled.valid
         )
         loss = supervised + self.lambda_u(step) * fixmatch
         return Step(loss, {"supervised": supervised, "fixmatch": fixmatch}, self.kept_predictions(logits_u))
 
     def kept_predictions(self, logits: Tensor) -> PseudoLabels:
-        target, kept = fixmatch_targets(logits, self.config.threshold, multilabel=self.multilabel)
-        return PseudoLabels(target, kept.float())
+        return fixmatch_targets(logits, self.config.threshold, multilabel=self.multilabel)
 
     def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels:
         return self.kept_predictions(net(images)[0])

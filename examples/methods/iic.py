@@ -42,7 +42,7 @@ class IIC(Method):
         return Step(loss, {"supervised": supervised, "mutual_information": information})
 
     def other_view(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images with other colours, about half of them mirrored, and which are."""
+        """Return images with other colors, about half of them mirrored, and which are."""
         flip = (torch.rand(len(images), 1, 1, 1, generator=self.generator) < 0.5).to(images.device)
         return mirror(self.weak.jitter(images), flip), flip
 
@@ -52,7 +52,7 @@ def mirror(maps: Tensor, flip: Tensor) -> Tensor:
 
 
 def dense_mutual_information(p: Tensor, q: Tensor, valid: Tensor, reach: int) -> Tensor:
-    """Mutual information between the clusters of a pixel in one view and of its neighbours in the other.
+    """Return the mutual information between the clusters of a pixel in one view and of its neighbours in the other.
 
     Args:
         p: Cluster probabilities (B, K, H, W) of one view.
@@ -70,7 +70,7 @@ def dense_mutual_information(p: Tensor, q: Tensor, valid: Tensor, reach: int) ->
 
 
 def mutual_information(joint: Tensor) -> Tensor:
-    """Mutual information of joint distributions (..., K, K), which are normalised and made symmetric first: (...)."""
+    """Return the mutual information (...) of joint distributions (..., K, K), first normalized and made symmetric."""
     joint = (joint + joint.transpose(-1, -2)) / 2
     # The floor keeps the logarithm of clusters that never occur finite.
     joint = (joint / joint.sum((-2, -1), keepdim=True).clamp(min=1e-12)).clamp(min=1e-12)

@@ -9,7 +9,7 @@ from examples.data import Dataset
 from examples.data.augment import View
 from examples.engine.distributed import all_reduce_mean
 from examples.methods.base import Method, Step
-from examples.methods.ema import Teacher, ramp_up
+from examples.methods.ema import EMA, ramp_up
 from examples.models.unet import UNet
 from rpg_loss import PseudoLabels, segmentation_cross_entropy
 
@@ -17,15 +17,15 @@ WEIGHT = 20.0  # of the consistency once ramped up
 
 
 class MeanTeacher(Method):
-    teacher: Teacher
+    ema: EMA
 
     def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
-        super().__init__(replace(config, average=True), data, net, iterations)
+        super().__init__(replace(config, ema=True), data, net, iterations)
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         (logits_ref, _), (logits_u, _) = self.forward_views(net, pool.images, unlabeled.images)
         supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
-        target = unlabeled.carry(self.probabilities(self.teacher(unlabeled.clean)))
+        target = unlabeled.carry(self.probabilities(self.ema(unlabeled.clean)))
         valid = unlabeled.valid[:, None]
         error = (self.probabilities(logits_u) - target).square() * valid
         consistency = error.sum() / all_reduce_mean(valid.sum() * error.shape[1]).clamp(min=1)

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples.config import Config
-from examples.data import Dataset
-from examples.data.augment import IGNORE_INDEX, View, WeakAugmentation
+from examples.data import IGNORE_INDEX, Dataset
+from examples.data.augment import View, WeakAugmentation
 from examples.engine.metrics import class_masks, with_background
 from examples.engine.sharding import on_whole_batch
 from examples.methods.base import Method, Step
-from examples.methods.ema import Teacher, ramp_up
+from examples.methods.ema import EMA, ramp_up
 from examples.models.unet import UNet
 from rpg_loss import PseudoLabels, segmentation_cross_entropy
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class MLDS(Method):
-    teacher: Teacher
+    ema: EMA
 
     def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
-        super().__init__(replace(config, average=True), data, net, iterations)
+        super().__init__(replace(config, ema=True), data, net, iterations)
         self.num_classes = len(data.class_names)
         self.heads = nn.ModuleList(
             nn.Sequential(
@@ -42,17 +42,17 @@ class MLDS(Method):
 
     def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
         supervised, scales = self.losses(net, pool)
-        target = self.predicted(self.teacher(unlabeled.images))
+        target = self.predicted(self.ema(unlabeled.images))
         known = unlabeled.valid[:, None] if self.multilabel else unlabeled.valid
         view = on_whole_batch(self.augment, unlabeled.images, target.masked_fill(~known, IGNORE_INDEX))
-        taught, scales_taught = self.losses(net, view)
+        teacher, scales_teacher = self.losses(net, view)
         weight = self.lambda_u(step) * ramp_up(step, self.iterations)
-        loss = supervised + scales + weight * (taught + scales_taught)
-        terms = {"supervised": supervised, "scales": scales, "teacher": taught, "teacher_scales": scales_taught}
+        loss = supervised + scales + weight * (teacher + scales_teacher)
+        terms = {"supervised": supervised, "scales": scales, "teacher": teacher, "teacher_scales": scales_teacher}
         return Step(loss, terms, self.trusted(target))
 
     def losses(self, net: UNet, view: View) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the network's own logits, and the sum over scales of that of the further heads."""
+        """Return the cross-entropy of the network's own logits, and the sum of those of the further heads."""
         levels = net.levels(view.images)
         masks, known = one_hot(view.labels, self.num_classes)
         scales = [
@@ -72,14 +72,14 @@ class MLDS(Method):
 
 
 def one_hot(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Masks (B, 1 + C, H, W) bool of all classes, background last, and which pixels (B, 1, H, W) are labelled."""
+    """Return masks (B, 1 + C, H, W) bool of all classes, background last, and which pixels (B, 1, H, W) are labeled."""
     known = labels != IGNORE_INDEX
     known = known.all(1, keepdim=True) if labels.ndim == 4 else known[:, None]
     return with_background(class_masks(labels, num_classes)) & known, known
 
 
 def scale_loss(logits: Tensor, masks: Tensor, known: Tensor, group: ProcessGroup | None = None) -> Tensor:
-    """Mean cross-entropy of a head's cells, each to name every class inside it.
+    """Return the mean cross-entropy of a head's cells, each to name every class inside it.
 
     Args:
         logits: (B, C, h, w).
@@ -92,7 +92,7 @@ def scale_loss(logits: Tensor, masks: Tensor, known: Tensor, group: ProcessGroup
 
 
 def coarse_targets(masks: Tensor, known: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
-    """0/1 targets (B, C, h, w): which classes occur in a cell; and cells (B, h, w) all of whose pixels are known."""
+    """Return which classes occur in a cell, 0/1 (B, C, h, w), and which cells (B, h, w) have known pixels only."""
     target = F.adaptive_max_pool2d(masks.float(), size)
     valid = F.adaptive_max_pool2d((~known).float(), size)[:, 0] == 0
     return target, valid

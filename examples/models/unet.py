@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,12 +42,12 @@ class UNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, in_channels, H, W) -> logits (B, num_outputs, H, W), features (B, base_channels, H, W)."""
+        """Return logits (B, num_outputs, H, W), features (B, base_channels, H, W) of images (B, in_channels, H, W)."""
         features = self.levels(images)[-1]
         return self.head(features), features
 
     def levels(self, images: Tensor) -> list[Tensor]:
-        """What comes out of the bottom and of each block upwards: widths 8, 4, 2, 1 and 1 times base_channels."""
+        """Return the outputs of the bottom and of each block upwards: widths 8, 4, 2, 1 and 1 times base_channels."""
         if images.shape[-2] % 16 or images.shape[-1] % 16:
             raise ValueError(f"images: got {tuple(images.shape)}, expected sides divisible by 16; resize or pad")
         if self.precision == torch.float32:
@@ -56,11 +55,6 @@ class UNet(nn.Module):
         with torch.autocast(images.device.type, self.precision):
             outputs = self.blocks(images)
         return [output.float() for output in outputs]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without a compiled ``levels``, which would make a copy compute with the weights of this network."""
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {name: value for name, value in state.items() if name != "levels"}
 
     def blocks(self, images: Tensor) -> list[Tensor]:
         x, skips = images, []
@@ -103,7 +97,7 @@ def conv(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:
 
 @torch.no_grad()
 def recalibrate_batch_norm(net: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Takes the statistics for evaluation from these batches alone.
+    """Take the statistics for evaluation from these batches alone.
 
     The usual running average remembers about ten forwards: here that is thirty images, seen by weights that have
     moved since and, in some methods, strongly augmented. Scores would jump from one validation to the next.

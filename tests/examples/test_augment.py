@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator
 
+from examples.data import IGNORE_INDEX
 from examples.data.augment import (
     GEOMETRIC,
-    IGNORE_INDEX,
     OPERATIONS,
     PHOTOMETRIC,
     StrongAugmentation,
@@ -71,30 +71,6 @@ def test_weak_ignores_exactly_what_it_uncovers(seed):
     assert (view.images[:, 0][~view.valid & inside(view.valid)] == 0).all()
     # Left and right cover the image: so one of them is where an image is, on whichever side it went.
     assert ((view.labels[:, 0] == 1) | (view.labels[:, 1] == 1))[view.valid].all()
-
-
-@given(seeds, st.floats(-0.45, 0.45), st.floats(-0.45, 0.45))
-def test_a_focus_is_shown_enlarged_in_its_image_alone(seed, x, y):
-    images, labels = blobs(seed)
-    augmentation = weak(seed)
-    augmentation.flip_pairs = ()  # x and y below are no classes
-    view = augmentation(images, labels, None, torch.tensor([[x, y], [torch.nan, torch.nan]]))
-    # Where in the image every pixel of the view lies, in shares of the side from the centre.
-    places = torch.stack(torch.meshgrid(*[(torch.arange(32) + 0.5) / 32 - 0.5] * 2, indexing="xy"))
-    focused, other = view.carry(places.expand(2, -1, -1, -1))
-    distance = (focused - torch.tensor([x, y]).view(2, 1, 1)).norm(dim=0).masked_fill(~view.valid[0], torch.inf)
-    assert distance.min() < 0.03
-    if max(abs(x), abs(y)) < 0.1:  # no border near: in the middle half, or where the rotation takes it
-        row, column = divmod(int(distance.argmin()), 32)
-        assert 5 <= row < 27
-        assert 5 <= column < 27
-    side, usual_side = ((seen[:, 16, 20] - seen[:, 16, 12]).norm() * 32 / 8 for seen in (focused, other))
-    assert view.valid[0].float().mean() > 0.75  # the crop stays in the image, but for its corners
-    assert 0.38 < side < 0.82
-    assert 0.78 < usual_side < 1.02
-    disc = view.labels[:, 2] == 1
-    sure = inside(disc, 2) & inside(view.valid, 2) & view.valid  # pixels of the image are up to 2.5 of the view
-    assert ((view.images[:, 0] > 0) == disc)[sure].all()
 
 
 @given(seeds)
@@ -191,29 +167,3 @@ def test_padding_is_not_valid(seed):
     assert (view.labels.masked_fill(view.valid[:, None], IGNORE_INDEX) == IGNORE_INDEX).all()
     assert (view.labels[:, 0][view.valid] == 0).all()
     assert view.valid.float().mean() > 0.3
-
-
-@given(seeds)
-def test_cutmix_moves_maps_as_it_moves_images(seed):
-    images, labels = blobs(seed)
-    view = StrongAugmentation(Generator().manual_seed(seed), cutmix=True)(images)
-    plain = StrongAugmentation(Generator().manual_seed(seed))(images)
-    maps = labels.float()
-    own, other = plain.warp(maps), plain.warp(maps).roll(1, 0)
-    boxes = (view.images != plain.images)[:, 0] | (view.cutout != plain.cutout)
-    mixed = view.warp(maps)
-    from_other = (mixed == other).all(1)
-    assert ((mixed == own).all(1) | from_other).all()  # one of the two everywhere
-    assert from_other[boxes].all()  # where another image is seen, its labels are
-    shown = torch.where(from_other[:, None], plain.images.roll(1, 0), plain.images)
-    kept = (mixed == own).all(1)
-    assert ((view.images == shown) | (kept[:, None] & (view.images == plain.images))).all()
-
-
-@given(seeds, st.sampled_from([16, 32, 128]))
-def test_cutmix_boxes_have_half_the_area(seed, side):
-    boxes = StrongAugmentation(Generator().manual_seed(seed)).boxes(torch.zeros(3, 1, side, side))
-    assert (boxes.float().mean((1, 2)) - 0.5).abs().max() < 1.1 / side
-    for box in boxes:
-        rows, columns = box.any(1).nonzero(), box.any(0).nonzero()
-        assert box.sum() == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)  # one rectangle

@@ -6,21 +6,25 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from examples.command_line import Command, ignored_flags, parse_command
-from examples.config import Config
+from examples.command_line import Command, FolderOptions, ignored_flags, parse_command
+from examples.config import ABLATIONS, DATASET_FLAGS, RUN_ENV_FIELDS, Config
 from examples.data import DATASETS
-from examples.engine.distributed import own_device
-from examples.train import main, train
+from examples.engine import distributed
+from examples.engine.distributed import own_device, resolve_device
+from examples.engine.loop import train
+from examples.methods import METHODS
+from examples.train import main
 from tests.examples.tiny import shrink, tiny
 
 WHOLE = Path(__file__).parents[2]
+DEFAULT_DEVICE = distributed.default_device  # before fixtures replace it
 
 
 def written(folder: Path, config: Config, **more) -> str:
@@ -83,7 +87,7 @@ def test_unknown_options_and_values_are_refused_with_a_suggestion(words, message
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [({"itertions": 4}, "--iterations"), ({"image_size": 30}, "got 30"), ({"labeled": "three"}, "three")],
+    [({"itertions": 4}, "--iterations"), ({"labeled": "three"}, "three")],
 )
 def test_bad_options_in_the_file_are_refused(more, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
@@ -91,15 +95,11 @@ def test_bad_options_in_the_file_are_refused(more, message, tmp_path, capsys):
     said = capsys.readouterr().err
     assert next(iter(more)).replace("_", "-") in said.replace("_", "-")
     assert message in said
+    with pytest.raises(ValueError, match="image_size: got 30"):
+        parse_command(["--config", written(tmp_path, tiny(tmp_path), image_size=30)])
 
 
-def test_contradictions_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="iterations is 900 and decides alone"):
-        parse_command(["phantom", "--iterations", "900", "--epochs=3"])
-    path = written(tmp_path, tiny(tmp_path))
-    with pytest.raises(ValueError, match="pass --iterations None"):
-        parse_command(["--config", path, "--epochs", "3"])
-    assert parse_command(["--config", path, "--epochs", "3", "--iterations", "None"])[0].epochs == 3
+def test_contradictions_are_refused():
     with pytest.raises(ValueError, match="leave one of them out"):
         parse_command(["phantom", "--resume", "--overwrite"])
 
@@ -113,8 +113,6 @@ def test_contradictions_are_refused(tmp_path):
         ("jsrt --group-pattern a", "group_pattern: .* only folder"),
         ("retouch --skip-unreadable", "skip_unreadable: .* only jsrt, folder"),
         ("phantom --fine-labels 9", "fine_labels: .* only phantom_fine"),
-        ("phantom --bank-age 3", "bank_age: .* pass --bank-mib"),
-        ("phantom --no-weighted --normalize-by weights", "normalize_by: .* leave"),
     ],
 )
 def test_options_that_nothing_reads_are_refused(words, message):
@@ -128,47 +126,35 @@ def test_options_that_something_reads_are_not_refused(tmp_path):
         "retouch --root data --vendor cirrus --retina crop",
         "folder --root data --group-pattern a --skip-unreadable",
         "phantom_fine --fine-labels 9",
-        "phantom --bank-mib 1 --bank-age 3",
         "phantom --no-weighted",
     ):
         parse_command(words.split())
     parse_command(["--config", written(tmp_path, tiny(tmp_path))])
 
 
-def test_options_that_the_method_does_not_heed_are_told():
+def test_options_that_do_not_apply_to_the_method_are_named():
     """A command for several methods passes them to all."""
-    options = "--threshold 0.8 --k 0.5 --map-size 16 --no-balanced-k --cutout=ignore"
+    options = "--threshold 0.8 --k 0.5 --map-size 16 --no-weighted --cutout=ignore"
     words = f"phantom --method rpg {options}".split()
     assert ignored_flags(parse_command(words)[0], words) == ["--threshold", "--cutout"]
     words = f"phantom --method supervised {options}".split()
-    assert set(ignored_flags(parse_command(words)[0], words)) == {"--threshold", "--k", "--balanced-k", "--cutout"}
-
-
-def test_what_a_method_decides_itself_is_said():
-    words = [
-        "phantom",
-        "--method",
-        "rpg_best",
-        "--k",
-        "0.7",
-        "--no-average",
-        "--map-size",
-        "32",
-        "--temperature",
-        "0.5",
-    ]
-    config = parse_command(words)[0]
-    assert (config.k, config.average, config.temperature) == (0.1, True, 0.5)
-    assert ignored_flags(config, words) == ["--k", "--average"]
+    assert set(ignored_flags(parse_command(words)[0], words)) == {"--threshold", "--k", "--weighted", "--cutout"}
 
 
 def test_devices_that_are_not_there_are_refused():
     assert own_device("cpu") == "cpu"
-    with pytest.raises(ValueError, match="device: got gpu, expected cpu, cuda"):
+    with pytest.raises(ValueError, match="device: got gpu, expected auto, cpu, cuda"):
         own_device("gpu")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device: got cuda:1, but this PyTorch sees no GPU; pass --device cpu"):
             own_device("cuda:1")
+
+
+def test_auto_is_a_gpu_if_there_is_one(monkeypatch):
+    for there, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.setattr(distributed, "default_device", DEFAULT_DEVICE)
+        assert resolve_device("auto") == device
 
 
 def test_bad_options_are_one_line(monkeypatch):
@@ -178,21 +164,33 @@ def test_bad_options_are_one_line(monkeypatch):
     assert ended.value.code.startswith("error: resume: ")
 
 
-def test_every_option_is_explained(capsys):
+def test_every_option_is_explained_in_its_group(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         parse_command(["--help"])
-    shown = capsys.readouterr().out
-    for source in (Config, Command):
+    shown = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    groups = ["main", "data", "schedule", "method", "ablation", "device", "output"]
+    assert [group.name for group in fields(Command)] == groups
+    assert all(f" {group} options " in shown for group in groups)
+    assert all(f" {name}: " in shown for name in DATASETS)
+    explained = {"dataset"}
+    for source in (*Config.__mro__[:-1], FolderOptions):
         (definition,) = ast.parse(inspect.getsource(source)).body
         for option, text in pairwise(definition.body):
-            if isinstance(option, ast.AnnAssign) and option.target.id == "dataset":
-                words = re.sub(r"[\s│]+", " ", shown)
-                assert all(f" {name}: " in words for name in DATASETS)
-            elif isinstance(option, ast.AnnAssign):
+            if isinstance(option, ast.AnnAssign) and option.target.id != "dataset":
                 assert isinstance(text, ast.Expr), option.target.id
                 assert len(text.value.value.split()) >= 4, option.target.id
+                assert "\n" not in text.value.value, option.target.id
                 assert text.value.value.split()[0] in shown
                 assert f"--{option.target.id.replace('_', '-')}" in shown
+                explained.add(option.target.id)
+    assert explained == {field.name for field in fields(Config)} | {"config", "resume"}
+
+
+def test_rules_name_options_and_methods_that_there_are():
+    assert {*ABLATIONS, *DATASET_FLAGS, *RUN_ENV_FIELDS} <= {field.name for field in fields(Config)}
+    assert set().union(*ABLATIONS.values()) == set(METHODS)
+    assert set().union(*DATASET_FLAGS.values()) <= set(DATASETS)
 
 
 def test_the_environment_is_recorded(tmp_path, monkeypatch):

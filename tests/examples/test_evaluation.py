@@ -12,8 +12,7 @@ from PIL import Image
 from torch import nn
 
 from examples.config import Config
-from examples.data import Dataset, ImageSet, LazyImages, load
-from examples.data.augment import IGNORE_INDEX
+from examples.data import IGNORE_INDEX, Dataset, ImageSet, LazyImages, load
 from examples.data.base import CachedReader, Original
 from examples.data.resize import Placement
 from examples.data.retouch.index import Volume

@@ -19,7 +19,7 @@ import torch
 
 from examples.engine.checkpoint import Checkpoints, atomic_write
 from examples.engine.evaluation import evaluate
-from examples.train import train
+from examples.engine.loop import train
 from tests.examples.tiny import shrink, tiny
 
 PHASES = {evaluate.__code__: "validation", Checkpoints.save.__code__: "checkpoint", atomic_write.__code__: "writing"}
@@ -27,7 +27,7 @@ EACH = 5  # moments of every phase
 SEED = 8
 
 pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
-STEPS = {"iterations": 9, "eval_every": 1, "checkpoint_every": 2}  # validations at 3, 6 and 9
+STEPS = {"iterations": 9, "eval_every": 3, "checkpoint_every": 2}  # validations at 3, 6 and 9
 
 
 class Moments:

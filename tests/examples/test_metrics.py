@@ -56,7 +56,7 @@ def measured(meter: PseudoLabelMeter) -> dict[str, dict[str, float | None]]:
 
 
 def test_pseudo_label_meter_by_hand():
-    """Three known pixels: one taught rightly, one wrongly, and background rightly; the invalid one counts nowhere."""
+    """Three known pixels: one assigned rightly, one wrongly, and background rightly; the invalid one counts nowhere."""
     meter = PseudoLabelMeter(["a"], map_size=2)
     labels = square(1, 1, 1, 0)[None, None].to(torch.int8)
     truth = square(1, 0, 1, 0)[None, None].to(torch.int8)
@@ -78,7 +78,7 @@ def test_pseudo_label_meter_of_class_maps():
     labels, truth = square(1, 1, 0, 0)[None].long(), square(1, 2, 2, -100)[None].long()
     meter.update(PseudoLabels(labels, square(1, 1, 0, 1)[None]), view(truth, torch.ones(1, 2, 2) > 0))
     found = measured(meter)
-    assert found["precision"] == {"a": 0.5, "b": None, "background": None}  # of weight 0: taught nothing
+    assert found["precision"] == {"a": 0.5, "b": None, "background": None}  # of weight 0: teaches nothing
     assert found["recall"] == {"a": 1.0, "b": 0.0, "background": None}
     assert found["share"] == pytest.approx({"a": 2 / 3, "b": 0, "background": 1 / 3})
     assert found["true_share"] == pytest.approx({"a": 1 / 3, "b": 2 / 3, "background": 0})

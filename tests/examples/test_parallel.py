@@ -16,24 +16,24 @@ import pytest
 import torch
 
 import examples.data.loaders
-import examples.train
+import examples.engine.run
 from examples.config import Config
 from examples.data import Dataset, load
 from examples.data.loaders import UnlabeledBatches
 from examples.data.phantoms import chest as phantom
 from examples.engine.checkpoint import Checkpoints
+from examples.engine.loop import train
 from examples.engine.signals import Interrupted
 from examples.logging.run_log import RunLog
 from examples.methods import METHODS
 from examples.methods.supervised import Supervised
-from examples.train import train
 from tests.examples.tiny import shrink, tiny
 from tests.processes import needs_gloo, run
 
 pytestmark = needs_gloo
 
-# Passes of three steps (4, 4 and 3 unlabelled images: unlike shares), validations at 3 and 4.
-SIZES = {"pool_size": 4, "unlabeled_batch": 4, "iterations": 4, "eval_every": 1}
+# Passes of three steps (4, 4 and 3 unlabeled images: unlike shares), validations at 3 and 4.
+SIZES = {"pool_size": 4, "unlabeled_batch": 4, "iterations": 4, "eval_every": 3}
 
 
 def in_double_precision() -> None:
@@ -41,8 +41,8 @@ def in_double_precision() -> None:
     shrink()
     for name, count in (("TRAIN", 11), ("VALIDATION", 1), ("TEST", 3)):  # one validates nothing
         setattr(phantom, name, count)
-    load, net = examples.train.load, examples.train.UNet
-    examples.train.UNet = lambda *sizes: net(*sizes).double()
+    load, net = examples.engine.run.load, examples.engine.run.UNet
+    examples.engine.run.UNet = lambda *sizes: net(*sizes).double()
     for name, method in METHODS.items():
         METHODS[name] = lambda *parts, method=method: method(*parts).double()
 
@@ -52,7 +52,7 @@ def in_double_precision() -> None:
         images = {part: getattr(data, part) for part in parts}
         return replace(data, **{part: replace(them, images=them.images.double()) for part, them in images.items()})
 
-    examples.train.load = load_in_double
+    examples.engine.run.load = load_in_double
 
 
 def result(out: Path) -> dict:
@@ -77,15 +77,9 @@ def assert_close(got, expected) -> None:
         assert got == expected
 
 
-BANK = {"bank_mib": 4.0, "bank_age": 2, "base_channels": 16}  # so many features are never quite alike
-
-
-OPTIONS = {"average": True, "average_features": True, "matched_levels": 2, "strong_labels": True, "threshold": 0.5}
-
-
 def runs() -> list[Config]:
     configs = [tiny(Path(method), method=method, **SIZES) for method in METHODS]
-    return [*configs, tiny(Path("bank"), **SIZES, **BANK), tiny(Path("options"), **SIZES, **OPTIONS)]
+    return [*configs, tiny(Path("ema"), ema=True, batch_norm="shared", **SIZES)]
 
 
 def train_all(rank, world, folder):
@@ -126,10 +120,9 @@ def cut_short(rank: int, config: Config) -> None:
 
 def cut_and_go_on(rank, world, folder):
     in_double_precision()
-    config = tiny(folder / "whole", **SIZES, **BANK)
+    config = tiny(folder / "whole", ema=True, **SIZES)
     train(config)
-    for name in ("cut", "bank"):
-        cut_short(rank, replace(config, out=folder / name))
+    cut_short(rank, replace(config, out=folder / "cut"))
     train(replace(config, out=folder / "cut"), resume=True)
     plain = tiny(folder / "other number", **SIZES)
     cut_short(rank, plain)
@@ -149,8 +142,6 @@ def cut_and_go_on(rank, world, folder):
         pytest.raises(ValueError, match="pool_size: got 3 with 2 processes") if rank == 0 else pytest.raises(SystemExit)
     ):
         train(replace(plain, out=folder / "uneven", pool_size=3))
-    with pytest.raises(ValueError, match="cutmix: given with 2 processes") if rank == 0 else pytest.raises(SystemExit):
-        train(replace(plain, out=folder / "mixed", cutmix=True))
     with pytest.raises(FileExistsError) if rank == 0 else pytest.raises(SystemExit):
         train(config)
 
@@ -161,10 +152,8 @@ def go_on_alone(rank, world, folder):
     train(config, resume=True)
     train(replace(config, out=folder / "one"))
     with pytest.raises(
-        ValueError, match=r"2 processes, of which each has its own bank, .* go on with --nproc-per-node 2"
+        ValueError, match=r"2 processes, of which each has its own batch statistics, .* go on with --nproc-per-node 2"
     ):
-        train(tiny(folder / "bank", **SIZES, **BANK))
-    with pytest.raises(ValueError, match="of which each has its own batch statistics"):
         train(replace(config, out=folder / "unsynced", sync_batch_norm=False))
 
 
@@ -184,7 +173,7 @@ def test_a_pass_without_repeats_that_all_processes_can_share(monkeypatch):
     shrink(monkeypatch.setattr)
     data = load(tiny(Path()))  # 8 images
     for processes, steps, images in ((1, 3, 8), (2, 3, 8), (3, 2, 6)):
-        monkeypatch.setattr(examples.data.loaders, "world", lambda processes=processes: processes)
+        monkeypatch.setattr(examples.data.loaders, "world_size", lambda processes=processes: processes)
         batches = UnlabeledBatches(data, 3, torch.Generator().manual_seed(0))
         assert batches.steps_per_pass == steps
         drawn = []
@@ -195,7 +184,7 @@ def test_a_pass_without_repeats_that_all_processes_can_share(monkeypatch):
         assert len(set(drawn)) == len(drawn) == images
         next(batches)
         assert batches.start == 3  # a new pass
-    monkeypatch.setattr(examples.data.loaders, "world", lambda: 9)
+    monkeypatch.setattr(examples.data.loaders, "world_size", lambda: 9)
     with pytest.raises(ValueError, match="unlabeled: 8 images, expected one or more for each of 9 processes"):
         UnlabeledBatches(data, 9, torch.Generator())
 

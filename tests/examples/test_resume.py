@@ -14,22 +14,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import examples.engine.run
+import examples.engine.validation
 import examples.train
 from examples.config import Config
 from examples.data import Dataset, load
 from examples.data.loaders import PoolBatches, UnlabeledBatches
 from examples.data.phantoms import chest as phantom
 from examples.engine.checkpoint import HEADER, Checkpoints, atomic_save, atomic_write, load_verified
+from examples.engine.loop import train
 from examples.engine.signals import Interrupted, Interrupts
 from examples.logging.run_log import RunLog
 from examples.methods import METHODS
 from examples.methods.supervised import Supervised
-from examples.train import main, train
+from examples.train import main
 from tests.examples.tiny import shrink, tiny
 
 
 @pytest.fixture(autouse=True)
-def _ctrl_c_heeded():
+def _ctrl_c_handled():
     """Shells start what they run in the background with SIGINT ignored, and it stays so for what that starts."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -118,7 +121,7 @@ def test_interrupted_and_resumed_is_uninterrupted(method, tmp_path, monkeypatch,
     train(cut)
     assert_same_end(cut, whole)
     a, b = (load_verified(checkpoints(config)[0]) for config in (cut, whole))
-    assert same(a["parts"], b["parts"])  # optimiser, teacher, heads, streams, meters
+    assert same(a["parts"], b["parts"])  # optimizer, average, heads, streams, meters
     assert same(a["best"]["model"], b["best"]["model"])
 
 
@@ -156,7 +159,7 @@ def test_what_was_logged_after_the_checkpoint_is_dropped(tmp_path, monkeypatch):
 def test_best_weights_are_those_of_the_checkpoint(tmp_path, monkeypatch):
     """The best validation was before the cut, and a later one may have replaced best.pt."""
     scores = iter([0.9, 0.1, 0.1, 0.1] * 2)
-    evaluate = examples.train.evaluate
+    evaluate = examples.engine.validation.evaluate
 
     def evaluate_as_told(net, images, data):
         iou = evaluate(net, images, data)
@@ -165,7 +168,7 @@ def test_best_weights_are_those_of_the_checkpoint(tmp_path, monkeypatch):
             iou.per_class = lambda: score
         return iou
 
-    monkeypatch.setattr(examples.train, "evaluate", evaluate_as_told)
+    monkeypatch.setattr(examples.engine.validation, "evaluate", evaluate_as_told)
     whole, cut = (tiny(tmp_path / name) for name in ("whole", "cut"))
     train(whole)
     interrupt(cut, 14, monkeypatch)
@@ -240,8 +243,8 @@ def test_code_that_does_not_fit_the_checkpoint_says_so(tmp_path, monkeypatch):
 def test_another_environment_is_noted(tmp_path, monkeypatch, capsys):
     config = tiny(tmp_path / "run", method="supervised")
     interrupt(config, 5, monkeypatch)
-    before = examples.train.environment("cpu") | {"processes": 1}
-    monkeypatch.setattr(examples.train, "environment", lambda device: before | {"threads": 7})
+    before = examples.engine.run.environment("cpu") | {"processes": 1}
+    monkeypatch.setattr(examples.engine.run, "environment", lambda device: before | {"threads": 7})
     train(config)
     assert f"threads {before['threads']} then, 7 now" in capsys.readouterr().out
     content = result(config)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from examples.engine.surface import surface_distance
+from examples.engine.metrics import surface_distance
 
 SPACINGS = st.sampled_from([(1.0, 1.0, 1.0), (0.5, 2.0, 3.0)])
 

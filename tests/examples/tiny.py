@@ -5,29 +5,33 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import examples.engine.run
+import examples.engine.validation
 import examples.logging.run_log
 import examples.train
 from examples.config import Config
 from examples.data.phantoms import chest as phantom
+from examples.engine import distributed
 
 
 def shrink(setattr=setattr) -> None:
     """Few phantoms, and neither pictures nor waiting for the disk, which take longer than the training."""
     for name, count in (("TRAIN", 8), ("VALIDATION", 2), ("TEST", 2)):
         setattr(phantom, name, count)
-    setattr(examples.train, "BN_CALIBRATION_POOLS", 2)
+    setattr(examples.engine.run, "BN_CALIBRATION_POOLS", 2)
+    setattr(distributed, "default_device", lambda: "cpu")
     setattr(os, "fsync", lambda descriptor: None)
-    setattr(examples.train, "save_overlays", lambda *args: None)
-    setattr(examples.train, "save_pictures", lambda *args: {})
+    setattr(examples.engine.validation, "save_overlays", lambda *args: None)
+    setattr(examples.engine.validation, "save_pictures", lambda *args: {})
     setattr(examples.logging.run_log.RunLog, "draw", lambda *args: {})
     setattr(examples.logging.run_log, "write_page", lambda folder: None)
 
 
 def tiny(out: Path, **changes) -> Config:
-    """Passes of three steps (3, 3 and 2 unlabelled images), a validation every second pass."""
+    """Passes of three steps (3, 3 and 2 unlabeled images), a validation every second pass."""
     options = {
         "method": "rpg_plus", "image_size": 32, "base_channels": 2, "map_size": 8, "k": 0.5, "threshold": 0.6,
-        "unlabeled_batch": 3, "iterations": 22, "eval_every": 2, "checkpoint_every": 4,
+        "unlabeled_batch": 3, "iterations": 22, "eval_every": 6, "checkpoint_every": 4,
     }  # fmt: skip
     return Config("phantom", out=out, **{**options, **changes})
 

@@ -22,8 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from examples.config import Config
-from examples.data.augment import IGNORE_INDEX
-from examples.data.base import Dataset, ImageSet, Original, to_unit_range
+from examples.data.base import IGNORE_INDEX, Dataset, ImageSet, Original, to_unit_range
 from examples.data.folder.split import draw_split, find_groups, read_split, training_images
 from examples.data.jsrt import open_image, skip_unreadable
 from examples.data.resize import Placement, pad, resize, shown_sides

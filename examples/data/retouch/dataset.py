@@ -28,8 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from examples.config import Config, RetinaView
-from examples.data.augment import IGNORE_INDEX
-from examples.data.base import CachedReader, Content, Dataset, LazyImages, Original
+from examples.data.base import IGNORE_INDEX, CachedReader, Content, Dataset, LazyImages, Original
 from examples.data.folder.split import MAX_DRAWS, best_of
 from examples.data.retouch.index import CLASSES, Volume, survey
 from examples.data.retouch.retina import scale
