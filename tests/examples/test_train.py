@@ -17,7 +17,7 @@ from examples.data import DATASETS, IGNORE_INDEX, Dataset, ImageSet
 from examples.data.phantoms import chest as phantom
 from examples.engine.evaluation import evaluate
 from examples.engine.loop import check_loss, train
-from examples.logging.run_log import git_commit
+from examples.logging.environment import git_commit
 from examples.methods import METHODS, Step
 from examples.models.unet import UNet, UpBlock, recalibrate_batch_norm
 from examples.train import main
@@ -139,7 +139,6 @@ def test_double_length(config):
         {"cutout": "ignore"},
         {"batch_norm": "shared"},
         {"map_size": None},
-        {"ema": True},
     ],
 )
 def test_ablations_change_what_is_trained(config, changes, tmp_path):
