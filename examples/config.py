@@ -81,11 +81,11 @@ class MainOptions:
 
     dataset: Annotated[tyro.conf.Positional[DatasetName], tyro.conf.arg(help=DATASET_HELP)]
 
-    root: Path | None = None
-    """Folder the data set is read from; the drawn ones need none."""
-
     method: MethodName = "rpg_plus"
     """What the unlabeled images are used for; one file each in examples/methods/."""
+
+    root: Path | None = None
+    """Folder the data set is read from; the drawn ones need none."""
 
     labeled: int = 3
     """Number of labeled images, N_l (paper: 3, 6, 12, 24)."""

@@ -217,7 +217,7 @@ class StrongAugmentation:
         return image * 2 - 1, transform
 
     def cutout_squares(self, images: Tensor) -> Tensor:
-        """Return squares of half the side about uniform centres, clipped at the border: (B, H, W) bool."""
+        """Return squares of half the side about uniform centers, clipped at the border: (B, H, W) bool."""
         height, width = images.shape[-2:]
         reach = height // 4
         squares = torch.zeros(len(images), height, width, dtype=torch.bool)

@@ -170,7 +170,7 @@ class Dataset:
     """A data set divided for one run.
 
     Attributes:
-        labeled: The N_l labelled images.
+        labeled: The N_l labeled images.
         unlabeled: Images without labels to the method; theirs are held back to log how good pseudo-labels are.
         validation: Chooses the best checkpoint.
         test: Visualization once, at the end.

@@ -160,7 +160,7 @@ class SurfaceDistance(NamedTuple):
 def surface_distance(a: NDArray[np.bool_], b: NDArray[np.bool_], spacing: Sequence[float]) -> SurfaceDistance:
     """Return how far the surfaces of two masks lie apart.
 
-    A surface pixel is one of the mask that has, along an axis, a neighbour outside the mask or the image.
+    A surface pixel is one of the mask that has, along an axis, a neighbor outside the mask or the image.
 
     Args:
         a: Mask of any number of axes, bool.

@@ -35,7 +35,7 @@ class Step(NamedTuple):
 class Method(nn.Module, ABC):
     """A way to learn from a labeled pool and unlabeled images.
 
-    To add one, write a file like its neighbours and enter it in ``METHODS``.  Whatever a method assigns to itself as a
+    To add one, write a file like its neighbors and enter it in ``METHODS``.  Whatever a method assigns to itself as a
     module (further heads, an average) is trained with the network if it needs gradients.  Randomness comes from
     ``self.generator``: it and all modules and buffers are in the checkpoints that a run goes on from.  Views are this
     process's shares of the batches: losses take their means with ``group=self.group``, and what is drawn for a batch is
@@ -86,7 +86,7 @@ class Method(nn.Module, ABC):
         return None
 
     def forward_views(self, net: UNet, *views: Tensor, target: int | None = None) -> list[tuple[Tensor, Tensor]]:
-        """Return logits and features of every batch, with statistics of its own or (--batch-norm shared) of all together.
+        """Return logits and features of every batch, with its own statistics or (--batch-norm shared) those of all.
 
         Args:
             net: The network.

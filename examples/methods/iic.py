@@ -52,7 +52,7 @@ def mirror(maps: Tensor, flip: Tensor) -> Tensor:
 
 
 def dense_mutual_information(p: Tensor, q: Tensor, valid: Tensor, reach: int) -> Tensor:
-    """Return the mutual information between the clusters of a pixel in one view and of its neighbours in the other.
+    """Return the mutual information between the clusters of a pixel in one view and of its neighbors in the other.
 
     Args:
         p: Cluster probabilities (B, K, H, W) of one view.

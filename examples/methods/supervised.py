@@ -1,4 +1,4 @@
-"""The baseline: labelled images only."""
+"""The baseline: labeled images only."""
 
 from examples.data.augment import View
 from examples.methods.base import Method, Step

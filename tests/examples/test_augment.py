@@ -42,7 +42,7 @@ def weak(seed: int) -> WeakAugmentation:
 
 
 def inside(mask: torch.Tensor, reach: int = 1) -> torch.Tensor:
-    """Pixels all of whose neighbours are seen and agree: there interpolation cannot differ from nearest."""
+    """Pixels all of whose neighbors are seen and agree: there interpolation cannot differ from nearest."""
     mask = mask.float()[:, None]
     smallest, largest = (
         sign * torch.nn.functional.max_pool2d(sign * mask, 2 * reach + 1, 1, reach) for sign in (-1, 1)

@@ -12,7 +12,7 @@ from PIL import Image
 from examples.config import Config
 from examples.data import jsrt, load
 from examples.data.base import Dataset
-from examples.data.loaders import PoolBatches, UnlabeledBatches, pixels_of_classes
+from examples.data.loaders import PoolBatches, UnlabeledBatches
 from examples.data.phantoms import chest as phantom
 from examples.data.splits.draw_jsrt import FIRST_SET, draw
 
@@ -87,41 +87,6 @@ def test_a_pool_that_loses_a_class_in_augmentation_says_which(phantoms):
     with pytest.raises(ValueError, match="no left_clavicle left"):
         for _, _ in zip(range(50), PoolBatches(data, 1, torch.Generator().manual_seed(0)), strict=False):
             pass
-
-
-def test_balanced_crops_show_more_of_small_classes_and_all_of_them(phantoms):
-    def shares(balanced_crops):
-        pools = PoolBatches(phantoms, 3, torch.Generator().manual_seed(0), balanced_crops)
-        labels = torch.cat([next(pools).labels for _ in range(60)]) == 1
-        assert labels.view(60, 3, *labels.shape[1:]).any(1).flatten(2).any(2).all()
-        return labels.float().mean((0, 2, 3))
-
-    right, left = (phantoms.class_names.index(f"{side}_clavicle") for side in ("right", "left"))
-    usual, balanced = shares(0.0), shares(1.0)
-    assert balanced[right] > 1.15 * usual[right]
-    assert balanced[left] > 1.15 * usual[left]
-
-
-@pytest.mark.parametrize("exclusive", [False, True])
-def test_pixels_of_classes_are_drawn_by_class_in_a_share_of_the_images(exclusive):
-    labels = torch.zeros(400, 2, 8, 16, dtype=torch.int8)
-    labels[:, 0, 2:, :8] = 1
-    labels[:, 1, 1, 12] = 1
-    labels[::2] = 0
-    if exclusive:
-        labels = labels[:, 0].long() + 2 * labels[:, 1].long()
-    focus = pixels_of_classes(labels, 2, 0.5, torch.Generator().manual_seed(0))
-    assert focus[::2].isnan().all()  # of no class
-    drawn = focus[~focus.isnan().any(1)]
-    assert 70 < len(drawn) < 130  # half of 200
-    x, y = (drawn + 0.5).T * torch.tensor([[16], [8]]) - 0.5
-    small = (x == 12) & (y == 1)
-    assert 0.3 < small.float().mean() < 0.7  # one pixel against 48, the classes alike
-    assert ((x[~small] < 8) & (y[~small] >= 2)).all()
-    assert torch.equal(
-        focus.nan_to_num(9), pixels_of_classes(labels, 2, 0.5, torch.Generator().manual_seed(0)).nan_to_num(9)
-    )
-    assert pixels_of_classes(labels, 2, 1.0, torch.Generator()).isnan().any(1).sum() == 200
 
 
 def test_unlabeled_batches_pass_over_all_images_once(phantoms):

@@ -19,7 +19,7 @@ from examples.config import Config
 from examples.data import Dataset, jsrt, load
 from examples.data.folder.dataset import load_undivided
 from examples.data.phantoms import chest as phantom
-from examples.engine.surface import surface_distance
+from examples.engine.metrics import surface_distance
 from examples.evaluate import Evaluate, Measures, RemappedOutputs, matched, measure
 from examples.inference.trained import Labels, read_trained
 from examples.train import train

@@ -103,7 +103,7 @@ def test_pseudo_label_meter_counts_kept_predictions():
 def test_pseudo_label_meter_sub_samples_finer_maps():
     meter = PseudoLabelMeter(["a"], map_size=2)
     truth = torch.zeros(1, 1, 4, 4)
-    truth[..., ::2, ::2] = 1  # the pixels that nearest-neighbour sub-sampling visits
+    truth[..., ::2, ::2] = 1  # the pixels that nearest-neighbor sub-sampling visits
     meter.update(PseudoLabels(torch.ones(1, 1, 2, 2), torch.ones(1, 2, 2)), view(truth, torch.ones(1, 4, 4) > 0))
     assert measured(meter)["precision"] == {"a": 1.0, "background": None}
 

@@ -15,7 +15,7 @@ SPACINGS = st.sampled_from([(1.0, 1.0, 1.0), (0.5, 2.0, 3.0)])
 
 
 def surface(mask: np.ndarray) -> list[tuple[int, ...]]:
-    """Pixels with a neighbour that is not in the mask."""
+    """Pixels with a neighbor that is not in the mask."""
     inside = set(map(tuple, np.argwhere(mask)))
     steps = [step * sign for step in np.eye(mask.ndim, dtype=int) for sign in (-1, 1)]
     return [pixel for pixel in inside if any(tuple(np.array(pixel) + step) not in inside for step in steps)]

@@ -33,7 +33,7 @@ def config(dataset: str, **changes: object) -> Config:
 def test_a_run_leaves_all_that_is_needed_to_use_its_network(name, tmp_path):
     fuse = tmp_path / "fuse.json"
     fuse.write_text(json.dumps({"lungs": ["left_lung", "right_lung"]}))
-    of_run = tiny(tmp_path / "run", iterations=2, fuse=fuse)
+    of_run = tiny(tmp_path / "run", iterations=2, fuse=fuse, device="cpu")
     train(of_run)
     labels = Labels.of(load(of_run))
     fuse.unlink()  # the checkpoint is enough

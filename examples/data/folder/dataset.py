@@ -26,6 +26,7 @@ from examples.data.base import IGNORE_INDEX, Dataset, ImageSet, Original, to_uni
 from examples.data.folder.split import draw_split, find_groups, read_split, training_images
 from examples.data.jsrt import open_image, skip_unreadable
 from examples.data.resize import Placement, pad, resize, shown_sides
+from examples.engine.distributed import resolve_device
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
 GREY_MODES = ("L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -94,7 +95,7 @@ def load(config: Config) -> Dataset:
 def load_undivided(config: Config) -> Dataset:
     """Reads the images and masks below ``config.root``; every part is all of those with a mask."""
     contents = read_contents(config)
-    images = contents.part(contents.labelled).to(config.device)
+    images = contents.part(contents.labelled).to(resolve_device(config.device))
     found = f"{contents.found}{contents.skipped}, not divided"
     return contents.dataset(found, images, images, images, images)
 
