@@ -193,7 +193,8 @@ class RunLog:
     def say_cost(self, step: int, seconds: float) -> None:
         """Say, where no bar does, what a step costs; where that is much, name a smaller setting."""
         left = timedelta(seconds=round(seconds * (self.iterations - step)))
-        cost = f"step {step}/{self.iterations}  {seconds:.2g} s a step, {left} for the rest without validations"
+        each = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+        cost = f"step {step}/{self.iterations}  {each} s a step, {left} for the rest without validations"
         if seconds > SLOW and self.config.image_size > 128:
             self.progress.say(f"{cost}; a smaller setting for a first try: {SMALL}")
         elif not self.progress.console.is_terminal:

@@ -190,6 +190,8 @@ def test_percentiles_over_images(tmp_path):
     write(tmp_path / "runs/b", method="supervised")  # of before there were any
     text = read(tmp_path)
     assert "**Images.** IoU by class at the 5th, 50th percentile" in text
+    assert "the usual and the best" not in text
+    assert "from the lowest IoU up; the best images are above the last." in text
     images = text[text.index("**Images.**") :].partition("\n\n")[2].partition("\n\n")[0].splitlines()
     assert images[2:] == ["| `rpg` | usual | 3 | .05 .80 | .05 .80 | .05 – | .05 .80 | .05 .80 |"]  # noqa: RUF001
 
@@ -220,6 +222,69 @@ def test_lengths_are_usual_where_they_are_the_datasets_own(tmp_path):
     assert "Other options" not in text
     write(tmp_path / "runs/c", 0.7, dataset="retouch", retina="crop")
     assert "Other options than the defaults: retina crop." in read(tmp_path)
+
+
+def test_own_data_gets_what_there_is(tmp_path):
+    write(tmp_path / "runs/a", 0.5, dataset="folder", method="supervised")
+    write(tmp_path / "runs/b", 0.6, dataset="folder", method="rpg")
+    text = read(tmp_path)
+    table = text[text.index("| method |") :].partition("\n\n")[0].splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| `supervised`", "| `rpg`"]
+    assert "–" not in text.replace(tables.LEGEND, "")  # noqa: RUF001
+    assert not re.search("Table [235]|no runs|paper's|: no ", text)
+
+
+def test_runs_of_another_length_are_compared_and_marked(tmp_path):
+    runs = tmp_path / "runs"
+    write(runs / "a", 0.5, method="supervised")
+    for split in (0, 1):
+        write(runs / f"b{split}", 0.6, method="fixmatch", iterations=50, split=split)
+        write(runs / f"c{split}", 0.7, method="rpg", split=split)
+    write(runs / "d", 0.75, method="rpg", iterations=400)
+    text = read(tmp_path)
+    assert text.count("\n## jsrt") == 1
+    assert "100 iterations" in text
+    methods = text[text.index("**Table 1.**") :]
+    assert row(methods, "`fixmatch` .95, 50 steps") == ["<ins>.600</ins> ± .000", ""]
+    assert row(methods, "`fixmatch` .95") == ["–", ".67"]  # noqa: RUF001
+    assert row(methods, "`rpg`") == ["**.700** ± .000", ".71"]
+    assert "3 runs are of another length, which the tables name: " in text
+    assert "Usual options: `supervised` the defaults" not in text
+    assert "`fixmatch` iterations 50" in text
+    single = text[text.index("**Single options.**") :].partition("\n\n")[2].partition("\n\n")[0]
+    assert "| `rpg` | iterations 100 → 400 | 3 | .700 ± .000 <small>(2)</small> | .750" in single
+    assert "| +.050 <small>(1)</small> |" in single
+
+
+def test_what_comes_from_files_is_shown_as_text(tmp_path):
+    hostile = "<img src=x>*[a](b)*|`c`\nd"
+    path = write(tmp_path / "runs/a", 0.5)
+    content = json.loads(path.read_text())
+    for key in ("iou_per_class", "pseudo_label_weight", "pseudo_label_precision"):
+        content[key] = {hostile: 0.5, "$x_1": 0.4}
+    for point in content["history"]:
+        if point["pseudo_label_weight"]:
+            point["pseudo_label_weight"] = point["pseudo_label_precision"] = {hostile: 0.5, "$\\bad$": 0.4}
+    content["iou_percentiles"] = {"5": {hostile: 0.5}}
+    content["data"] = hostile
+    for split in (0, 1):
+        config = content["config"] | {"k": (0.5, 0.25)[split], "split": split}
+        (tmp_path / f"runs/{split}").mkdir()
+        text = json.dumps(content | {"split": split, "config": config})
+        (tmp_path / f"runs/{split}/result.json").write_text(text)
+    text = read(tmp_path)
+    assert "<img" not in text
+    assert r"| &lt;img src=x&gt;\*\[a\](b)\*\|\`c\` d |" in text
+
+
+@pytest.mark.parametrize("config", [7, [1]])
+def test_options_that_are_none_are_named(tmp_path, config):
+    write(tmp_path / "runs/good")
+    path = write(tmp_path / "runs/bad", split=1)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": config}))
+    assert re.search(
+        r"runs/bad/result.json cannot be read \(config: got .*, expected the options of a run\)", read(tmp_path)
+    )
 
 
 def test_broken_files_are_named_and_skipped(tmp_path):
@@ -300,7 +365,25 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert str(tmp_path / "report" / "report.md") in capsys.readouterr().out
 
 
-def test_options_that_a_method_does_not_heed_do_not_tell_its_runs_apart(tmp_path):
+def test_a_run_gets_its_page_and_a_folder_of_runs_tables(tmp_path, monkeypatch, capsys):
+    runs = [write(tmp_path / "runs" / name, method=method).parent for name, method in (("a", "rpg"), ("b", "mlds"))]
+    for run in runs:
+        (run / "config.json").write_text(json.dumps(json.loads((run / "result.json").read_text())["config"]))
+    monkeypatch.chdir(tmp_path)
+
+    def files(*words: object) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["report", *map(str, words)])
+        report.main()
+        return capsys.readouterr().out.split()
+
+    pages = [str(run / "report.html") for run in runs]
+    assert files(*runs) == pages
+    assert not (tmp_path / "report").exists()
+    assert files(*runs, "--out", tmp_path / "both")[:3] == [*pages, str(tmp_path / "both/report.md")]
+    assert files(tmp_path / "runs")[0] == "report/report.md"
+
+
+def test_options_that_do_not_apply_to_a_method_do_not_tell_its_runs_apart(tmp_path):
     write(tmp_path / "a", method="supervised", k=0.5)
     write(tmp_path / "b", method="supervised", k=0.25, split=1, threshold=0.8)
     runs, _ = read_results([tmp_path])

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
@@ -24,14 +25,16 @@ import examples.engine.run
 import examples.engine.validation
 import examples.logging.progress
 import examples.logging.run_log
+import examples.train
 from examples.config import Config
 from examples.data import ImageSet, load
 from examples.data.augment import IGNORE_INDEX, View
 from examples.data.phantoms import chest as phantom
+from examples.engine.checkpoint import Checkpoints
 from examples.engine.loop import train
 from examples.logging.pictures import STRIP_GAP, STRIP_SIDE, strips, visualize
 from examples.logging.progress import RunProgress
-from examples.logging.run_log import RunLog
+from examples.logging.run_log import RunLog, open_lines
 from examples.methods import METHODS
 from examples.models.unet import UNet
 from examples.report import main
@@ -51,13 +54,13 @@ def small(out: Path, **changes) -> Config:
     return Config("phantom", out=out, **{**options, **changes})
 
 
-def shrink(patched: pytest.MonkeyPatch) -> None:
+def shrink(patched: pytest.MonkeyPatch, *, pictures: bool = False) -> None:
     patched.setattr(os, "fsync", lambda descriptor: None)
     for name, count in (("TRAIN", 12), ("VALIDATION", 3), ("TEST", 5)):
         patched.setattr(phantom, name, count)
     patched.setattr(examples.engine.run, "BN_CALIBRATION_POOLS", 2)
-    patched.setattr(examples.engine.validation, "save_overlays", lambda *args: None)
-    patched.setattr(examples.engine.validation, "save_pictures", lambda *args: None)
+    for name in () if pictures else ("save_overlays", "save_pictures"):
+        patched.setattr(examples.engine.validation, name, lambda *args: None)
 
 
 @pytest.fixture(autouse=True)
@@ -235,6 +238,43 @@ def test_whatever_stands_in_the_files_is_shown_as_text(run):
     assert "script" not in {tag for tag, _ in page.tags}
     assert page.text.count(hostile) >= 4
     assert hostile in page.tables["classes"]
+
+
+def test_only_pictures_within_the_run_are_shown(run):
+    secret = run.parent / "secret.png"
+    picture = run / "pictures" / "test-0.png"
+    secret.write_bytes(picture.read_bytes())
+    (run / "link.png").symlink_to(secret)
+    (run / "words.png").write_text("no picture")
+    status = json.loads((run / "status.json").read_text())
+    rows = status["pictures"]["test"]["rows"]
+    kept = len(rows)
+    rows += [
+        rows[0] | {"file": file} for file in ("../secret.png", str(secret), "link.png", "words.png", "config.json")
+    ]
+    edit(run / "status.json", pictures=status["pictures"])
+    write_page(run)
+    shown = [image for image in Page(run).images if "phantom" in image["alt"]]
+    assert len(shown) == kept + 4  # those of the other parts
+
+
+@pytest.mark.parametrize("content", ["{}", '{"dataset": "phantom"}', "7"])
+def test_a_configuration_that_is_none_is_named(run, monkeypatch, content):
+    (run / "config.json").write_text(content)
+    monkeypatch.setattr("sys.argv", ["examples.report", str(run)])
+    with pytest.raises(SystemExit, match=r"config\.json holds (no .*method, .*expected the options|int, expected)"):
+        main()
+
+
+def test_what_is_no_line_of_a_log_is_left_out(run):
+    before = write_page(run).read_text()
+    odd = ["7", "[]", "null", '{"step": null, "kind": "loss"}', '{"step": 1, "kind": "loss", "rpg": [1]}', "{"]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n".join(odd))
+    assert write_page(run).read_text() == before
+    with open_lines(run / "metrics.jsonl", VALIDATIONS[-1]):
+        pass
+    assert all(line["step"] <= VALIDATIONS[-1] for line in lines(run))
 
 
 def test_a_run_of_before_there_was_a_status(run):
@@ -486,6 +526,74 @@ def test_lines_where_the_output_is_no_terminal(tmp_path, capsys):
     assert last.startswith("step 40/40")
     assert validation.startswith("step 40/40  validation mIoU")
     assert (testing, writing) == ("testing on 5 images", "writing results and pictures")
+
+
+@pytest.mark.parametrize(("seconds", "size", "hint"), [(150.0, 512, True), (61.0, 64, False), (0.5, 512, False)])
+def test_a_slow_step_is_said_early_with_a_smaller_setting(tmp_path, capsys, seconds, size, hint):
+    config = small(tmp_path, iterations=1000)
+    with RunLog(config.out_dir, config, 1000, load(config), []) as log:
+        log.config = replace(config, image_size=size)
+        log.say_cost(2, seconds)
+    said = capsys.readouterr().out
+    assert f"step 2/1000  {seconds:g} s a step, " in said
+    assert ("a smaller setting for a first try: --image-size 128" in said) == hint
+
+
+def test_a_finished_run_started_again_says_so(finished, monkeypatch, capsys):
+    words = ["--config", str(finished / "config.json"), "--out", str(finished)]
+    before = (finished / "result.json").stat().st_mtime_ns
+    monkeypatch.setattr("sys.argv", ["examples.train", "phantom", *words])
+    assert examples.train.run_command() is None  # status 0
+    assert f"already finished, see {finished / 'report.html'}" in capsys.readouterr().out
+    assert (finished / "result.json").stat().st_mtime_ns == before
+    monkeypatch.setattr("sys.argv", ["examples.train", "phantom", *words, "--seed", "5"])
+    with pytest.raises(SystemExit, match=r"was made with other options \(seed 0 there, 5 now\)"):
+        examples.train.run_command()
+
+
+def test_ctrl_c_while_images_are_read_promises_no_checkpoint(tmp_path, monkeypatch, capsys):
+    def interrupted(config):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(examples.engine.run, "load", interrupted)
+    monkeypatch.setattr("sys.argv", ["examples.train", "phantom", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        examples.train.run_command()
+    assert ended.value.code == 128 + signal.SIGINT
+    assert "the same command begins the run" in capsys.readouterr().err
+
+
+def test_the_result_is_there_before_pictures_whose_files_are_numbered(tmp_path, monkeypatch, capsys):
+    monkeypatch.undo()  # of what stands in for pictures
+    shrink(monkeypatch, pictures=True)
+    config = small(tmp_path / "run", iterations=2)
+    whole = load(config)
+    whole = replace(whole, test=replace(whole.test, names=tuple(f"{i}" * 250 for i in range(5))))
+    monkeypatch.setattr(examples.engine.run, "load", lambda config: whole)
+    drawn = []
+
+    def overlays(*args):
+        drawn.append(json.loads((config.out_dir / "result.json").read_text()))
+        raise OSError("no space left")
+
+    monkeypatch.setattr(examples.engine.validation, "save_overlays", overlays)
+    result = train(config)
+    assert drawn[0]["pictures"] == result["pictures"]
+    assert "note: overlays.png could not be written: OSError: no space left" in capsys.readouterr().out
+    files = [config.out_dir / file for kinds in result["pictures"].values() for file in kinds.values()]
+    assert len(files) == 12
+    assert all(Image.open(file).size == (192, 192) for file in files)
+
+
+def test_a_folder_named_like_a_checkpoint_is_left_alone(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    (tmp_path / "step-00000009.ckpt").mkdir()
+    assert checkpoints.load() is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"step": step})
+    assert checkpoints.load() == {"step": 3}
+    checkpoints.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000009.ckpt"]
 
 
 def test_a_bar_with_losses_where_it_is_a_terminal(monkeypatch):
