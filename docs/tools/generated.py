@@ -113,25 +113,26 @@ def readme(heading: str) -> str:
 
 
 def options() -> str:
-    """Every option of the trainer with its values, default and help."""
-    module = griffe.load("examples.command_line", search_paths=[ROOT], resolve_aliases=True)
-    documented = {**griffe.load("examples.config", search_paths=[ROOT])["Config"].members, **module["Command"].members}
-    hints = typing.get_type_hints(Command)
+    """Every option of the trainer with its values, default and help, by the groups that --help shows."""
+    modules = [griffe.load(f"examples.{name}", search_paths=[ROOT]) for name in ("config", "command_line")]
+    classes = [member for module in modules for member in module.members.values() if member.kind is griffe.Kind.CLASS]
+    documented = {
+        name: member for group in classes if group.name != "Command" for name, member in group.members.items()
+    }
     rows = []
-    for field in fields(Command):
-        docstring = documented[field.name].docstring
-        help_text = docstring.value.replace("\n", " ") if docstring else {"dataset": DATASET_HELP}[field.name]
-        flag = field.name.upper() if field.default is MISSING else f"--{field.name.replace('_', '-')}"
-        flags = [flag, flag.replace("--", "--no-", 1)] if hints[field.name] is bool else [flag]
-        default = "" if field.default is MISSING else f"`{plain(field.default)}`"
-        rows.append(
-            [
-                ", ".join(f"`{flag}`" for flag in flags),
-                values(hints[field.name]),
-                default,
-                re.sub(r"(?<![\w`])(--[a-z-]+)", r"`\1`", help_text),
-            ]
-        )
+    for title, group in typing.get_type_hints(Command).items():
+        hints = typing.get_type_hints(group)
+        rows.append([f"**{title}**", "", "", group.__doc__])
+        for field in fields(group):
+            docstring = documented[field.name].docstring
+            help_text = docstring.value if docstring else {"dataset": DATASET_HELP}[field.name]
+            flag = field.name.upper() if field.default is MISSING else f"--{field.name.replace('_', '-')}"
+            flags = [flag, flag.replace("--", "--no-", 1)] if hints[field.name] is bool else [flag]
+            default = "" if field.default is MISSING else f"`{plain(field.default)}`"
+            names = ", ".join(f"`{flag}`" for flag in flags)
+            rows.append(
+                [names, values(hints[field.name]), default, re.sub(r"(?<![\w`])(--[a-z-]+)", r"`\1`", help_text)]
+            )
     header, *body = tables.markdown(["option", "values", "default", "what it is"], rows).split("\n")
     return "\n".join([header, "|---|---|---|---|", *body[1:]])
 
