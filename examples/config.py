@@ -134,7 +134,7 @@ class ScheduleOptions:
     """All lengths are in iterations; an iteration is one optimizer step."""
 
     iterations: int | None = None
-    """Length of the run; default: the paper's passes over the unlabeled images (retouch, oct_phantom: 50; others: 100)."""
+    """Length of the run; default: the paper's passes over unlabeled images (retouch, oct_phantom 50, others 100)."""
 
     double_length: bool = False
     """Train twice as long, as for the starred results of the paper's tables."""
