@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def draw_headline(figures: Figures) -> Figure:
-    """Bars of median time, with the quartiles, and of peak extra memory."""
+    """Draw bars of median time, with the quartiles, and of peak extra memory."""
     problem = figures["problem"]
     rows = [row for row in figures["rows"] if row["problem"] == problem]
     figure, (time, memory) = plt.subplots(
@@ -113,7 +113,7 @@ def draw_headline(figures: Figures) -> Figure:
 
 
 def draw_sweep(figures: Figures) -> Figure:
-    """A panel per size that was varied: median time against it."""
+    """Draw a panel per size that was varied: median time against it."""
     figure, panels = plt.subplots(2, 3, figsize=(WIDTH, 5.6), sharey=True, layout="constrained")
     for axes, (parameter, problems) in zip(panels.flat, figures["varied"].items(), strict=False):
         for route in routes(figures):
@@ -133,7 +133,7 @@ def draw_sweep(figures: Figures) -> Figure:
 
 
 def draw_grid(figures: Figures) -> Figure:
-    """A row for the queries of one image and one for a batch: peak extra memory against the images in the pool."""
+    """Draw peak extra memory against the images in the pool: a row for one image's queries, one for a batch's."""
     pixels, budget = figures["pixels"], figures["budget_bytes"]
     queries = [figures["problem"]["m"], figures["batch"]]
     shares = sorted({row["problem"]["k"] / row["problem"]["n"] for row in figures["rows"]})
@@ -180,12 +180,12 @@ DRAWN: dict[str, Callable[[Figures], Figure]] = {"headline": draw_headline, "swe
 
 
 def caption(figure: Figure, figures: Figures) -> None:
-    """What it was measured on, below the picture."""
+    """Say below the picture what it was measured on."""
     figure.supxlabel(conditions(figures["environment"]), fontsize=8, color="#555555")
 
 
 def routes(figures: Figures) -> list[str]:
-    """Those with any figure, in the order of the table."""
+    """Return those with any figure, in the order of the table."""
     return list(dict.fromkeys(row["route"] for row in figures["rows"] if row["seconds"] or row["peak_extra_bytes"]))
 
 
@@ -205,7 +205,7 @@ def plot(axes: Axes, points: list[tuple[float, float | None]], route: str) -> No
 
 
 def log_axes(axes: Axes, ticks: list[float]) -> None:
-    """Logarithmic, with ticks where it was measured."""
+    """Make axes logarithmic, with ticks where it was measured."""
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(ticks, [number(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -38,7 +38,7 @@ def draw_k(section: Section, path: Path) -> bool:
 
 
 def draw_study(section: Section, path: Path, option: str, label: str, scale: float) -> bool:
-    """Score, precision and weight of the pseudo-labels against an option; a point per run, a line through the means."""
+    """Draw score, precision and weight of the pseudo-labels against an option: a point per run, a line of means."""
     studies = {}
     for method in section.methods:
         labeled, runs = section.study(method, (option,))
@@ -76,7 +76,7 @@ def draw_study(section: Section, path: Path, option: str, label: str, scale: flo
 
 
 def draw_learning(section: Section, path: Path) -> bool:
-    """The score over the number of labeled images, with a band of a standard deviation."""
+    """Draw the score over the number of labeled images, with a band of a standard deviation."""
     if len(section.labeled) < 2:
         return False
     figure, axes = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
@@ -102,7 +102,7 @@ def draw_learning(section: Section, path: Path) -> bool:
 
 
 def draw_validation(section: Section, path: Path) -> bool:
-    """The validation score over training, at the smallest number of labeled images."""
+    """Draw the validation score over training, at the smallest number of labeled images."""
     figure, axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")
     lines: list[Line] = []
     for row, runs in at_fewest(section).items():
@@ -131,7 +131,7 @@ def draw_validation(section: Section, path: Path) -> bool:
 
 
 def draw_pseudo_labels(section: Section, path: Path) -> bool:
-    """Weight and precision of the pseudo-labels over training, a panel per class."""
+    """Draw weight and precision of the pseudo-labels over training, a panel per class."""
     runs_of = at_fewest(section)
     classes = list(dict.fromkeys(
         name for runs in runs_of.values() for run in runs for point in run.history or ()
@@ -186,7 +186,7 @@ def draw_others_over_training(section: Section, path: Path) -> bool:
 
 
 def draw_options_over_training(section: Section, path: Path, options: Sequence[str]) -> bool:
-    """Weight and precision of rpg's pseudo-labels and the validation score over training, a line per value."""
+    """Draw weight, precision of rpg's pseudo-labels and validation score over training, a line per value."""
     found = [
         change
         for change in changes(section)
@@ -229,7 +229,7 @@ OVER_TRAINING: dict[str, Callable[[dict[str, Any]], float | None]] = {
 
 
 def draw_pictures(section: Section, path: Path) -> bool:
-    """Rows of test images; columns: the image, a prediction of each method, the truth."""
+    """Draw rows of test images; columns: the image, a prediction of each method, the truth."""
     chosen = {}
     for method in ordered({run.method for run in section.main}):
         runs = [run for run in section.main if run.method == method and pictures(run)]
@@ -259,7 +259,7 @@ def draw_pictures(section: Section, path: Path) -> bool:
 
 
 def pictures(run: Run) -> dict[str, dict[str, Path]]:
-    """The pictures of a run that are all there, by image."""
+    """Return the pictures of a run that are all there, by image."""
     files = {
         name: {kind: run.path.parent / file for kind, file in kinds.items()}
         for name, kinds in (run.pictures or {}).items()

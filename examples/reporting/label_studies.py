@@ -23,7 +23,7 @@ CAPTION = (
 
 
 def read_label_studies(folders: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
-    """The files that ``benchmarks.label_study`` has written below the folders; others and broken ones are left out."""
+    """Read what ``benchmarks.label_study`` has written below the folders; leave other and broken files out."""
     paths = {path.resolve() for folder in folders for path in (folder.rglob("*.json") if folder.is_dir() else [folder])}
     studies = []
     for path in map(from_here, sorted(paths)):

@@ -36,7 +36,7 @@ class Change(NamedTuple):
 
 
 def changes(section: Section) -> list[Change]:
-    """All pairs of settings of a method that differ in one option, from the one that is nearer to the usual one."""
+    """Return pairs of settings of a method that differ in one option, from the one that is nearer to the usual one."""
     found = []
     for method in section.methods:
         usual = dict(section.usual[method])
@@ -56,7 +56,7 @@ def changes(section: Section) -> list[Change]:
 
 
 def in_order(change: Change) -> tuple[Any, ...]:
-    """Methods and options in the order that they have elsewhere, single changes first, then by value."""
+    """Sort methods and options as elsewhere, single changes first, then by value."""
     value = change.after[0]
     return (
         ordered([change.method, *METHODS]).index(change.method),
@@ -69,7 +69,7 @@ def in_order(change: Change) -> tuple[Any, ...]:
 
 
 def studies_table(section: Section) -> str | None:
-    """What happens when exactly one option of a method is another; None without such runs."""
+    """Show what happens when exactly one option of a method is another; None without such runs."""
     lines = [
         [
             f"`{change.method}`",
@@ -95,7 +95,7 @@ def studies_table(section: Section) -> str | None:
 
 
 def pseudo_labels_table(section: Section) -> str | None:
-    """Weight and precision of the pseudo-labels of every class, by option, at the fewest labeled images."""
+    """Show weight and precision of every class's pseudo-labels, by option, at the fewest labeled images."""
     labeled = section.labeled[0]
     found = [change for change in changes(section) if change.labeled == labeled]
     groups: list[tuple[str, str, Sequence[Run]]] = []
@@ -127,7 +127,7 @@ def pseudo_labels_table(section: Section) -> str | None:
 
 
 def images_table(section: Section) -> str | None:
-    """How unlike the test images are: what the worst of them reach; None without percentiles."""
+    """Show how unlike the test images are: what the worst of them reach; None without percentiles."""
     groups: dict[tuple[int, str, int, str], list[Run]] = {}
     for run in section.runs:
         if run.content.get("iou_percentiles") and not run.double:
@@ -165,7 +165,7 @@ def weights(run: Run) -> dict[str, float | None]:
 
 
 def beside_each_other(runs: Sequence[Run], name: str) -> str:
-    """Weight / precision of a class."""
+    """Return weight / precision of a class."""
     means = [
         Mean.of((run.content.get(kind) or {}).get(name) for run in runs)
         for kind in ("pseudo_label_weight", "pseudo_label_precision")

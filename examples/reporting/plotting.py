@@ -111,5 +111,5 @@ def dashes(row: Row) -> str:
 
 
 def class_title(name: str) -> str:
-    """A class's name as Matplotlib shows it: without a dollar it takes for the start of a formula."""
+    """Return a class's name as Matplotlib shows it, which takes a dollar for the start of a formula."""
     return name.replace("_", " ").replace("$", r"\$")

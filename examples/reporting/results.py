@@ -116,7 +116,7 @@ class Run:
         return (self.dataset, self.setting, self.row, self.studied, self.labeled, self.split, self.seed)
 
     def mean_over_classes(self, name: str) -> float | None:
-        """Of ``pseudo_label_precision`` or ``pseudo_label_weight``."""
+        """Return that of ``pseudo_label_precision`` or ``pseudo_label_weight``."""
         return mean_over_classes(self.content.get(name))
 
 
@@ -130,7 +130,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Mean | None:
-        """Of those that are not None; None where there are none."""
+        """Summarize the values that are not None; None where there are none."""
         present = [value for value in values if value is not None]
         if not present:
             return None
@@ -181,7 +181,7 @@ class Section:
         return [run for run in self.runs if run.studied == self.usual[run.method]]
 
     def rows(self) -> list[Row]:
-        """What was run, and what the paper has on this data set; unusual lengths below the others of a method."""
+        """Return what was run, and what the paper has on this data set; unusual lengths of a method come last."""
         found = {run.row for run in self.main}
         starred = {Row(row.method, row.threshold) for row in found if row.double}
         published = {Row(*key) for key in paper.MIOU.get(self.dataset, ())} - starred
@@ -190,7 +190,7 @@ class Section:
         return sorted(rows, key=lambda row: order.index(row.method))
 
     def varying(self, method: str, free: Sequence[str], labeled: int) -> list[Run]:
-        """The runs of a method that have its usual options but for the free ones."""
+        """Return the runs of a method that have its usual options but for the free ones."""
         fixed = {name: value for name, value in self.usual.get(method, ()) if name not in free}
         return [
             run
@@ -202,7 +202,7 @@ class Section:
         ]
 
     def study(self, method: str, free: Sequence[str]) -> tuple[int, list[Run]]:
-        """Of :meth:`varying`, the number of labeled images with most variants, and the runs."""
+        """Return the number of labeled images with most variants by :meth:`varying`, and those runs."""
 
         def variants(labeled: int) -> int:
             return len({run.studied for run in self.varying(method, free, labeled)})
@@ -212,7 +212,7 @@ class Section:
 
 
 def read_results(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """All results below the folders, and warnings about files that cannot be read or are there twice.
+    """Read all results below the folders, and collect warnings about files that cannot be read or are there twice.
 
     Raises:
         FileNotFoundError: a folder does not exist, or none of them holds a result.
@@ -260,7 +260,7 @@ def check(content: dict[str, Any]) -> None:
 
 
 def newest(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
-    """Of runs for the same cell the newest file, and an error for each that lost."""
+    """Keep, of runs for the same cell, the newest file, and return an error for each that lost."""
     kept: dict[tuple[Any, ...], Run] = {}
     errors = []
     for run in sorted(runs, key=lambda run: (run.path.stat().st_mtime_ns, str(run.path))):
@@ -283,7 +283,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
 
 
 def by(runs: Iterable[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
-    """The runs by a key, in the order of the keys."""
+    """Group runs by a key, in the order of the keys."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
         groups.setdefault(key(run), []).append(run)
@@ -291,13 +291,13 @@ def by(runs: Iterable[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
 
 
 def mean_over_classes(values: dict[str, float | None] | None) -> float | None:
-    """Background not counted, nor classes without a value; None where none has one."""
+    """Return the mean without background and classes that have no value; None where none has one."""
     present = [value for label, value in (values or {}).items() if label != "background" and value is not None]
     return statistics.fmean(present) if present else None
 
 
 def ordered(methods: Iterable[str]) -> list[str]:
-    """In the order of the paper's tables; unknown ones last."""
+    """Sort methods as in the paper's tables, unknown ones last."""
     return sorted(methods, key=lambda method: (METHODS.index(method) if method in METHODS else len(METHODS), method))
 
 

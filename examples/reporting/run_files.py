@@ -59,7 +59,7 @@ class RunFiles:
         return dict(self.series.get(kind, {}).get(name, ())).get(step)
 
     def pseudo_label(self, measure: str, name: str) -> float | None:
-        """A measure of a class's pseudo-labels: over the last tenth of a finished run, or as last logged."""
+        """Return a measure of a class's pseudo-labels: over the last tenth of a finished run, or as last logged."""
         kind = f"pseudo_label_{measure}"
         if self.result:
             return (self.result.get(kind) or {}).get(name)

@@ -98,7 +98,7 @@ HEADINGS = {
 
 
 def shown_pictures(run: RunFiles) -> Iterable[dict[str, Any]]:
-    """The parts of the data that there are pictures of, the test images first."""
+    """Return the parts of the data that there are pictures of, the test images first."""
     drawn = run.status.get("pictures", {})
     for part, heading in HEADINGS.items():
         if part in drawn:
@@ -112,7 +112,7 @@ def shown_pictures(run: RunFiles) -> Iterable[dict[str, Any]]:
 
 
 def state_of(run: RunFiles) -> tuple[str, str | None]:
-    """In a word, and what there is to say about it."""
+    """Return the state in a word, and what there is to say about it."""
     if run.result:
         return "finished", None
     if run.status.get("state") == "stopped":
@@ -126,7 +126,7 @@ def state_of(run: RunFiles) -> tuple[str, str | None]:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether a process holds the folder (see ``run_folder.lock_run_dir``)."""
+    """Return whether a process holds the folder (see ``run_folder.lock_run_dir``)."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             return False
@@ -137,7 +137,7 @@ def is_claimed(folder: Path) -> bool:
 
 
 def scores(run: RunFiles, best: tuple[int, float] | None) -> list[tuple[str, float, str]]:
-    """The figures that come first: name, value, remark."""
+    """Return the figures that come first: name, value, remark."""
     shown = []
     if run.result:
         ranks = run.result.get("score", "miou")
@@ -153,7 +153,7 @@ def scores(run: RunFiles, best: tuple[int, float] | None) -> list[tuple[str, flo
 
 
 def warnings(run: RunFiles) -> Iterable[str]:
-    """What a reader has to know before believing the figures, and what to do about it."""
+    """Say what a reader has to know before believing the figures, and what to do about it."""
     for before, now in zip(run.environments, run.environments[1:], strict=False):
         yield f"It went on elsewhere, and may end elsewhere than uninterrupted: {'; '.join(changes(before, now))}."
     commit = str(run.environments[-1].get("commit")) if run.environments else "unknown"
@@ -173,7 +173,7 @@ def warnings(run: RunFiles) -> Iterable[str]:
 
 
 def weak_pseudo_labels(run: RunFiles) -> Iterable[str]:
-    """Classes whose pseudo-labels teach next to nothing, or mostly what is wrong."""
+    """Name classes whose pseudo-labels teach next to nothing, or mostly what is wrong."""
     names = run.assigned
     weights = {name: run.pseudo_label("weight", name) for name in names}
     never = [name for name in names if weights[name] is None]
@@ -203,7 +203,7 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 
 
 def class_table(run: RunFiles, best: tuple[int, float] | None) -> dict[str, Any]:
-    """Headings and, by class, the figures under them (None where there is none); which steps pseudo-labels are of."""
+    """Return headings and, by class, figures (None where there is none); and which steps pseudo-labels are of."""
     columns: dict[str, dict[str, float | None]] = {}
     if run.result:
         result = run.result
@@ -232,18 +232,18 @@ MEASURES = {
 
 
 def changed_options(options: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Name, value and default of the options that have another value."""
+    """Return name, value and default of the options that have another value."""
     usual = defaults(options["dataset"])
     return [(name, value, usual.get(name)) for name, value in options.items() if not is_default(options, name, value)]
 
 
 def is_default(options: Mapping[str, Any], name: str, value: Any) -> bool:
-    """As text: k = 1 is one neighbor and k = 1.0 all of them."""
+    """Compare as text: k = 1 is one neighbor and k = 1.0 all of them."""
     return name != "dataset" and json.dumps(defaults(options["dataset"]).get(name)) == json.dumps(value)
 
 
 def config_table(options: Mapping[str, Any]) -> str:
-    """The options as Markdown, those that are not the defaults first."""
+    """Return the options as Markdown, those that are not the defaults first."""
     changed = [f"| **{name}** | {code(value)} | {code(usual)} |" for name, value, usual in changed_options(options)]
     rest = [f"| {name} | {code(value)} | |" for name, value in options.items() if is_default(options, name, value)]
     return "\n".join(["| option | value | default |", "|---|---|---|", *changed, *rest])

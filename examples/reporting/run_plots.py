@@ -44,12 +44,12 @@ Points = Sequence[tuple[int, float]]
 
 
 def class_colors(names: Sequence[str]) -> dict[str, str]:
-    """The colors that classes have in overlays."""
+    """Return the colors that classes have in overlays."""
     return {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
 
 
 def draw_losses(series: Series, names: Sequence[str], iterations: int | None) -> str | None:
-    """A panel for each term of the loss; None where nothing was logged."""
+    """Draw a panel for each term of the loss; None where nothing was logged."""
     terms = series.get("loss", {})
     if not terms:
         return None
@@ -65,7 +65,7 @@ def draw_losses(series: Series, names: Sequence[str], iterations: int | None) ->
 
 
 def draw_validation(series: Series, names: Sequence[str], iterations: int | None) -> str | None:
-    """IoU by class and their mean; None before the first validation."""
+    """Draw IoU by class and their mean; None before the first validation."""
     scores = series.get("validation", {})
     if not scores:
         return None
@@ -81,7 +81,7 @@ def draw_validation(series: Series, names: Sequence[str], iterations: int | None
 
 
 def draw_pseudo_labels(series: Series, names: Sequence[str], iterations: int | None) -> str | None:
-    """Precision and weight by class, smoothed; None for methods without pseudo-labels."""
+    """Draw precision and weight by class, smoothed; None for methods without pseudo-labels."""
     if not names:
         return None
     colors = {**class_colors(names[:-1]), "background": BACKGROUND}
@@ -101,7 +101,7 @@ def draw_pseudo_labels(series: Series, names: Sequence[str], iterations: int | N
 
 
 def draw_classes(axes: Axes, lines: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], colors: Mapping[str, str]) -> None:
-    """A line for each class; the span of those that are more than there are colors."""
+    """Draw a line for each class; the span of those that are more than there are colors."""
     alone = [name for name in lines if name == "background" or len(colors) <= len(COLORS) + 1]
     together = [name for name in lines if name not in alone]
     if together:
@@ -129,7 +129,7 @@ def arrays(points: Points) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def smooth(points: Points) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Means over a share of the run, each at the middle of what it is the mean of."""
+    """Return means over a share of the run, each at the middle of what it is the mean of."""
     x, y = arrays(points)
     window = max(1, len(points) // WINDOWS)
     kernel = np.full(window, 1 / window)
@@ -137,7 +137,7 @@ def smooth(points: Points) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG element by itself, which follows the browser's choice of light and dark."""
+    """Return the figure as an SVG element by itself, which follows the browser's choice of light and dark."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = buffer.getvalue()

@@ -19,7 +19,7 @@ LEGEND = (
 
 
 def methods_table(section: Section) -> str:
-    """Tables 1 and 5: methods by number of labeled images."""
+    """Make Tables 1 and 5: methods by number of labeled images."""
     rows, labeled = section.rows(), section.labeled
     number = 5 if any(run.pooled for run in section.runs) or section.dataset == "retouch" else 1
     published = paper.MIOU.get(section.dataset)
@@ -43,7 +43,7 @@ def methods_table(section: Section) -> str:
 
 
 def pool_size_table(section: Section) -> str | None:
-    """Table 2: nearest neighbors by the number of images in the pool; None without runs that differ in it."""
+    """Make Table 2: nearest neighbors by the number of images in the pool; None without runs that differ in it."""
     found = {n: section.varying("nearest_neighbor", ("pool_size",), n) for n in section.labeled}
     found = {n: runs for n, runs in found.items() if runs}
     compared = section.dataset == "jsrt" and 3 in found
@@ -64,7 +64,7 @@ def pool_size_table(section: Section) -> str | None:
 
 
 def neighbors_table(section: Section) -> str | None:
-    """Table 3: rpg by share of neighbors and pool size; None without runs that differ in them."""
+    """Make Table 3: rpg by share of neighbors and pool size; None without runs that differ in them."""
     labeled, runs = section.study("rpg", ("k", "pool_size"))
     grouped = by(runs, lambda run: (run.option("pool_size"), run.option("k")))
     if len(grouped) < 2:
@@ -93,7 +93,7 @@ def neighbors_table(section: Section) -> str | None:
 
 
 def classes_table(section: Section) -> str | None:
-    """Table 4: IoU of every class, at the smallest number of labeled images; None without classes."""
+    """Make Table 4: IoU of every class, at the smallest number of labeled images; None without classes."""
     labeled = section.labeled[0]
     runs = [run for run in section.main if run.labeled == labeled]
     classes = list(dict.fromkeys(name for run in runs for name in run.iou_per_class))
@@ -132,7 +132,7 @@ def usual_options(section: Section) -> str:
 
 
 def runs_table(runs: Sequence[Run]) -> str:
-    """Every run, with what it ran on."""
+    """List every run, with what it ran on."""
     rows = [
         [
             as_text(run.dataset), label(run.row), str(run.labeled), str(run.split), str(run.seed),
@@ -159,7 +159,7 @@ def runs_table(runs: Sequence[Run]) -> str:
 
 
 def paper_caption(section: Section) -> str:
-    """How far the paper's setting is from ours."""
+    """Say how far the paper's setting is from ours."""
     if section.dataset not in paper.MIOU:
         return ""
     size, channels = section.setting["image_size"], section.setting["base_channels"]
@@ -172,7 +172,7 @@ def paper_caption(section: Section) -> str:
 
 
 def beside(row: Row, rows: Sequence[Row], published: str) -> str:
-    """The paper's number where it belongs: that of a run of double length in such a row, if there is one."""
+    """Return the paper's number where it belongs: that of a run of double length in such a row, if there is one."""
     if row.steps:
         return ""
     starred = published.endswith("*") and Row(row.method, row.threshold, double=True) in rows
@@ -194,7 +194,7 @@ def mean_score(runs: Sequence[Run] | None) -> Mean | None:
 
 
 def ranked(figures: Sequence[tuple[Mean | None, str]]) -> list[str]:
-    """Cells with a suffix; what is best and second as printed is marked, where there is something to compare."""
+    """Make cells with a suffix; what is best and second as printed is marked, where there is something to compare."""
     printed = sorted({round(figure.mean, 3) for figure, _ in figures if figure}, reverse=True)
     marks: Mapping[float, str] = {}
     if len(printed) > 1:
@@ -233,11 +233,11 @@ def class_name(name: str) -> str:
 
 
 def as_text(words: str) -> str:
-    """Any text so that Markdown shows it as it is, on one line."""
+    """Escape any text so that Markdown shows it as it is, on one line."""
     return html.escape(re.sub(r"([\\`*_\[\]])", r"\\\1", " ".join(words.split())), quote=False)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """A table whose first columns hold words, set left, and the others figures, set right."""
+    """Make a table whose first columns hold words, set left, and the others figures, set right."""
     lines = [header, ["---"] * words + ["---:"] * (len(header) - words), *rows]
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
