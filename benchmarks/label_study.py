@@ -26,7 +26,7 @@ from examples.config import Config
 from examples.data import Dataset, load
 from examples.data.loaders import PoolBatches, UnlabeledBatches
 from examples.engine.metrics import class_masks, known_pixels, predicted_masks, with_background
-from examples.inference.trained import Labels, read_trained
+from examples.inference.trained import read_trained
 from examples.logging.environment import environment
 from examples.logging.run_folder import write_json
 from examples.models.unet import UNet
@@ -198,7 +198,7 @@ def main() -> None:
         trained = read_trained(options.run)
         config = trained.config if options.root is None else replace(trained.config, root=options.root)
         data = load(config)
-        results = study(trained.net(Labels.of(data)), data, config, options.batches)
+        results = study(trained.net(), data, config, options.batches)
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             content = {"run": config.plain(), "batches": options.batches, "variants": results}

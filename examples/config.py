@@ -14,7 +14,7 @@ import tyro
 MethodName = Literal[
     "supervised", "pseudolabel", "nearest_neighbor", "fixmatch", "iic", "mean_teacher", "mlds", "rpg", "rpg_plus"
 ]
-DatasetName = Literal["phantom", "phantom_exclusive", "phantom_fine", "oct_phantom", "jsrt", "retouch", "folder"]
+DatasetName = Literal["phantom", "phantom_exclusive", "oct_phantom", "jsrt", "retouch", "folder"]
 Vendor = Literal["spectralis", "cirrus", "topcon"]
 RetinaView = Literal["whole", "crop", "flatten"]
 
@@ -27,7 +27,6 @@ DATASET_FLAGS = {
     "vendor": ("retouch",),
     "retina": ("retouch",),
     "skip_unreadable": ("jsrt", "folder"),
-    "fine_labels": ("phantom_fine",),
 }
 # The options that studies vary, and the methods that they apply to.
 METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
@@ -70,8 +69,8 @@ def paper_schedule(dataset: str) -> PaperSchedule:
 DATASET_HELP = (
     "jsrt: chest radiographs, read from --root. retouch: retinal OCT volumes, read from --root. folder: your own"
     " images/ and masks/ below --root. phantom: chest-like images drawn on the fly, with overlapping labels;"
-    " phantom_exclusive: with classes that exclude each other; phantom_fine: with --fine-labels overlapping labels."
-    " oct_phantom: drawn B-scans of retinal OCT with fluid, of which half are healthy."
+    " phantom_exclusive: with classes that exclude each other. oct_phantom: drawn B-scans of retinal OCT with fluid, of"
+    " which half are healthy."
 )
 
 
@@ -121,9 +120,6 @@ class DataOptions:
 
     skip_unreadable: bool = False
     """jsrt, folder: leave out images that cannot be decoded, or one of whose masks cannot, and count them."""
-
-    fine_labels: int = 72
-    """phantom_fine: number of labels, each a part of one of the five structures, overlapping (paper: 72)."""
 
     cache_mib: int = 4096
     """retouch: MiB of decoded images to keep in memory; what does not fit is read again every time."""
@@ -235,7 +231,7 @@ class Config(
         if self.unlabeled_batch is None:
             object.__setattr__(self, "unlabeled_batch", paper_schedule(self.dataset).unlabeled_batch)
         for name in ("labeled", "image_size", "base_channels", "iterations", "eval_every", "pool_size",
-                     "unlabeled_batch", "checkpoint_every", "map_size", "fine_labels"):  # fmt: skip
+                     "unlabeled_batch", "checkpoint_every", "map_size"):  # fmt: skip
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "1 or more")
         require(self.split >= 0, "split", self.split, "0 or more")

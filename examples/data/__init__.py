@@ -1,24 +1,19 @@
-"""The data sets by name: each one's ``load(config)`` returns a :class:`Dataset`."""
+"""The data sets by name: ``load(config)`` of each returns a :class:`Dataset`."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
 from examples.config import Config
-from examples.data import jsrt
+from examples.data import folder, jsrt, retouch
 from examples.data.base import IGNORE_INDEX, Dataset, Images, ImageSet, LazyImages, Selection
-from examples.data.folder import dataset as folder
 from examples.data.fusing import read_fusing
-from examples.data.phantoms import chest as phantom
-from examples.data.phantoms import fine as phantom_fine
-from examples.data.phantoms import oct as oct_phantom
-from examples.data.retouch import dataset as retouch
+from examples.data.phantoms import chest, oct
 from examples.engine.distributed import resolve_device
 
 DATASETS: dict[str, Callable[[Config], Dataset]] = {
-    "phantom": phantom.load,
-    "phantom_exclusive": phantom.load_exclusive,
-    "phantom_fine": phantom_fine.load_fine,
-    "oct_phantom": oct_phantom.load,
+    "phantom": chest.load,
+    "phantom_exclusive": chest.load_exclusive,
+    "oct_phantom": oct.load,
     "jsrt": jsrt.load,
     "retouch": retouch.load,
     "folder": folder.load,

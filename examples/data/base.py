@@ -107,7 +107,7 @@ class LazyImages(Generic[Key]):
         )
 
     def on_device(self, parts: Sequence[Tensor]) -> Tensor:
-        """A batch; on its way to a GPU it is pinned, so that nothing waits for it here."""
+        """Return a batch; on its way to a GPU it is pinned, so that nothing waits for it here."""
         batch = torch.stack(tuple(parts))
         if torch.device(self.device).type == "cuda":
             return batch.pin_memory().to(self.device, non_blocking=True)
@@ -210,7 +210,7 @@ class Dataset:
 
 
 def to_unit_range(image: Tensor) -> Tensor:
-    """Scales one image to [-1, 1] between its own extremes."""
+    """Scale one image to [-1, 1] between its own extremes."""
     image = image.float()
     low, high = image.min(), image.max()
     return (image - low) / (high - low).clamp(min=1e-6) * 2 - 1

@@ -30,10 +30,10 @@ from torch import Tensor
 from examples.config import RetinaView, Vendor
 from examples.data import jsrt
 from examples.data.base import to_unit_range
-from examples.data.folder import dataset as folder
+from examples.data.files import open_gray, open_image
+from examples.data.folder import masks as folder_masks
 from examples.data.folder.split import find_groups
-from examples.data.retouch import index as retouch_index
-from examples.data.retouch.index import Volume
+from examples.data.retouch.index import CLASSES, Volume, survey
 from examples.data.retouch.retina import scale
 from examples.engine.metrics import class_masks
 from examples.logging.pictures import color, show
@@ -99,7 +99,7 @@ class Findings:
         return [sum(item.pixels[c] for item in self.items if item.pixels) for c in range(len(self.classes))]
 
     def attempt(self, read: Callable[..., object], *arguments: object) -> bool:
-        """Whether something can be read; if not, the reason is among the errors."""
+        """Return whether something can be read; if not, the reason is among the errors."""
         try:
             read(*arguments)
         except (OSError, ValueError) as error:
@@ -112,8 +112,8 @@ class Findings:
 
 
 def check_retouch(check: Check) -> Findings:
-    found = retouch_index.survey(check.root, check.vendor)
-    findings = Findings(retouch_index.CLASSES, "volume", notes=found.notes, errors=found.errors)
+    found = survey(check.root, check.vendor)
+    findings = Findings(CLASSES, "volume", notes=found.notes, errors=found.errors)
     for volume in found.volumes:
         width, height, _ = volume.size
         for scan, pixels in enumerate(volume.pixels):
@@ -132,7 +132,7 @@ def check_retouch(check: Check) -> Findings:
 
 
 def draw_scan(volume: Volume, scan: int, view: RetinaView) -> list[Drawn]:
-    """A B-scan as it is and, if that is something else, as it is prepared."""
+    """Draw a B-scan as it is and, if that is something else, as it is prepared."""
     image, ids = scale(volume.read_scan(scan)), volume.read_reference(scan).astype(np.int64)
     views = dict.fromkeys(("whole", view))
     places = [volume.placement(scan, view, size=1) for view in views]
@@ -140,7 +140,7 @@ def draw_scan(volume: Volume, scan: int, view: RetinaView) -> list[Drawn]:
 
 
 def as_drawn(image: Tensor, ids: NDArray[np.int64]) -> Drawn:
-    return image, class_masks(torch.from_numpy(ids)[None], len(retouch_index.CLASSES))[0]
+    return image, class_masks(torch.from_numpy(ids)[None], len(CLASSES))[0]
 
 
 def check_jsrt(check: Check) -> Findings:
@@ -151,7 +151,7 @@ def check_jsrt(check: Check) -> Findings:
         jsrt.check_masks(name, images[name], masks)
         (_, covered), *_ = draw_radiograph(name, images, masks)
         group = "first (odd)" if int(name[-3:]) % 2 else "second (even)"
-        kind = "16 bit" if images[name].suffix == ".IMG" else jsrt.open_image(images[name]).mode
+        kind = "16 bit" if images[name].suffix == ".IMG" else open_image(images[name]).mode
         pixels, draw = covered.sum((1, 2)).tolist(), partial(draw_radiograph, name, images, masks)
         findings.items.append(Item(name, group, SIDE, SIDE, kind, pixels, draw))
 
@@ -169,35 +169,35 @@ def draw_radiograph(name: str, images: dict[str, Path], masks: dict[tuple[str, s
 
 
 def check_folder(check: Check) -> Findings:
-    """Opens every file first, to name all that cannot be read; what masks mean together needs all of them."""
-    images = folder.files_by_stem(check.root / "images")
+    """Open every file first, to name all that cannot be read; what masks mean together needs all of them."""
+    images = folder_masks.files_by_stem(check.root / "images")
     groups = find_groups(images, check.group_pattern)
     findings = Findings((), "group" if check.group_pattern else "image")
-    readable = {stem for stem, path in images.items() if findings.attempt(jsrt.open_image, path)}
-    of_labels = folder.label_folders(check.root / "masks")
+    readable = {stem for stem, path in images.items() if findings.attempt(open_image, path)}
+    of_labels = folder_masks.label_folders(check.root / "masks")
     for masks in of_labels or [check.root / "masks"]:
-        read = folder.read_binary if of_labels else folder.read_ids
-        for stem, path in folder.files_by_stem(masks).items():
+        read = folder_masks.read_binary if of_labels else folder_masks.read_ids
+        for stem, path in folder_masks.files_by_stem(masks).items():
             if stem not in images:
                 findings.errors.append(f"{path} has no image: expected images/{stem}.png or another suffix")
             elif stem in readable:
-                findings.attempt(read, path, jsrt.open_image(images[stem]).size, images[stem])
+                findings.attempt(read, path, open_image(images[stem]).size, images[stem])
     if findings.errors:
         return findings
-    names = folder.read_names(check.root / "classes.txt")
-    together = folder.read_label_masks if of_labels else folder.read_class_maps
-    _, findings.classes, labelled, read_original = together(check.root, images, names, size=16)
+    names = folder_masks.read_names(check.root / "classes.txt")
+    together = folder_masks.read_label_masks if of_labels else folder_masks.read_class_maps
+    _, findings.classes, labeled, read_original = together(check.root, images, names, size=16)
 
     def draw(stem: str) -> list[Drawn]:
-        image = torch.from_numpy(np.array(folder.open_grey(images[stem])))
+        image = torch.from_numpy(np.array(open_gray(images[stem])))
         return [(to_unit_range(image), class_masks(read_original(stem)[None], len(findings.classes))[0])]
 
     for stem, path in images.items():
-        image = jsrt.open_image(path)
-        pixels = draw(stem)[0][1].sum((1, 2)).tolist() if stem in labelled else None
+        image = open_image(path)
+        pixels = draw(stem)[0][1].sum((1, 2)).tolist() if stem in labeled else None
         findings.items.append(Item(stem, groups[stem], *image.size, image.mode, pixels, partial(draw, stem)))
-    if unlabelled := len(images) - len(labelled):
-        findings.notes.append(f"{unlabelled} images have no mask: they are unlabelled ones")
+    if unlabeled := len(images) - len(labeled):
+        findings.notes.append(f"{unlabeled} images have no mask: they are unlabeled ones")
     return findings
 
 
@@ -212,7 +212,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def table(findings: Findings) -> Table:
-    """A row for every group: sizes, types, and for each class the images that show it and its share of all pixels."""
+    """Return a row for each group: sizes, types, and for each class the images that show it and its share of pixels."""
     groups: dict[str, list[Item]] = {}
     for item in findings.items:
         groups.setdefault(item.group, []).append(item)
@@ -227,24 +227,24 @@ def table(findings: Findings) -> Table:
 
 
 def cells(items: Sequence[Item], classes: Sequence[str]) -> list[str]:
-    labelled = [item for item in items if item.pixels is not None]
-    area = sum(item.width * item.height for item in labelled)
+    labeled = [item for item in items if item.pixels is not None]
+    area = sum(item.width * item.height for item in labeled)
     sizes = sorted({(item.width, item.height) for item in items})
     size = f"{sizes[0][0]} x {sizes[0][1]}" if len(sizes) == 1 else f"{len(sizes)} sizes"
     shown = []
     for c in range(len(classes)):
-        counts = [item.pixels[c] for item in labelled if item.pixels]
+        counts = [item.pixels[c] for item in labeled if item.pixels]
         share = f" ({sum(counts) / area:.2%})" if any(counts) else ""
-        shown.append(f"{sum(count > 0 for count in counts)}{share}" if labelled else "no mask")
+        shown.append(f"{sum(count > 0 for count in counts)}{share}" if labeled else "no mask")
     return [str(len(items)), size, ", ".join(sorted({item.type for item in items})), *shown]
 
 
 def choose(items: Sequence[Item], number: int, by_rarity: Sequence[int]) -> list[Item]:
-    """For each class, the rarest first, the image with most of it; then others at even distances; in their order."""
+    """Choose for each class, rarest first, the image with most of it, then others at even distances; in their order."""
     chosen: dict[int, None] = {}
-    labelled = [(item.pixels, i) for i, item in enumerate(items) if item.pixels is not None]
+    labeled = [(item.pixels, i) for i, item in enumerate(items) if item.pixels is not None]
     for c in by_rarity:
-        most, i = max(((pixels[c], -i) for pixels, i in labelled), default=(0, 0))  # the first of equals
+        most, i = max(((pixels[c], -i) for pixels, i in labeled), default=(0, 0))  # the first of equals
         if most:
             chosen[-i] = None
     spaced = np.linspace(0, len(items) - 1, min(number, len(items))).round().astype(int).tolist()
@@ -253,7 +253,7 @@ def choose(items: Sequence[Item], number: int, by_rarity: Sequence[int]) -> list
 
 
 def save_sheet(path: Path, findings: Findings) -> None:
-    """A few images with their masks; of volumes, a few B-scans each, in a row."""
+    """Return a few images with their masks; of volumes, a few B-scans each, in a row."""
     by_rarity = sorted(range(len(findings.classes)), key=findings.totals.__getitem__)
     if findings.groups == "volume":
         groups = dict.fromkeys(item.group for item in findings.items)
@@ -288,7 +288,7 @@ def save_sheet(path: Path, findings: Findings) -> None:
 
 
 def report(check: Check) -> bool:
-    """Prints and draws what is found; whether the data can be used."""
+    """Print and draw what is found; whether the data can be used."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)

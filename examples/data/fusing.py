@@ -14,7 +14,7 @@ EXPECTED = 'expected {"label": ["fine label", ...], ...}'
 
 
 def read_fusing(path: Path, class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Reads which fine labels make up which label.
+    """Read which fine labels make up which label.
 
     Args:
         path: JSON file ``{"label": ["fine label", ...], ...}``.
@@ -49,7 +49,7 @@ def read_fusing(path: Path, class_names: Sequence[str]) -> dict[str, tuple[int, 
 
 
 def fuse_masks(masks: Tensor, fused: Mapping[str, Sequence[int]] | None) -> Tensor:
-    """Unions of fine masks, or the masks themselves where nothing is to be fused.
+    """Return unions of fine masks, or the masks themselves where nothing is to be fused.
 
     Args:
         masks: (B, C, H, W) bool.

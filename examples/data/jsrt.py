@@ -6,14 +6,14 @@ Two layouts are read, wherever below the root their files lie:
   ``fold1/masks/left lung/JPCLN001.gif``, ``fold2/masks/...``;
 * as a plain folder: ``images/JPCLN001.png`` (lungs dark) and ``masks/left_lung/JPCLN001.gif``.
 
-Odd-numbered images are the first set (labelled, unlabelled, validation), even-numbered ones the test set.
+Odd-numbered images are the first set (labeled, unlabeled, validation), even-numbered ones the test set.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from PIL import Image
 
 from examples.config import Config
 from examples.data.base import Dataset, ImageSet, to_unit_range
+from examples.data.files import open_image, skip_unreadable
 
 CLASSES = ("right_lung", "left_lung", "heart", "right_clavicle", "left_clavicle")
 FLIP_PAIRS = ((0, 1), (3, 4))
@@ -34,7 +35,7 @@ SPLITS = Path(__file__).parent / "splits" / "jsrt.json"
 
 
 def load(config: Config) -> Dataset:
-    """Reads JSRT from ``config.root`` and divides it by the committed split."""
+    """Read JSRT from ``config.root`` and divide it by the committed split."""
     if config.root is None:
         raise ValueError("root: None, but jsrt is read from disk; pass --root FOLDER (images and SCR masks below it)")
     images, masks = find_files(config.root)
@@ -68,17 +69,17 @@ def load(config: Config) -> Dataset:
 
 
 def read_split(labeled: int, split: int) -> dict[str, list[str]]:
-    """The committed ids of one split: {"labeled": [...], "validation": [...]}."""
+    """Read the committed ids of one split: {"labeled": [...], "validation": [...]}."""
     splits: dict[str, list[dict[str, list[str]]]] = json.loads(SPLITS.read_text())
     if str(labeled) not in splits:
-        raise ValueError(f"labeled: {labeled}, but jsrt has splits for {', '.join(splits)} labelled images")
+        raise ValueError(f"labeled: {labeled}, but jsrt has splits for {', '.join(splits)} labeled images")
     if not 0 <= split < len(splits[str(labeled)]):
         raise ValueError(f"split: {split}, but jsrt has splits 0 to {len(splits[str(labeled)]) - 1}")
     return splits[str(labeled)][split]
 
 
 def find_files(root: Path) -> tuple[dict[str, Path], dict[tuple[str, str], Path]]:
-    """As :func:`list_files`, once every image has all its masks."""
+    """Find as :func:`list_files`, once every image has all its masks."""
     images, masks = list_files(root)
     for name, path in images.items():
         check_masks(name, path, masks)
@@ -86,7 +87,7 @@ def find_files(root: Path) -> tuple[dict[str, Path], dict[tuple[str, str], Path]
 
 
 def list_files(root: Path) -> tuple[dict[str, Path], dict[tuple[str, str], Path]]:
-    """Image name -> file, and (structure, image name) -> mask file."""
+    """Map image names to files, and (structure, image name) to mask files."""
     if not root.is_dir():
         raise FileNotFoundError(f"root: {root} is not a folder")
     images = {path.stem: path for path in sorted(root.glob("images/*.png")) if NAME.fullmatch(path.stem)}
@@ -102,7 +103,7 @@ def list_files(root: Path) -> tuple[dict[str, Path], dict[tuple[str, str], Path]
 
 
 def check_masks(name: str, path: Path, masks: dict[tuple[str, str], Path]) -> None:
-    """Refuses an image that lacks a mask."""
+    """Refuse an image that lacks a mask."""
     if missing := [structure for structure in CLASSES if (structure, name) not in masks]:
         raise FileNotFoundError(
             f"{path} has no mask for {', '.join(missing)}: expected masks/{missing[0]}/{name}.gif or"
@@ -122,12 +123,12 @@ def read_set(names: Iterable[str], images: dict[str, Path], masks: dict[tuple[st
 
 
 def read_image(path: Path, size: int) -> NDArray[np.float32]:
-    """One radiograph with dark lungs, averaged down to (size, size)."""
+    """Read one radiograph with dark lungs, averaged down to (size, size)."""
     return area_resize(open_radiograph(path), size)
 
 
 def open_radiograph(path: Path) -> Image.Image:
-    """One radiograph with dark lungs, mode F."""
+    """Open one radiograph with dark lungs, mode F."""
     if path.suffix.upper() == ".IMG":
         values = np.fromfile(path, dtype=">u2")
         if values.size != IMG_SIDE**2:
@@ -137,40 +138,8 @@ def open_radiograph(path: Path) -> Image.Image:
 
 
 def read_mask(path: Path, size: int) -> NDArray[np.bool_]:
-    """One structure's mask: the pixels it covers by more than half."""
+    """Read one structure's mask: the pixels it covers by more than half."""
     return area_resize(open_image(path).convert("L").point(lambda value: 255 * (value > 0)).convert("F"), size) > 127.5
-
-
-def open_image(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except Exception as error:  # of many kinds: what a damaged file does to a decoder is anyone's guess
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    return image
-
-
-def skip_unreadable(images: dict[str, Path], read: Callable[[str], object]) -> tuple[dict[str, Path], str]:
-    """Leaves out, and names, the images that cannot be read.
-
-    Args:
-        images: Name -> file.
-        read: Called with a name; ValueError or OSError if the image or one of its masks cannot be read.
-
-    Returns:
-        The others, and how many were left out, in words.
-    """
-    left = dict(images)
-    for name in images:
-        try:
-            read(name)
-        except (ValueError, OSError) as error:
-            print(f"skipped {name}: {error}")
-            del left[name]
-    if not left:
-        raise ValueError("root: none of the images can be read")
-    count = len(images) - len(left)
-    return left, f", {count} unreadable skipped" if count else ""
 
 
 def area_resize(image: Image.Image, size: int) -> NDArray[np.float32]:

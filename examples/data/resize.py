@@ -38,7 +38,7 @@ class Placement:
         return bottom - top, self.width
 
     def cut(self, values: NDArray[Any], fill: float) -> NDArray[Any]:
-        """Keeps the rows of (height, width); ``fill`` is where there are none."""
+        """Keep the rows of (height, width); ``fill`` is where there are none."""
         if self.rows is None:
             return values
         source = np.arange(*self.rows)[:, None] + (0 if self.shift is None else self.shift)
@@ -48,15 +48,15 @@ class Placement:
         return np.where(inside, taken, np.asarray(fill, values.dtype))
 
     def place(self, values: NDArray[Any], fill: float, resampling: Image.Resampling) -> NDArray[Any]:
-        """(height, width) -> (size, size); ``fill`` is the padding."""
+        """Return (height, width) -> (size, size); ``fill`` is the padding."""
         return pad(resize(Image.fromarray(self.cut(values, fill)), self.size, resampling), self.size, fill)
 
     def shown(self) -> NDArray[np.bool_]:
-        """Which pixels of the square (size, size) show the image."""
+        """Return which pixels of the square (size, size) show the image."""
         return self.place(np.ones((self.height, self.width), np.uint8), 0, Image.Resampling.NEAREST) == 1
 
     def restore(self, logits: Tensor, *, multilabel: bool) -> Tensor:
-        """Logits (C, size, size) -> (C, height, width), bilinear; what was not kept is background."""
+        """Return logits (C, size, size) -> (C, height, width), bilinear; what was not kept is background."""
         height, width = shown_sides((self.cut_sides[1], self.cut_sides[0]), self.size)
         top, left = (self.size - height) // 2, (self.size - width) // 2
         shown = logits[None, :, top : top + height, left : left + width]
@@ -75,7 +75,7 @@ class Placement:
 
 
 def shown_sides(original: tuple[int, int], size: int) -> tuple[int, int]:
-    """Height and width that an image of (width, height) has when its longer side is ``size``."""
+    """Return height and width that an image of (width, height) has when its longer side is ``size``."""
     width, height = (max(1, round(side * size / max(original))) for side in original)
     return height, width
 
@@ -86,10 +86,16 @@ def resize(image: Image.Image, size: int, resampling: Image.Resampling) -> NDArr
 
 
 def pad(values: NDArray[Any], size: int, fill: float) -> NDArray[Any]:
-    """Puts (h, w) into the middle of (size, size)."""
+    """Put (h, w) into the middle of (size, size)."""
     if values.dtype == bool:
         values = values.astype(np.int8)
     padded = np.full((size, size), fill, dtype=values.dtype)
     top, left = (size - values.shape[0]) // 2, (size - values.shape[1]) // 2
     padded[top : top + values.shape[0], left : left + values.shape[1]] = values
     return padded
+
+
+def to_square(image: Image.Image, size: int) -> Tensor:
+    """Bring a gray image into the middle of (size, size); what is left is filled with its darkest value."""
+    shown = resize(image, size, Image.Resampling.BOX)
+    return torch.from_numpy(pad(shown, size, shown.min()))

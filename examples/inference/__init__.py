@@ -1,1 +1,1 @@
-"""What examples.predict reads and writes."""
+"""What examples.predict and examples.evaluate do."""

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from examples.config import Config
 from examples.data.base import to_unit_range
-from examples.data.folder.dataset import GREY_MODES, SUFFIXES, open_grey, to_square
-from examples.data.jsrt import open_image, open_radiograph
-from examples.data.resize import Placement
+from examples.data.files import GRAY_MODES, SUFFIXES, open_gray, open_image
+from examples.data.jsrt import open_radiograph
+from examples.data.resize import Placement, to_square
 from examples.data.retouch.index import placed
 from examples.data.retouch.retina import find_retina, scale
 
@@ -68,7 +68,7 @@ class Scan:
 
 
 def find_inputs(paths: Sequence[Path]) -> list[Input]:
-    """Files, and those of folders that can be read, sorted; oct.mhd is called after its folder, as RETOUCH does.
+    """Find files, and those of folders that can be read, sorted; oct.mhd is called after its folder, as RETOUCH does.
 
     Raises:
         FileNotFoundError: one of the paths is not there, or a folder with nothing to read.
@@ -105,7 +105,7 @@ def is_readable(file: Path) -> bool:
 
 
 def read(source: Input, config: Config) -> Scan:
-    """Reads a file and prepares it as the data set of ``config`` does.
+    """Read a file and prepare it as the data set of ``config`` does.
 
     Raises:
         OSError: it cannot be read.
@@ -128,14 +128,14 @@ def read(source: Input, config: Config) -> Scan:
 
 
 def prepare_image(values: NDArray[np.float32], size: int) -> Plane:
-    """As ``folder`` does; ``jsrt`` and the phantoms have square images, for which it is the same."""
+    """Prepare an image as ``folder`` does; ``jsrt`` and the phantoms have square images, for which it is the same."""
     height, width = values.shape
     square = to_unit_range(to_square(Image.fromarray(values), size))
     return Plane(to_unit_range(torch.from_numpy(values)), square[None], Placement(height, width, size))
 
 
 def prepare_b_scan(values: NDArray[Any], config: Config) -> Plane:
-    """As ``retouch`` does."""
+    """Prepare a B-scan as ``retouch`` does."""
     height, width = values.shape
     image = scale(values)
     retina = None if config.retina == "whole" else find_retina(image)
@@ -145,15 +145,15 @@ def prepare_b_scan(values: NDArray[Any], config: Config) -> Plane:
 
 
 def read_image(path: Path, *, keep_type: bool) -> NDArray[Any]:
-    """One grey image (H, W), float32 or, with ``keep_type``, as it is stored."""
+    """Read one gray image (H, W), float32 or, with ``keep_type``, as it is stored."""
     if path.suffix.lower() == ".img":
         return np.array(open_radiograph(path))
     image = open_image(path)
     if (pages := getattr(image, "n_frames", 1)) > 1:
         raise ValueError(f"{path} holds {pages} pages, expected one image; save a volume as .mhd")
     if keep_type:
-        return np.array(image if image.mode in GREY_MODES else image.convert("L"))
-    return np.array(open_grey(path))
+        return np.array(image if image.mode in GRAY_MODES else image.convert("L"))
+    return np.array(open_gray(path))
 
 
 def read_volume(path: Path) -> SimpleITK.Image:

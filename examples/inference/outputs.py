@@ -58,7 +58,7 @@ class Outputs:
         return self.folder / "classes.txt"
 
     def masks_of(self, source: Input) -> list[Path]:
-        """One file, or one for each label."""
+        """Return one file, or one for each label."""
         file = source.name + (".mhd" if source.is_volume else ".png")
         folders = self.labels.names if self.labels.multilabel else ("",)
         return [self.folder / "masks" / folder / file for folder in folders]
@@ -67,13 +67,13 @@ class Outputs:
         return self.folder / "probabilities" / f"{source.name}.npz"
 
     def overlays_of(self, source: Input, planes: int) -> list[Path]:
-        """One file, or one for each slice of a volume."""
+        """Return one file, or one for each slice of a volume."""
         if not source.is_volume:
             return [self.folder / "overlays" / f"{source.name}.png"]
         return [self.folder / "overlays" / source.name / f"{source.name}_{plane:03d}.png" for plane in range(planes)]
 
     def check(self, sources: Iterable[Input]) -> None:
-        """Refuses to write over what is there.
+        """Refuse to write over what is there.
 
         Raises:
             FileExistsError: something is; the message names the first and counts the others.
@@ -99,7 +99,7 @@ class Outputs:
         atomic_write(self.classes_file, self.classes_text)
 
     def write(self, source: Input, scan: Scan, predicted: Sequence[Predicted]) -> None:
-        """Writes all that there is of one input; its masks last."""
+        """Write all that there is of one input; its masks last."""
         volume = scan.volume
         if self.overlays:
             paths = self.overlays_of(source, len(predicted))
@@ -122,17 +122,17 @@ class Outputs:
 
 
 def class_ids(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Masks (C, ...) that do not overlap -> class ids (...), 0 where there is none."""
+    """Turn masks (C, ...) that do not overlap into class ids (...), 0 where there is none."""
     ids = np.arange(1, len(masks) + 1, dtype=np.uint8).reshape(-1, *[1] * (masks.ndim - 1))
     return (masks * ids).max(0)
 
 
 def indexed(values: NDArray[np.uint8], labels: Labels) -> Image.Image:
-    """Class ids as a palette image, in the colours of the overlays; a label's mask as it is."""
+    """Return class ids as a palette image, in the colors of the overlays; a label's mask as it is."""
     image = Image.fromarray(values)
     if not labels.multilabel:
-        colours = [(0.0, 0.0, 0.0), *(to_rgb(color(c)) for c in range(len(labels.names)))]
-        image.putpalette([round(255 * part) for colour in colours for part in colour])
+        colors = [(0.0, 0.0, 0.0), *(to_rgb(color(c)) for c in range(len(labels.names)))]
+        image.putpalette([round(255 * part) for color in colors for part in color])
     return image
 
 
@@ -143,7 +143,7 @@ def as_png(image: Image.Image) -> bytes:
 
 
 def as_npz(predicted: Sequence[Predicted], labels: Labels, *, is_volume: bool) -> bytes:
-    """``probabilities`` (C, [Z,] H, W) float16, and the ``names`` of its first axis."""
+    """Return ``probabilities`` (C, [Z,] H, W) float16, and the ``names`` of its first axis."""
     planes = [of_plane.probabilities.numpy() for of_plane in predicted if of_plane.probabilities is not None]
     names = labels.names if labels.multilabel else ("background", *labels.names)
     buffer = io.BytesIO()
@@ -152,7 +152,7 @@ def as_npz(predicted: Sequence[Predicted], labels: Labels, *, is_volume: bool) -
 
 
 def write_volume(path: Path, values: NDArray[np.uint8], like: SimpleITK.Image) -> None:
-    """Writes (Z, H, W) with the geometry of another volume, as a header and a file of values beside it.
+    """Write (Z, H, W) with the geometry of another volume, as a header and a file of values beside it.
 
     Both are complete before an old header goes; the new one comes last: none ever names values that are not its own.
 

@@ -18,7 +18,7 @@ PAD = 6
 
 
 def draw_overlay(image: Tensor, masks: Tensor, names: Sequence[str]) -> Image.Image:
-    """Masks in translucent colours with an outline over the image, and a legend of those that are there.
+    """Draw masks in translucent colors with an outline over the image, and a legend of those that are there.
 
     Args:
         image: (H, W) float32 in [-1, 1].
@@ -50,25 +50,25 @@ def shown_size(image: Tensor) -> tuple[int, int]:
 
 
 def eroded(masks: Tensor) -> Tensor:
-    """What is left of masks (C, H, W) without the pixels at their edges; the border of the image is none."""
+    """Return what is left of masks (C, H, W) without the pixels at their edges; the border of the image is none."""
     return F.max_pool2d((~masks).float(), 3, stride=1, padding=1) == 0
 
 
 def draw_legend(width: int, entries: Sequence[tuple[str, str]]) -> Image.Image:
-    """Coloured squares with names, in as many lines as they need."""
+    """Draw colored squares with names, in as many lines as they need."""
     font = ImageFont.load_default(FONT_SIZE)
     places: list[tuple[int, int, str, str]] = []
     x, y, line = PAD, PAD, FONT_SIZE + PAD
-    for name, colour in entries or [("nothing found", "#ffffff")]:
+    for name, fill in entries or [("nothing found", "#ffffff")]:
         text = name.replace("_", " ")
         wide = FONT_SIZE + PAD + round(font.getlength(text)) + 2 * PAD
         if x > PAD and x + wide > width:
             x, y = PAD, y + line
-        places.append((x, y, text, colour))
+        places.append((x, y, text, fill))
         x += wide
     legend = Image.new("RGB", (width, y + line), "white")
     draw = ImageDraw.Draw(legend)
-    for left, top, text, colour in places:
-        draw.rectangle((left, top, left + FONT_SIZE - 2, top + FONT_SIZE - 2), fill=colour)
+    for left, top, text, fill in places:
+        draw.rectangle((left, top, left + FONT_SIZE - 2, top + FONT_SIZE - 2), fill=fill)
         draw.text((left + FONT_SIZE + PAD, top - 2), text, fill="black", font=font)
     return legend

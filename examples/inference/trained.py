@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from examples.config import Config
-from examples.data import Dataset, jsrt
-from examples.data.fusing import read_fusing
-from examples.data.phantoms import fine as phantom_fine
-from examples.data.phantoms import oct as oct_phantom
-from examples.data.retouch import dataset as retouch
+from examples.data import Dataset
 from examples.engine.checkpoint import HEADER
+from examples.engine.distributed import resolve_device
 from examples.models.unet import UNet
 
 EXPECTED = "expected the best.pt or last.pt of a run, or its folder"
@@ -42,7 +39,7 @@ class Labels:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Labels:
-        """The inverse of ``plain``."""
+        """Return the inverse of ``plain``."""
         fused = plain["fused"]
         return cls(
             tuple(plain["names"]),
@@ -51,7 +48,7 @@ class Labels:
         )
 
     def plain(self) -> dict[str, Any]:
-        """As checkpoints hold it."""
+        """Return as checkpoints hold it."""
         fused = None if self.fused is None else {label: list(fine) for label, fine in self.fused.items()}
         return {"names": list(self.names), "multilabel": self.multilabel, "fused": fused}
 
@@ -68,46 +65,47 @@ class Trained:
         path: Of the file.
         config: Of the run.
         weights: Of the network.
-        labels: None where a checkpoint does not hold them and only the images' folder does.
+        labels: What its outputs mean.
     """
 
     path: Path
     config: Config
     weights: dict[str, Tensor]
-    labels: Labels | None
+    labels: Labels
 
-    def net(self, labels: Labels) -> UNet:
-        """The network, ready to predict, on ``config.device``.
+    def net(self) -> UNet:
+        """Return the network, ready to predict, on ``config.device``.
 
         Raises:
             ValueError: the weights are not those of such a network, or the device cannot be used.
         """
-        net = UNet(1, labels.num_outputs, self.config.base_channels)
+        net = UNet(1, self.labels.num_outputs, self.config.base_channels)
         try:
             net.load_state_dict(self.weights)
         except RuntimeError as error:
-            outputs = f"{len(labels.names)} classes" + " that may overlap" * labels.multilabel
+            outputs = f"{len(self.labels.names)} classes" + " that may overlap" * self.labels.multilabel
             raise ValueError(
                 f"checkpoint: the weights in {self.path} are not those of a UNet of {self.config.base_channels} base"
                 f" channels for {outputs} ({str(error).splitlines()[1].strip()})"
             ) from error
         try:
             return net.to(self.config.device).eval()
-        except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        except RuntimeError as error:  # there are fewer GPUs
             raise ValueError(f"device: {self.config.device} cannot be used ({str(error).splitlines()[0]})") from error
 
 
-def read_trained(path: Path, device: str = "cpu") -> Trained:
-    """Reads a checkpoint.
+def read_trained(path: Path, device: str = "auto") -> Trained:
+    """Read a checkpoint.
 
     Args:
         path: best.pt, last.pt, or a run's folder: its best.pt.
-        device: Takes the place of the one that was trained on.
+        device: Takes the place of the one that was trained on; auto: a GPU if there is one.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not what a run wrote; the message says in what way.
+        ValueError: it is not what a run wrote; the message says in what way. Or there is no such device.
     """
+    device = resolve_device(device)
     path = path / "best.pt" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: {path} is not a file; {EXPECTED}")
@@ -118,11 +116,10 @@ def read_trained(path: Path, device: str = "cpu") -> Trained:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds: torch.load refuses what is neither a tensor nor plain
         raise ValueError(f"checkpoint: {path} cannot be read ({type(error).__name__}); {EXPECTED}") from error
-    if not isinstance(content, dict) or not {"model", "config"} <= content.keys():
-        raise ValueError(f"checkpoint: {path} holds no model with its configuration; {EXPECTED}")
+    if not isinstance(content, dict) or not {"model", "config", "labels"} <= content.keys():
+        raise ValueError(f"checkpoint: {path} holds no model with its configuration and labels; {EXPECTED}")
     config = read_config(path, {**content["config"], "device": device})
-    labels = Labels.from_plain(content["labels"]) if "labels" in content else labels_before(config)
-    return Trained(path, config, content["model"], labels)
+    return Trained(path, config, content["model"], Labels.from_plain(content["labels"]))
 
 
 def read_config(path: Path, options: dict[str, Any]) -> Config:
@@ -130,20 +127,3 @@ def read_config(path: Path, options: dict[str, Any]) -> Config:
         raise ValueError(f"checkpoint: {path} was written by other code: it has {', '.join(unknown)}, unknown here")
     places = {name: Path(options[name]) for name in PATHS if options.get(name) is not None}
     return Config(**options | places)
-
-
-def labels_before(config: Config) -> Labels | None:
-    """The labels of a checkpoint from before they were kept in it, where the data set makes them plain."""
-    fused = None
-    if config.dataset == "folder":
-        return None
-    elif config.dataset in ("retouch", "oct_phantom"):
-        names, multilabel = (retouch if config.dataset == "retouch" else oct_phantom).CLASSES, False
-    elif config.dataset == "phantom_fine":
-        names, fused = phantom_fine.name_parts(phantom_fine.part_counts(config.fine_labels))
-        multilabel = True
-    else:
-        names, multilabel = jsrt.CLASSES, config.dataset != "phantom_exclusive"
-    if config.fuse is not None:
-        fused = read_fusing(config.fuse, names)
-    return Labels(names, multilabel, fused)

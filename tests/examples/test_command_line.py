@@ -112,7 +112,6 @@ def test_contradictions_are_refused():
         ("jsrt --retina=crop", "retina: .* only retouch"),
         ("jsrt --group-pattern a", "group_pattern: .* only folder"),
         ("retouch --skip-unreadable", "skip_unreadable: .* only jsrt, folder"),
-        ("phantom --fine-labels 9", "fine_labels: .* only phantom_fine"),
     ],
 )
 def test_options_that_nothing_reads_are_refused(words, message):
@@ -125,7 +124,6 @@ def test_options_that_something_reads_are_not_refused(tmp_path):
     for words in (
         "retouch --root data --vendor cirrus --retina crop",
         "folder --root data --group-pattern a --skip-unreadable",
-        "phantom_fine --fine-labels 9",
         "phantom --no-weighted",
     ):
         parse_command(words.split())

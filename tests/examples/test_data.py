@@ -13,7 +13,7 @@ from examples.config import Config
 from examples.data import jsrt, load
 from examples.data.base import Dataset
 from examples.data.loaders import PoolBatches, UnlabeledBatches
-from examples.data.phantoms import chest as phantom
+from examples.data.phantoms import chest
 from examples.data.splits.draw_jsrt import FIRST_SET, draw
 
 NAMES = ("JPCLN001", "JPCNN003", "JPCLN002")
@@ -43,22 +43,22 @@ def test_phantoms_have_the_areas_of_jsrt(phantoms):
 
 def test_right_lung_is_at_the_images_left(phantoms):
     columns = phantoms.unlabeled.labels.float().mean(2)
-    centre = (columns * torch.arange(SIDE)).sum(2) / columns.sum(2)
+    center = (columns * torch.arange(SIDE)).sum(2) / columns.sum(2)
     for right, left in phantoms.flip_pairs:
-        assert (centre[:, right] < centre[:, left]).all()
+        assert (center[:, right] < center[:, left]).all()
 
 
 def test_phantoms_are_the_same_every_time_and_at_every_size():
-    image, masks = phantom.draw_phantom(7, SIDE)
-    again, _ = phantom.draw_phantom(7, SIDE)
+    image, masks = chest.draw_phantom(7, SIDE)
+    again, _ = chest.draw_phantom(7, SIDE)
     assert (image == again).all()
-    _, large = phantom.draw_phantom(7, 4 * SIDE)
+    _, large = chest.draw_phantom(7, 4 * SIDE)
     shrunk = large.reshape(5, SIDE, 4, SIDE, 4).mean((2, 4)) > 0.5
     assert (masks != shrunk).mean() < 0.02
 
 
 def test_splits_of_phantoms_differ_and_repeat(phantoms, monkeypatch):
-    monkeypatch.setattr(phantom, "phantom_set", lambda indices, size: phantoms.unlabeled)  # draw them once
+    monkeypatch.setattr(chest, "phantom_set", lambda indices, size: phantoms.unlabeled)  # draw them once
     assert phantoms.labeled.names == load(config("phantom")).labeled.names
     assert phantoms.labeled.names != load(config("phantom", split=1)).labeled.names
 
@@ -81,7 +81,7 @@ def test_every_class_is_in_every_pool(phantoms):
 def test_a_pool_that_loses_a_class_in_augmentation_says_which(phantoms):
     labels = torch.zeros_like(phantoms.labeled.labels)
     labels[:, :4] = 1
-    labels[:, 4, 0, 0] = 1  # a single pixel in a corner: nearest-neighbour warps hardly ever hit it
+    labels[:, 4, 0, 0] = 1  # a single pixel in a corner: nearest-neighbor warps hardly ever hit it
     labeled = type(phantoms.labeled)(phantoms.labeled.images, labels, phantoms.labeled.names)
     data = Dataset(labeled, *[phantoms.test] * 3, phantoms.class_names, (), True, "")
     with pytest.raises(ValueError, match="no left_clavicle left"):
@@ -92,8 +92,8 @@ def test_a_pool_that_loses_a_class_in_augmentation_says_which(phantoms):
 def test_unlabeled_batches_pass_over_all_images_once(phantoms):
     batches = UnlabeledBatches(phantoms, 7, torch.Generator().manual_seed(0))
     sizes = [len(next(batches).images) for _ in range(18)]
-    assert sum(sizes) == phantom.TRAIN
-    assert sizes[-1] == phantom.TRAIN % 7
+    assert sum(sizes) == chest.TRAIN
+    assert sizes[-1] == chest.TRAIN % 7
 
 
 # --- jsrt

@@ -18,9 +18,11 @@ from examples import evaluate
 from examples.config import Config
 from examples.data import Dataset, jsrt, load
 from examples.data.folder.dataset import load_undivided
-from examples.data.phantoms import chest as phantom
+from examples.data.phantoms import chest
 from examples.engine.metrics import surface_distance
-from examples.evaluate import Evaluate, Measures, RemappedOutputs, matched, measure
+from examples.inference import evaluation
+from examples.inference.evaluation import Evaluate, RemappedOutputs, match_outputs, measure
+from examples.inference.measures import Measures
 from examples.inference.trained import Labels, read_trained
 from examples.train import train
 from tests.examples.tiny import shrink, tiny
@@ -74,24 +76,24 @@ def write_folder(root: Path, names: tuple[str, ...] = (), count: int = 6) -> Pat
 # --- the same as the run's own
 
 
-@pytest.mark.parametrize("dataset", ["phantom", "phantom_exclusive", "phantom_fine", "folder", "labels"])
+@pytest.mark.parametrize("dataset", ["phantom", "phantom_exclusive", "folder", "labels"])
 def test_the_iou_is_that_of_the_runs_own_result(dataset, tmp_path):
     if dataset in ("folder", "labels"):
         root = write_folder(tmp_path / "data", ("left_lung", "right_lung") if dataset == "labels" else ())
         of_run = replace(tiny(tmp_path / "run"), dataset="folder", root=root, labeled=2)
     else:
-        of_run = replace(tiny(tmp_path / "run"), dataset=dataset, fine_labels=7)
+        of_run = replace(tiny(tmp_path / "run"), dataset=dataset)
     train(replace(of_run, iterations=6))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    evaluation = measure(Evaluate(tmp_path / "run"))
+    measured = measure(Evaluate(tmp_path / "run"))
     for iou, expected in (
-        (evaluation.measures.per_class(), result["iou_per_class"]),
-        (evaluation.measures.pooled(), result["iou_per_class_pooled"]),
+        (measured.measures.per_class(), result["iou_per_class"]),
+        (measured.measures.pooled(), result["iou_per_class_pooled"]),
     ):
-        mine = dict(zip(evaluation.classes, iou.tolist(), strict=True))
+        mine = dict(zip(measured.classes, iou.tolist(), strict=True))
         assert {name: None if math.isnan(value) else value for name, value in mine.items()} == expected
     assert any(expected.values())
-    assert measure(Evaluate(tmp_path / "run" / "last.pt", overwrite=True)).images == evaluation.images
+    assert measure(Evaluate(tmp_path / "run" / "last.pt", overwrite=True)).images == measured.images
 
 
 def test_fusing_needs_no_file_once_trained(tmp_path):
@@ -147,7 +149,7 @@ def test_the_table_counts_what_is_missed_and_what_is_not_there(tmp_path, monkeyp
     checkpoint = write_checkpoint(tmp_path / "best.pt", config(root=root), Labels(names, multilabel=True))
     masks = torch.zeros(3, SIDE, SIDE, dtype=torch.bool)
     masks[0] = True
-    monkeypatch.setattr(evaluate, "matched", lambda net, labels, data: Fixed(masks))
+    monkeypatch.setattr(evaluation, "match_outputs", lambda net, labels, data: Fixed(masks))
     status, text = command(monkeypatch, capsys, checkpoint, "--part", "all", "--spacing", "0.5", "0.25")
     assert status == 0
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
@@ -179,7 +181,7 @@ def test_spacing_comes_from_the_headers_of_volumes(known, tmp_path):
             path.write_text(path.read_text().replace("ElementType", f"ElementSpacing = 2 {number + 3} 9\nElementType"))
     of_run = config("retouch", root=tree, labeled=3, image_size=64)
     data = load(of_run)
-    spacings = evaluate.spacings_of(data.test.names, data, of_run, None)
+    spacings = evaluation.spacings_of(data.test.names, data, of_run, None)
     number = int(data.test.names[0][5:8]) - 25
     assert spacings == [(number + 3, 2) if known else None] * SCANS  # rows, columns
     checkpoint = write_checkpoint(tmp_path / "best.pt", of_run, Labels(("IRF", "SRF", "PED"), multilabel=False))
@@ -192,9 +194,9 @@ def test_spacing_comes_from_the_headers_of_volumes(known, tmp_path):
 
 def test_the_film_of_jsrt_has_a_known_side(tmp_path):
     data = load(config("phantom"))
-    assert evaluate.spacings_of(["a"], data, config("jsrt", image_size=512), None) == [pytest.approx((0.7, 0.7))]
-    assert evaluate.spacings_of(["a"], data, config("jsrt"), (1.0, 2.0)) == [(1.0, 2.0)]
-    assert evaluate.spacings_of(["a"], data, config("phantom"), None) == [None]
+    assert evaluation.spacings_of(["a"], data, config("jsrt", image_size=512), None) == [pytest.approx((0.7, 0.7))]
+    assert evaluation.spacings_of(["a"], data, config("jsrt"), (1.0, 2.0)) == [(1.0, 2.0)]
+    assert evaluation.spacings_of(["a"], data, config("phantom"), None) == [None]
 
 
 # --- other data
@@ -224,14 +226,14 @@ def test_outputs_of_unions_are_the_unions_of_outputs():
     masks = torch.rand(4, 5, 5) > 0.6
     labels = Labels(("a", "b", "c", "d"), multilabel=True, fused={"ab": (0, 1)})
     data = replace(load(config("phantom")), class_names=("d", "ab"))
-    logits = matched(Fixed(masks), labels, data)(torch.zeros(1, 1, 5, 5))[0]
+    logits = match_outputs(Fixed(masks), labels, data)(torch.zeros(1, 1, 5, 5))[0]
     assert torch.equal(logits[0] > 0, torch.stack([masks[3], masks[0] | masks[1]]))
 
 
 def test_classes_in_another_order_keep_their_background():
     masks = torch.eye(3)[:, :, None] > 0  # background, a, b
     data = replace(load(config("phantom_exclusive")), class_names=("b", "a"))
-    net = matched(Fixed(masks), Labels(("a", "b"), multilabel=False), data)
+    net = match_outputs(Fixed(masks), Labels(("a", "b"), multilabel=False), data)
     assert isinstance(net, RemappedOutputs)
     assert torch.equal(net(torch.zeros(1, 1, 3, 1))[0][0] > 0, masks[[0, 2, 1]])
 
@@ -245,24 +247,13 @@ def test_classes_in_another_order_keep_their_background():
 )
 def test_networks_for_other_labels_are_refused(names, multilabel, message):
     with pytest.raises(ValueError, match=message):
-        matched(nn.Identity(), Labels(names, multilabel), load(config("phantom")))
+        match_outputs(nn.Identity(), Labels(names, multilabel), load(config("phantom")))
 
 
 def test_networks_of_more_classes_than_there_are_to_judge_are_refused():
     data: Dataset = replace(load(config("phantom_exclusive")), class_names=("a",))
     with pytest.raises(ValueError, match="but b is in one of them alone"):
-        matched(nn.Identity(), Labels(("a", "b"), multilabel=False), data)
-
-
-def test_a_checkpoint_without_labels_is_only_evaluated_on_its_own_folder(tmp_path, monkeypatch):
-    write_folder(tmp_path / "own")
-    write_folder(tmp_path / "other")
-    monkeypatch.chdir(tmp_path)
-    checkpoint = write_checkpoint(tmp_path / "best.pt", config(root=Path("own")), None)
-    for root in (None, tmp_path / "own"):
-        assert measure(Evaluate(checkpoint, root=root, overwrite=True)).classes == ("class1", "class2")
-    with pytest.raises(ValueError, match=r"best\.pt is from before .* only be evaluated on the data .* in own"):
-        measure(Evaluate(checkpoint, root=tmp_path / "other", overwrite=True))
+        match_outputs(nn.Identity(), Labels(("a", "b"), multilabel=False), data)
 
 
 # --- which images
@@ -275,19 +266,19 @@ def test_all_are_those_with_labels_each_once(tmp_path):
     data = load(config(root=root))
     assert "p6" in data.unlabeled.names
     assert set(load_undivided(config(root=root)).test.names) == {f"p{i}" for i in range(6)}
-    chosen = evaluate.choose(data, "all")
+    chosen = evaluation.choose(data, "all")
     assert sorted(name for part in chosen for name in part.names) == [f"p{i}" for i in range(6)]
     for part in chosen:
         for i, name in enumerate(part.names):
             assert part[[i]].names == (name,)
-    assert evaluate.choose(data, "validation") == [data.validation]
+    assert evaluation.choose(data, "validation") == [data.validation]
 
 
 def test_no_name_is_counted_twice_where_parts_overlap():
     data = load(config("phantom"))
     data = replace(data, validation=data.unlabeled[range(5)])
-    names = [name for part in evaluate.choose(data, "all") for name in part.names]
-    assert len(names) == len(set(names)) == phantom.TRAIN + phantom.TEST
+    names = [name for part in evaluation.choose(data, "all") for name in part.names]
+    assert len(names) == len(set(names)) == chest.TRAIN + chest.TEST
 
 
 # --- what goes wrong
@@ -322,10 +313,10 @@ def test_jsrt(tmp_path):
         pytest.skip(f"no JSRT at {root}; name its folder in RPG_LOSS_JSRT")
     labels = Labels(jsrt.CLASSES, multilabel=True)
     checkpoint = write_checkpoint(tmp_path / "best.pt", config("jsrt", labeled=3), labels)
-    evaluation = measure(Evaluate(checkpoint, root=root, part="validation"))
-    assert len(evaluation.images) == 5
+    measured = measure(Evaluate(checkpoint, root=root, part="validation"))
+    assert len(measured.images) == 5
     trained = read_trained(checkpoint)
     assert trained.labels == labels
-    lines = rows_of(evaluation.csv)
+    lines = rows_of(measured.csv)
     ratios = {float(line["assd_mm"]) / float(line["assd_px"]) for line in lines if float(line["assd_px"]) > 0}
     assert all(ratio == pytest.approx(358.4 / SIDE, rel=1e-4) for ratio in ratios)

@@ -85,10 +85,10 @@ def test_class_maps_are_read_as_they_are(class_maps):
     assert torch.equal(image, data.labeled.images[0])
     assert image.shape == (1, SIDE, SIDE)
     assert (image.min(), image.max()) == (-1, 1)
-    assert data.found == "24 images (24 labelled); 12 train, 4 validation, 8 test"
+    assert data.found == "24 images (24 labeled); 12 train, 4 validation, 8 test"
 
 
-def test_palette_masks_are_indices_and_grey_ones_may_be_saved_as_colours(class_maps):
+def test_palette_masks_are_indices_and_gray_ones_may_be_saved_as_colors(class_maps):
     for index, stem in enumerate(STEMS):
         ids = class_map(index)
         mask = Image.fromarray(ids).convert("RGB")
@@ -114,7 +114,7 @@ def test_binary_masks_of_255_are_class_1_only_where_all_are(class_maps):
 
 
 def test_labels_overlap_where_they_have_folders(label_masks):
-    (label_masks / "masks" / "right_lung" / "p1_0.png").unlink()  # no right lung in this one, but labelled
+    (label_masks / "masks" / "right_lung" / "p1_0.png").unlink()  # no right lung in this one, but labeled
     data = load_folder(label_masks)
     assert data.multilabel
     assert data.class_names == ("left_lung", "right_lung")
@@ -124,7 +124,7 @@ def test_labels_overlap_where_they_have_folders(label_masks):
         ids = torch.from_numpy(class_map(STEMS.index(stem)))
         right = (ids == 1) & (stem != "p1_0")
         assert torch.equal(label, torch.stack([ids > 0, right]).to(torch.int8))
-    assert "24 labelled" in data.found
+    assert "24 labeled" in data.found
 
 
 def test_classes_txt_names_and_orders(class_maps):
@@ -175,7 +175,7 @@ def test_other_shapes_are_padded_with_ignored_pixels(kind, request):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1", "I;16", "LA"])
-def test_images_of_any_mode_become_grey(mode, class_maps):
+def test_images_of_any_mode_become_gray(mode, class_maps):
     values = picture(0)
     if mode == "I;16":
         image = Image.fromarray(values.astype(np.uint16) * 256)
@@ -188,8 +188,8 @@ def test_images_of_any_mode_become_grey(mode, class_maps):
     if mode == "1":
         assert set(shown.unique().tolist()) == {-1, 1}
     else:
-        grey = torch.from_numpy(values).float()
-        expected = (grey - grey.min()) / (grey.max() - grey.min()) * 2 - 1
+        gray = torch.from_numpy(values).float()
+        expected = (gray - gray.min()) / (gray.max() - gray.min()) * 2 - 1
         assert torch.allclose(shown, expected, atol=0.02)
 
 
@@ -207,7 +207,7 @@ def test_groups_are_never_divided(split, class_maps):
     assert (len(train), len(validation), len(test)) == (3, 1, 2)
     assert len(train | validation | test) == 6
     assert set(data.labeled.names) < set(data.unlabeled.names)
-    assert data.found == "24 images (24 labelled) of 6 groups; 12 train, 4 validation, 8 test"
+    assert data.found == "24 images (24 labeled) of 6 groups; 12 train, 4 validation, 8 test"
 
 
 def test_splits_repeat_differ_and_keep_the_test_images_of_other_counts(class_maps):
@@ -221,7 +221,7 @@ def test_splits_repeat_differ_and_keep_the_test_images_of_other_counts(class_map
     assert more.test.names == first.test.names
 
 
-def test_every_class_is_among_the_labelled(class_maps):
+def test_every_class_is_among_the_labeled(class_maps):
     for index, stem in enumerate(STEMS):
         mask = class_map(index)
         mask[mask == 2] = 2 if stem in ("p0_0", "p1_0", "p2_0") else 0
@@ -233,13 +233,13 @@ def test_every_class_is_among_the_labelled(class_maps):
 
 
 @pytest.mark.parametrize("kind", ["class_maps", "label_masks"])
-def test_images_without_a_mask_are_unlabelled(kind, request):
+def test_images_without_a_mask_are_unlabeled(kind, request):
     root = request.getfixturevalue(kind)
     write_images(root, tuple(f"p9_{scan}" for scan in range(3)))
     data = load_folder(root)
     for scan in range(3):
         assert (data.unlabeled.labels[data.unlabeled.names.index(f"p9_{scan}")] == -100).all()
-    assert data.found == "27 images (24 labelled); 15 train, 4 validation, 8 test"
+    assert data.found == "27 images (24 labeled); 15 train, 4 validation, 8 test"
 
 
 def test_images_of_a_test_patient_without_a_mask_are_left_out(class_maps):
@@ -324,7 +324,7 @@ def test_files_that_do_not_fit_are_named(class_maps):
     with pytest.raises(ValueError, match=r"masks/p0_0\.png is 16 x 15 pixels and .*images/p0_0\.png is 16 x 16"):
         load_folder(class_maps)
     save(masks / "p0_0.png", np.stack([class_map(0), class_map(1), class_map(2)], 2))
-    with pytest.raises(ValueError, match=r"p0_0\.png is a colour image \(mode RGB\)"):
+    with pytest.raises(ValueError, match=r"p0_0\.png is a color image \(mode RGB\)"):
         load_folder(class_maps)
     save(masks / "p0_0.png", class_map(0) * 2)
     save(masks / "p0_1.png", class_map(0) * 3)
@@ -358,7 +358,7 @@ def test_real_scans():
     if not root.is_dir():
         pytest.skip(f"no Duke DME scans at {root}; name their folder in RPG_LOSS_DUKE")
     data = load_folder(root, image_size=64, map_size=16, group_pattern=r"(duke\d+)_")
-    assert data.found == "88 images (88 labelled) of 8 groups; 44 train, 11 validation, 33 test"
+    assert data.found == "88 images (88 labeled) of 8 groups; 44 train, 11 validation, 33 test"
     parts = [{name[:6] for name in part.names} for part in (data.unlabeled, data.validation, data.test)]
     assert len(set.union(*parts)) == sum(map(len, parts)) == 8
     assert data.class_names == ("class1",)
@@ -382,7 +382,7 @@ def test_an_image_that_cannot_be_decoded_is_named_and_skipped_only_on_demand(kin
     with pytest.raises(ValueError, match=rf"{kind}/p2_1\.png cannot be read as an image"):
         load_folder(class_maps)
     data = load_folder(class_maps, skip_unreadable=True)
-    assert data.found.startswith("23 images (23 labelled), 1 unreadable skipped; ")
+    assert data.found.startswith("23 images (23 labeled), 1 unreadable skipped; ")
     assert set(everything(data)) == set(STEMS) - {"p2_1"}
     assert f"skipped p2_1: {path} cannot be read" in capsys.readouterr().out
 

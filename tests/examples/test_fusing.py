@@ -9,7 +9,7 @@ import torch
 from examples.config import Config
 from examples.data import load
 from examples.data.fusing import fuse_masks, read_fusing
-from examples.data.phantoms import chest as phantom
+from examples.data.phantoms import chest
 
 NAMES = ("right_lung", "left_lung", "heart")
 
@@ -59,8 +59,8 @@ def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
 
 
 def test_any_data_set_can_be_fused(tmp_path, monkeypatch):
-    monkeypatch.setattr(phantom, "TRAIN", 3)
-    monkeypatch.setattr(phantom, "TEST", 1)
+    monkeypatch.setattr(chest, "TRAIN", 3)
+    monkeypatch.setattr(chest, "TEST", 1)
     path = write(tmp_path / "fuse.json", {"lungs": ["right_lung", "left_lung"]})
     data = load(Config("phantom", image_size=32, map_size=16, k=0.5, fuse=path))
     assert data.fused == {"lungs": (0, 1)}

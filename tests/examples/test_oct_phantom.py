@@ -9,7 +9,7 @@ import torch
 from examples.config import Config
 from examples.data import load
 from examples.data.base import Dataset
-from examples.data.phantoms import oct as oct_phantom
+from examples.data.phantoms import oct
 from examples.data.phantoms.oct import CARRIED, CLASSES, IRF, PED, SRF, Volume
 from examples.train import train
 
@@ -31,8 +31,8 @@ def config(**changes: object) -> Config:
 @pytest.fixture
 def few(monkeypatch):
     for part, volumes in (("TRAIN", 4), ("VALIDATION", 1), ("TEST", 4)):
-        monkeypatch.setattr(oct_phantom, part, volumes)
-    monkeypatch.setattr(oct_phantom, "B_SCANS", 8)
+        monkeypatch.setattr(oct, part, volumes)
+    monkeypatch.setattr(oct, "B_SCANS", 8)
 
 
 # --- volumes
@@ -47,7 +47,7 @@ def test_fluids_have_their_shares(labels):
         assert set(found) == set(CARRIED[index % len(CARRIED)])
 
 
-def test_fluids_persist_over_neighbouring_b_scans():
+def test_fluids_persist_over_neighboring_b_scans():
     """Most of a fluid is where the next of 49 B-scans has it as well, and half of a volume further it is not."""
     volume = Volume(3)
     stack = np.stack([volume.label(s, 49, SIDE, SIDE) for s in range(49)])
@@ -126,7 +126,7 @@ def test_images_show_what_the_labels_say(index):
 
 @pytest.mark.parametrize("index", range(len(CARRIED)))
 def test_no_threshold_tells_fluid_from_the_rest(index):
-    """Whatever the range of grey values, fluid is a small part of what is in it."""
+    """Whatever the range of gray values, fluid is a small part of what is in it."""
     volume = Volume(index)
     drawn = [volume.draw(s, B_SCANS, SIDE, SIDE) for s in range(B_SCANS)]
     image, label = (np.stack(part) for part in zip(*drawn, strict=True))
@@ -165,7 +165,7 @@ def test_a_volume_is_never_divided(data):
     assert set(data.labeled.names) < set(data.unlabeled.names)
 
 
-def test_every_fluid_is_labelled_and_a_split_is_another_draw(few):
+def test_every_fluid_is_labeled_and_a_split_is_another_draw(few):
     drawn = set()
     for split, labeled in product(range(2), (3, 6)):
         data = load(config(split=split, labeled=labeled))
@@ -182,13 +182,13 @@ def test_a_split_is_the_same_at_every_size(few, data):
     assert torch.equal(data.labeled.labels, data.unlabeled.labels[position])
 
 
-def test_more_labelled_b_scans_than_there_are_are_refused(few):
+def test_more_labeled_b_scans_than_there_are_are_refused(few):
     with pytest.raises(ValueError, match="labeled: 33, but there are only 32 training B-scans"):
         load(config(labeled=33))
 
 
 def test_too_few_to_show_every_fluid_are_refused(few, monkeypatch):
-    monkeypatch.setattr(oct_phantom, "SHOWN", 0.9)
+    monkeypatch.setattr(oct, "SHOWN", 0.9)
     with pytest.raises(ValueError, match="labeled: 2, but no draw of so few B-scans shows irf, srf, ped"):
         load(config(labeled=2))
 

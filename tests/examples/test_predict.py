@@ -19,7 +19,7 @@ from examples.evaluate import Evaluate, measure
 from examples.inference import inputs
 from examples.inference.inputs import Input
 from examples.inference.overlay import draw_overlay
-from examples.inference.trained import Labels
+from examples.inference.trained import Labels, read_trained
 from tests.examples.trained import write_checkpoint
 from tests.examples.volumes import HEIGHT, SCANS, WIDTH, draw_volume, write_image, write_tree
 
@@ -214,7 +214,7 @@ def test_retouch_is_prepared_as_in_training(view, tmp_path, monkeypatch, capsys)
     status, *_ = command(monkeypatch, capsys, checkpoint, *folders, "--out", tmp_path / "out")
     assert status == 0
     assert len(list((tmp_path / "out" / "masks").glob("*.mhd"))) == 3  # and none of reference.mhd
-    net = predict.read_trained(checkpoint).net(Labels(("IRF", "SRF", "PED"), multilabel=False))
+    net = read_trained(checkpoint).net()
     test = data.test[range(SCANS)]
     with torch.no_grad():
         logits = net(test.images)[0]
@@ -292,15 +292,15 @@ def test_damaged_files_are_named_and_the_others_predicted(damage, checkpoint, im
     assert {path.stem for path in (tmp_path / "out" / "masks").rglob("*.*")} == {"scan0", "scan1", "scan3"}
 
 
-def test_pages_colours_and_fractions_that_cannot_be_meant_are_refused(tmp_path):
+def test_pages_colors_and_fractions_that_cannot_be_meant_are_refused(tmp_path):
     pages = [Image.fromarray(picture(9, 9, seed)) for seed in range(3)]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
     with pytest.raises(ValueError, match=r"pages\.tif holds 3 pages"):
         inputs.read(Input(tmp_path / "pages.tif", "pages"), config())
-    colour = SimpleITK.GetImageFromArray(np.zeros((4, 5, 3), np.uint8), isVector=True)
-    SimpleITK.WriteImage(colour, str(tmp_path / "colour.mhd"))
-    with pytest.raises(ValueError, match=r"colour\.mhd has 2 dimensions and 3 values a pixel"):
-        inputs.read(Input(tmp_path / "colour.mhd", "colour"), config())
+    color = SimpleITK.GetImageFromArray(np.zeros((4, 5, 3), np.uint8), isVector=True)
+    SimpleITK.WriteImage(color, str(tmp_path / "color.mhd"))
+    with pytest.raises(ValueError, match=r"color\.mhd has 2 dimensions and 3 values a pixel"):
+        inputs.read(Input(tmp_path / "color.mhd", "color"), config())
     write_volume(tmp_path / "fractions.mhd", np.float32)
     with pytest.raises(ValueError, match=r"fractions\.mhd holds float32, expected integers"):
         inputs.read(Input(tmp_path / "fractions.mhd", "fractions"), config("retouch"))

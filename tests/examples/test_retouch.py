@@ -479,7 +479,7 @@ def test_three_volumes_are_enough_and_two_are_not(own_tree):
 
 
 @pytest.mark.parametrize("labeled", [1, 3, 6, 12, 24])
-def test_every_fluid_is_among_the_labelled(tree, labeled):
+def test_every_fluid_is_among_the_labeled(tree, labeled):
     for fold in range(4):
         data = load_tree(tree, split=fold, labeled=labeled)
         assert len(set(data.labeled.names)) == labeled
@@ -502,7 +502,7 @@ def test_a_fluid_in_one_bscan_alone_is_drawn(monkeypatch):
         retouch.draw_labeled(scans, replace(config, labeled=1))
 
 
-def test_labelled_that_cannot_be_drawn_are_refused(own_tree):
+def test_labeled_that_cannot_be_drawn_are_refused(own_tree):
     with pytest.raises(ValueError, match="labeled: 5, but there are only 4 B-scans to train on"):
         load_tree(own_tree, labeled=5)
     with pytest.raises(ValueError, match=r"8 pixels of IRF, SRF, PED at image_size 16; pass a larger --image-size"):
@@ -549,8 +549,8 @@ def test_real_retinas_are_found_and_keep_their_fluid(tmp_path):
             off.append(
                 abs(int(flat.mean(1).argmax()) - (height - round(0.12 * 331)))
             )  # the level layer is the brightest
-            unlevelled = Placement(*volume.size[1::-1], 512, found.flat).cut(volume.read_scan(scan), 0)
-            sharper.append(flat.mean(1).std() / unlevelled.mean(1).std())
+            unleveled = Placement(*volume.size[1::-1], 512, found.flat).cut(volume.read_scan(scan), 0)
+            sharper.append(flat.mean(1).std() / unleveled.mean(1).std())
     assert len(off) == 12
     assert sum(rows <= 8 for rows in off) >= 11  # in one, it is the nerve fibre layer
     assert np.median(sharper) > 1  # layers that are level stand out in the mean over the columns

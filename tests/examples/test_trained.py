@@ -1,8 +1,9 @@
-"""A checkpoint tells what its network says; one of before, or none, gets an answer that says what to do."""
+"""A checkpoint tells what its network says; what is none gets an answer that says what to do."""
 
 import json
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,7 @@ from torch import nn
 from examples.config import Config
 from examples.data import load
 from examples.engine.checkpoint import Checkpoints, atomic_save
-from examples.inference.trained import Labels, labels_before, read_trained
-from examples.predict import Predict, predict
+from examples.inference.trained import Labels, read_trained
 from examples.train import train
 from tests.examples.tiny import shrink, tiny
 from tests.examples.trained import talkative, write_checkpoint
@@ -38,36 +38,12 @@ def test_a_run_leaves_all_that_is_needed_to_use_its_network(name, tmp_path):
     labels = Labels.of(load(of_run))
     fuse.unlink()  # the checkpoint is enough
     trained = read_trained(tmp_path / "run" / name)
-    assert trained.config == of_run
+    assert trained.config == replace(of_run, device="cpu")
     assert trained.labels == labels
     assert trained.labels.fused == {"lungs": (1, 0)}
-    logits, _ = trained.net(trained.labels)(torch.zeros(1, 1, 32, 32))
+    logits, _ = trained.net()(torch.zeros(1, 1, 32, 32))
     assert logits.shape == (1, 5, 32, 32)
     assert logits.isfinite().all()
-
-
-@pytest.mark.parametrize("dataset", ["phantom", "phantom_exclusive", "phantom_fine", "oct_phantom"])
-def test_a_checkpoint_without_labels_has_those_of_its_data_set(dataset, tmp_path):
-    of_run = config(dataset, fine_labels=9)
-    labels = Labels.of(load(of_run))
-    path = write_checkpoint(tmp_path / "best.pt", of_run, None, model=talkative(labels.num_outputs).state_dict())
-    assert read_trained(path).labels == labels
-    fine = labels.names[:2]
-    fuse = tmp_path / "fuse.json"
-    fuse.write_text(json.dumps({"both": fine}))
-    assert labels_before(config(dataset, fine_labels=9, fuse=fuse)).fused == {"both": (0, 1)}
-
-
-def test_of_data_on_disk_without_labels_only_a_folders_are_unknown(tmp_path):
-    assert labels_before(config("jsrt")).names[0] == "right_lung"
-    assert labels_before(config("jsrt")).multilabel
-    assert labels_before(config("retouch")) == Labels(("IRF", "SRF", "PED"), multilabel=False)
-    path = write_checkpoint(tmp_path / "best.pt", config("folder"), None)
-    assert read_trained(path).labels is None
-    with pytest.raises(
-        ValueError, match=r"best\.pt is from before checkpoints held the names .*examples\.evaluate can"
-    ):
-        predict(Predict(path, (tmp_path,), tmp_path / "out"))
 
 
 def test_what_is_no_checkpoint_of_a_run_is_refused(tmp_path):
@@ -84,7 +60,7 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(tmp_path):
         with pytest.raises(ValueError, match=r"broken\.pt cannot be read \("):
             read_trained(tmp_path / "broken.pt")
     atomic_save(tmp_path / "weights.pt", nn.Linear(2, 2).state_dict())
-    with pytest.raises(ValueError, match=r"weights\.pt holds no model with its configuration; expected"):
+    with pytest.raises(ValueError, match=r"weights\.pt holds no model with its configuration and labels; expected"):
         read_trained(tmp_path / "weights.pt")
 
 
@@ -106,20 +82,20 @@ def test_what_does_not_fit_is_said(tmp_path):
     of_run = config("oct_phantom")
     path = write_checkpoint(tmp_path / "best.pt", of_run, FLUIDS, model=talkative(9).state_dict())
     with pytest.raises(ValueError, match=r"not those of a UNet of 2 base channels for 3 classes \(size mismatch"):
-        read_trained(path).net(FLUIDS)
+        read_trained(path).net()
     write_checkpoint(path, of_run, FLUIDS, config={**of_run.plain(), "depth": 3})
     with pytest.raises(ValueError, match=r"best\.pt was written by other code: it has depth, unknown here"):
         read_trained(path)
     write_checkpoint(path, of_run, FLUIDS)
-    with pytest.raises(ValueError, match="device: nowhere cannot be used"):
-        read_trained(path, "nowhere").net(FLUIDS)
+    with pytest.raises(ValueError, match="device: got nowhere, expected auto"):
+        read_trained(path, "nowhere")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device: cuda cannot be used"):
-            read_trained(path, "cuda").net(FLUIDS)
+        with pytest.raises(ValueError, match="device: got cuda, but this PyTorch sees no GPU"):
+            read_trained(path, "cuda")
 
 
 def test_it_is_used_where_it_is_asked_for_not_where_it_was_trained(tmp_path):
     path = write_checkpoint(tmp_path / "best.pt", config("oct_phantom", device="cuda:7"), FLUIDS)
-    trained = read_trained(path)
+    trained = read_trained(path, "cpu")
     assert trained.config.device == "cpu"
-    assert next(trained.net(FLUIDS).parameters()).device.type == "cpu"
+    assert next(trained.net().parameters()).device.type == "cpu"

@@ -24,12 +24,11 @@ def talkative(outputs: int, channels: int = 2) -> UNet:
     return net
 
 
-def write_checkpoint(path: Path, config: Config, labels: Labels | None, /, **changes: Any) -> Path:
-    """``labels`` None: as from before labels were kept; the network has two outputs more than none then."""
-    net = talkative(labels.num_outputs if labels else 3, config.base_channels)
-    content = {"model": net.state_dict(), "config": config.plain(), "step": 1, "validation": 0.5}
-    if labels:
-        content["labels"] = labels.plain()
+def write_checkpoint(path: Path, config: Config, labels: Labels, /, **changes: Any) -> Path:
+    net = talkative(labels.num_outputs, config.base_channels)
+    content = {
+        "model": net.state_dict(), "config": config.plain(), "labels": labels.plain(), "step": 1, "validation": 0.5
+    }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_save(path, {**content, **changes})
     return path

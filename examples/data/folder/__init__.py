@@ -1,0 +1,5 @@
+"""A user's own images."""
+
+from examples.data.folder.dataset import load
+
+__all__ = ["load"]

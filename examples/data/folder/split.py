@@ -1,26 +1,25 @@
-"""Divides a folder of images into labelled, validation, test and training images, whole groups at a time."""
+"""Divide a folder of images into labeled, validation, test and training images, whole groups at a time."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
+from examples.data.splits import MAX_DRAWS, best_of
+
 VALIDATION = 5  # images, as for JSRT; fewer where there are few
 TEST_SHARE = 1 / 3
-MAX_DRAWS = 1000
 
 Split = dict[str, list[str]]  # {"labeled": stems, "validation": stems, "test": stems}
 PARTS = ("labeled", "validation", "test")
-T = TypeVar("T")
 
 
 def find_groups(stems: Iterable[str], pattern: str | None) -> dict[str, str]:
-    """Image -> group: the pattern's first group in its name, the whole match if it has none, or the name itself."""
+    """Map images to groups: the pattern's first group in the name, the whole match if it has none, or the name."""
     if pattern is None:
         return {stem: stem for stem in stems}
     try:
@@ -44,16 +43,16 @@ def draw_split(
     labeled: int,
     split: int,
 ) -> Split:
-    """Draws a split, the same for the same names; validation and test stay where only ``labeled`` changes.
+    """Draw a split, the same for the same names; validation and test stay where only ``labeled`` changes.
 
-    About a third of the labelled images are for test, and five for validation (of fewer than 30, a sixth). Draws
-    are repeated until every class is in every part, or, where that never happens, at least among the labelled ones.
+    About a third of the labeled images are for test, and five for validation (of fewer than 30, a sixth). Draws
+    are repeated until every class is in every part, or, where that never happens, at least among the labeled ones.
 
     Args:
-        presence: Labelled image -> the classes in it.
+        presence: Labeled image -> the classes in it.
         groups: Image -> group, which is never divided.
         class_names: All classes.
-        labeled: Number of labelled images to draw.
+        labeled: Number of labeled images to draw.
         split: Which of the draws.
     """
     members: dict[str, list[str]] = {}
@@ -89,18 +88,8 @@ def draw_split(
     return {"labeled": chosen, "validation": validation, "test": test}
 
 
-def best_of(draw: Callable[[], T], faults: Callable[[T], tuple[int, ...]]) -> T:
-    """The first draw without faults, or the one with the fewest of ``MAX_DRAWS``."""
-    best = draw()
-    for _ in range(MAX_DRAWS - 1):
-        if not any(faults(best)):
-            break
-        best = min(best, draw(), key=faults)
-    return best
-
-
 def divide(members: Mapping[str, list[str]], rng: np.random.Generator) -> tuple[list[str], list[str], list[str]]:
-    """Deals whole groups out, in random order: the images for test, for validation, and those left."""
+    """Deal whole groups out, in random order: the images for test, for validation, and those left."""
     images = sum(map(len, members.values()))
     order = rng.permutation(sorted(members)).tolist()
     parts = []
@@ -125,7 +114,7 @@ def read_split(
     labeled: int,
     split: int,
 ) -> Split:
-    """Reads a split that the user has chosen, after the same rules as those drawn by :func:`draw_split`."""
+    """Read a split that the user has chosen, after the same rules as those drawn by :func:`draw_split`."""
     expected = 'expected {"labeled": [...], "validation": [...], "test": [...]}, lists of image names without suffix'
     try:
         chosen: Split = json.loads(path.read_text(encoding="utf-8"))
@@ -154,11 +143,11 @@ def read_split(
         if home.setdefault(groups[stem], part) != part:
             raise ValueError(f"{path} has group {groups[stem]} in {home[groups[stem]]} and in {part}; keep it together")
     if missing := set(class_names).difference(*(presence[stem] for stem in chosen["labeled"])):
-        raise ValueError(f"{path}: no {', '.join(sorted(missing))} in any labelled image; name one that shows it")
+        raise ValueError(f"{path}: no {', '.join(sorted(missing))} in any labeled image; name one that shows it")
     return chosen
 
 
 def training_images(split: Split, groups: Mapping[str, str]) -> list[str]:
-    """All images, with a mask or not, but those whose group is kept for validation or test."""
+    """Return all images, with a mask or not, but those whose group is kept for validation or test."""
     kept = {groups[stem] for stem in (*split["validation"], *split["test"])}
     return [stem for stem, group in groups.items() if group not in kept]

@@ -1,0 +1,1 @@
+"""Drawn data sets, which need no file."""

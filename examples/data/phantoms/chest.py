@@ -7,9 +7,8 @@ being solved by a threshold. Shapes live in the unit square, so the same phantom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,12 +39,12 @@ HEART = [(0.47, 0.47), (0.56, 0.47), (0.64, 0.52), (0.71, 0.62), (0.74, 0.72), (
          (0.57, 0.77), (0.45, 0.75), (0.40, 0.66), (0.42, 0.55)]
 BODY = [(0.36, -0.10), (0.64, -0.10), (0.80, 0.03), (0.97, 0.10), (0.96, 0.45), (0.97, 1.10),
         (0.03, 1.10), (0.04, 0.45), (0.03, 0.10), (0.20, 0.03)]
-RIGHT_CLAVICLE = [(0.45, 0.235), (0.38, 0.215), (0.31, 0.185), (0.24, 0.165)]  # centre line, from the sternum outwards
+RIGHT_CLAVICLE = [(0.45, 0.235), (0.38, 0.215), (0.31, 0.185), (0.24, 0.165)]  # center line, from the sternum outwards
 # fmt: on
 
 
 def smooth_outline(points: Points, steps: int = 12) -> Points:
-    """The closed Catmull-Rom curve through ``points``."""
+    """Return the closed Catmull-Rom curve through ``points``."""
     before, after, beyond = (np.roll(points, shift, axis=0) for shift in (1, -1, -2))
     t = np.linspace(0, 1, steps, endpoint=False)[:, None, None]
     square = 2 * before - 5 * points + 4 * after - beyond
@@ -55,7 +54,7 @@ def smooth_outline(points: Points, steps: int = 12) -> Points:
 
 
 def band(line: Points, width: float | NDArray[np.float64]) -> Points:
-    """The outline of a strip of the given width round an open line."""
+    """Return the outline of a strip of the given width round an open line."""
     along = np.gradient(line, axis=0)
     across = np.stack([-along[:, 1], along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True)
     half = np.broadcast_to(np.asarray(width) / 2, len(line))[:, None]
@@ -69,7 +68,7 @@ class Canvas:
         self.size, self.posture, self.shift = size, posture, shift
 
     def fill(self, outlines: Sequence[Points], softness: float = 0.0) -> Image:
-        """How much of each pixel the outlines cover, in [0, 1]; softness is the blur in shares of the side."""
+        """Return how much of each pixel the outlines cover, in [0, 1]; softness is the blur in shares of the side."""
         side = self.size * SUPERSAMPLING
         image = PILImage.new("L", (side, side))
         draw = ImageDraw.Draw(image)
@@ -82,9 +81,9 @@ class Canvas:
 
 
 def smooth_field(rng: np.random.Generator, size: int, waves: int = 6, frequency: float = 2.0) -> Image:
-    """A random smooth image of about unit variance: a sum of plane waves, hence the same at every size."""
-    centre = (np.arange(size) + 0.5) / size
-    x, y = np.meshgrid(centre, centre)
+    """Return a random smooth image of about unit variance: a sum of plane waves, hence the same at every size."""
+    center = (np.arange(size) + 0.5) / size
+    x, y = np.meshgrid(center, center)
     direction = rng.normal(0, frequency, (waves, 2))
     phase = rng.uniform(0, 2 * np.pi, waves)
     waveforms = [np.sin(2 * np.pi * (fx * x + fy * y) + p) for (fx, fy), p in zip(direction, phase, strict=True)]
@@ -104,7 +103,7 @@ def draw_clavicle(rng: np.random.Generator, *, mirrored: bool) -> Points:
 
 
 def draw_ribs(rng: np.random.Generator) -> list[Points]:
-    """Nine arcs a side, from the spine outwards; the upper ones are easily taken for clavicles."""
+    """Draw nine arcs a side, from the spine outwards; the upper ones are easily taken for clavicles."""
     ribs = []
     t = np.linspace(0, 1, 9)
     for side in (-1, 1):
@@ -118,7 +117,7 @@ def draw_ribs(rng: np.random.Generator) -> list[Points]:
 
 
 def draw_vessels(rng: np.random.Generator) -> list[Points]:
-    """Thin bent branches that leave the two roots of the lungs."""
+    """Draw thin bent branches that leave the two roots of the lungs."""
     vessels = []
     for _ in range(26):
         side = rng.choice([-1, 1])
@@ -132,7 +131,7 @@ def draw_vessels(rng: np.random.Generator) -> list[Points]:
 
 
 def draw_phantom(index: int, size: int) -> tuple[Image, NDArray[np.bool_]]:
-    """One phantom: an image (size, size) in arbitrary grey units and its masks (5, size, size)."""
+    """Draw one phantom: an image (size, size) in arbitrary gray units and its masks (5, size, size)."""
     rng = np.random.default_rng([SEED, index])
     angle = rng.normal(0, 0.07)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -141,8 +140,8 @@ def draw_phantom(index: int, size: int) -> tuple[Image, NDArray[np.bool_]]:
     turned = [rng.normal(0, 0.012), 0]  # as in a slightly turned patient: one lung wider, the other narrower
     lungs = [bend(rng, outline, 0.016) + turned for outline in (RIGHT_LUNG, LEFT_LUNG)]
     heart = bend(rng, HEART, 0.014)
-    centre = heart.mean(0)
-    heart = (heart - centre) * rng.uniform([0.75, 0.8], [1.3, 1.25]) + centre + rng.normal(0, 0.012, 2)
+    center = heart.mean(0)
+    heart = (heart - center) * rng.uniform([0.75, 0.8], [1.3, 1.25]) + center + rng.normal(0, 0.012, 2)
     clavicles = [draw_clavicle(rng, mirrored=mirrored) for mirrored in (False, True)]
 
     # The heart hides what little lung lies behind it: the two touch, they do not overlap.
@@ -171,7 +170,7 @@ def draw_phantom(index: int, size: int) -> tuple[Image, NDArray[np.bool_]]:
 
 
 def phantom_set(indices: range, size: int) -> ImageSet:
-    """Draws the phantoms of the given indices."""
+    """Draw the phantoms of the given indices."""
     drawn = [draw_phantom(index, size) for index in indices]
     return ImageSet(
         images=torch.stack([to_unit_range(torch.from_numpy(image)) for image, _ in drawn])[:, None],
@@ -181,7 +180,7 @@ def phantom_set(indices: range, size: int) -> ImageSet:
 
 
 def load(config: Config) -> Dataset:
-    """Draws the phantoms; a split is another choice of labelled ones, the same for every run."""
+    """Draw the phantoms; a split is another choice of labeled ones, the same for every run."""
     if config.labeled > TRAIN:
         raise ValueError(f"labeled: {config.labeled}, but there are only {TRAIN} training phantoms")
     train = phantom_set(range(TRAIN), config.image_size)
@@ -201,18 +200,14 @@ def load(config: Config) -> Dataset:
 
 
 def load_exclusive(config: Config) -> Dataset:
-    """The phantoms of :func:`load` as class maps: every pixel is of one structure or of the background."""
-    return relabel(load(config), exclusive, multilabel=False)
+    """Draw the phantoms of :func:`load` as class maps: every pixel is of one structure or of the background."""
+    data = load(config)
+    parts = {name: getattr(data, name) for name in ("labeled", "unlabeled", "validation", "test")}
+    class_maps = {name: replace(part, labels=exclusive(part.labels)) for name, part in parts.items()}
+    return replace(data, **class_maps, multilabel=False)
 
 
 def exclusive(masks: Tensor) -> Tensor:
-    """Masks (N, C, H, W) 0/1 -> class maps (N, H, W) int64, background 0, later classes drawn over earlier ones."""
+    """Turn masks (N, C, H, W) 0/1 into class maps (N, H, W) int64, later classes drawn over earlier ones."""
     ids = torch.arange(1, masks.shape[1] + 1).view(-1, 1, 1)
     return torch.stack([(mask * ids).amax(0) for mask in masks])
-
-
-def relabel(data: Dataset, convert: Callable[[Tensor], Tensor], **changes: Any) -> Dataset:
-    """The same images with other labels, in every part of the data set."""
-    parts = {name: getattr(data, name) for name in ("labeled", "unlabeled", "validation", "test")}
-    converted = {name: replace(part, labels=convert(part.labels)) for name, part in parts.items()}
-    return replace(data, **converted, **changes)

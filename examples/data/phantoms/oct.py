@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from examples.config import Config
 from examples.data.base import Dataset, ImageSet, to_unit_range
-from examples.data.folder.split import best_of
+from examples.data.splits import best_of
 
 CLASSES = ("irf", "srf", "ped")
 IRF, SRF, PED = 1, 2, 3
@@ -34,7 +34,7 @@ CARRIED = (("irf",), ("srf", "ped"), ("irf", "srf"), ("irf", "srf", "ped"))
 
 TRAIN, VALIDATION, TEST = 20, 4, 8  # volumes
 B_SCANS = 16  # of each volume
-SHOWN = 1e-3  # share of a B-scan that a fluid takes at least, to count for the choice of the labelled ones
+SHOWN = 1e-3  # share of a B-scan that a fluid takes at least, to count for the choice of the labeled ones
 CHOICE_SIDE = 64  # they are chosen by drawings of this size: the same ones whatever the image size
 SEED = 2017
 
@@ -74,7 +74,7 @@ class Waves:
 class Dome:
     """Fluid on a surface."""
 
-    centre: NDArray[np.float64]  # (x, y)
+    center: NDArray[np.float64]  # (x, y)
     radii: NDArray[np.float64]
     height: float
     uneven: Waves
@@ -82,7 +82,7 @@ class Dome:
     def __call__(self, x: Array, y: float) -> Array:
         """Its height over each x (W,), 0 outside."""
         inside = np.maximum(
-            0, 1 - ((x - self.centre[0]) / self.radii[0]) ** 2 - ((y - self.centre[1]) / self.radii[1]) ** 2
+            0, 1 - ((x - self.center[0]) / self.radii[0]) ** 2 - ((y - self.center[1]) / self.radii[1]) ** 2
         )
         return self.height * inside**0.7 * (1 + 0.2 * self.uneven(x, y))
 
@@ -91,24 +91,24 @@ class Dome:
 class Cysts:
     """A cluster of n cysts; depths are relative: 0 at the top of the inner nuclear layer, 1 below the outer one."""
 
-    centres: NDArray[np.float64]  # (n, 3)
+    centers: NDArray[np.float64]  # (n, 3)
     radii: NDArray[np.float64]  # (n, 3)
     swelling: float
     uneven: Waves
 
     def thickening(self, x: Array, y: float) -> Array:
-        """By how much the cluster thickens the retina over each x (W,)."""
-        middle, spread = self.centres[:, :2].mean(0), 2 * self.centres[:, :2].std(0) + self.radii[:, :2].mean(0)
+        """Return by how much the cluster thickens the retina over each x (W,)."""
+        middle, spread = self.centers[:, :2].mean(0), 2 * self.centers[:, :2].std(0) + self.radii[:, :2].mean(0)
         return bump(x, y, middle, spread) * self.swelling
 
     def inside(self, x: Array, y: float, depth: Array) -> NDArray[np.bool_]:
-        """Which pixels of a B-scan (H, W) with columns x (W,) and the given relative depths are in a cyst."""
+        """Return which pixels of a B-scan (H, W) with columns x (W,) and the given relative depths are in a cyst."""
         nearest, second = np.full((2, *depth.shape), 2, np.float32)  # in squared radii; 1 is the rim
         wavy = x + 0.006 * self.uneven(x, y)
-        for centre, radii in zip(self.centres, self.radii, strict=True):
-            across = ((wavy - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2
+        for center, radii in zip(self.centers, self.radii, strict=True):
+            across = ((wavy - center[0]) / radii[0]) ** 2 + ((y - center[1]) / radii[1]) ** 2
             columns = (across < 1).nonzero()[0]
-            distance = across[columns] + ((depth[:, columns] - centre[2]) / radii[2]) ** 2
+            distance = across[columns] + ((depth[:, columns] - center[2]) / radii[2]) ** 2
             before = nearest[:, columns]
             second[:, columns] = np.minimum(second[:, columns], np.maximum(before, distance))
             nearest[:, columns] = np.minimum(before, distance)
@@ -117,10 +117,10 @@ class Cysts:
         return found
 
 
-def bump(x: Array, y: float, centre: NDArray[np.float64], radii: float | NDArray[np.float64]) -> Array:
-    """A Gaussian hill over x (W,)."""
+def bump(x: Array, y: float, center: NDArray[np.float64], radii: float | NDArray[np.float64]) -> Array:
+    """Return a Gaussian hill over x (W,)."""
     rx, ry = np.broadcast_to(radii, 2)
-    hill: Array = np.exp(-(((x - centre[0]) / rx) ** 2) - ((y - centre[1]) / ry) ** 2)
+    hill: Array = np.exp(-(((x - center[0]) / rx) ** 2) - ((y - center[1]) / ry) ** 2)
     return hill
 
 
@@ -156,8 +156,8 @@ class Volume:
         self.exposure, self.gamma = rng.uniform(0.8, 1.2), rng.uniform(0.7, 1.2)
 
     def draw_dome(self, rng: Generator, narrow: Pair, wide: Pair, low: float, high: float) -> Dome:
-        centre = self.fovea + rng.normal(0, 0.08, 2)
-        return Dome(centre, rng.uniform(narrow, wide), rng.uniform(low, high), Waves(rng, 3, 3))
+        center = self.fovea + rng.normal(0, 0.08, 2)
+        return Dome(center, rng.uniform(narrow, wide), rng.uniform(low, high), Waves(rng, 3, 3))
 
     def draw_cysts(self, rng: Generator) -> Cysts:
         count = rng.integers(40, 70)
@@ -170,7 +170,7 @@ class Volume:
         return Cysts(np.concatenate([place, depth[:, None]], 1), radii, rng.uniform(0.05, 0.11), Waves(rng, 8, 4))
 
     def surfaces(self, x: Array, y: float) -> dict[str, Array]:
-        """Depth of the upper surface of every layer over each x (W,)."""
+        """Return the depth of the upper surface of every layer over each x (W,)."""
         radius = (x - 0.5) ** 2 + (y - 0.5) ** 2
         surface = self.level + self.tilt[0] * (x - 0.5) + self.tilt[1] * (y - 0.5) - self.curvature * radius
         surface = surface + 0.008 * self.uneven["bruch"](x, y)
@@ -194,7 +194,7 @@ class Volume:
         return tops
 
     def axes(self, b_scan: int, b_scans: int, width: int, height: int) -> tuple[Array, float, Array]:
-        """Where the pixels of a B-scan lie: x (W,), y, z (H, 1), a little moved, as patients do between B-scans."""
+        """Return where pixels of a B-scan lie: x (W,), y, z (H, 1), moved a little, as patients do between B-scans."""
         rng = np.random.default_rng([SEED, self.index, b_scans, b_scan])
         dx, dz = rng.normal(0, [0.003, 0.004])
         x = (np.arange(width) + 0.5) / width + dx
@@ -202,12 +202,12 @@ class Volume:
         return x.astype(np.float32), (b_scan + 0.5) / b_scans, z.astype(np.float32)[:, None]
 
     def label(self, b_scan: int, b_scans: int, width: int, height: int) -> Labels:
-        """The class map (H, W) of B-scan ``b_scan`` of ``b_scans``."""
+        """Return the class map (H, W) of B-scan ``b_scan`` of ``b_scans``."""
         x, y, z = self.axes(b_scan, b_scans, width, height)
         return self.fluids(x, y, z, self.surfaces(x, y))
 
     def fluids(self, x: Array, y: float, z: Array, tops: dict[str, Array]) -> Labels:
-        """The class map (H, W) between surfaces ``tops``."""
+        """Return the class map (H, W) between surfaces ``tops``."""
         labels = np.zeros((len(z), len(x)), np.uint8)
         labels[(z >= tops["srf"]) & (z < tops["rpe"])] = SRF
         labels[(z >= tops["ped"]) & (z < tops["choroid"])] = PED
@@ -216,14 +216,14 @@ class Volume:
         return labels
 
     def draw(self, b_scan: int, b_scans: int, width: int, height: int) -> tuple[Array, Labels]:
-        """B-scan ``b_scan`` of ``b_scans``: its image (H, W) float32 in [0, 1] and its class map (H, W) uint8."""
+        """Draw B-scan ``b_scan`` of ``b_scans``: its image (H, W) float32 in [0, 1] and its class map (H, W) uint8."""
         x, y, z = self.axes(b_scan, b_scans, width, height)
         tops = self.surfaces(x, y)
         labels = self.fluids(x, y, z, tops)
         rng = np.random.default_rng([SEED, self.index, b_scans, b_scan, 1])
 
         def below(surface: Array, softness: float = 0.0) -> Array:
-            """How much of each pixel (H, W) lies below a surface (W,)."""
+            """Return how much of each pixel (H, W) lies below a surface (W,)."""
             return np.clip((z - surface) / (1 / height + softness) + 0.5, 0, 1)
 
         tissue = np.full(labels.shape, self.vitreous, np.float32)
@@ -248,7 +248,7 @@ class Volume:
 
 
 def oct_set(b_scans: list[BScan], size: int) -> ImageSet:
-    """Draws B-scans, each given as (volume, number in it)."""
+    """Draw B-scans, each given as (volume, number in it)."""
     volumes = {index: Volume(index) for index, _ in b_scans}
     images, labels, names = [], [], []
     for index, number in b_scans:
@@ -260,7 +260,7 @@ def oct_set(b_scans: list[BScan], size: int) -> ImageSet:
 
 
 def choose_labeled(b_scans: list[BScan], count: int, split: int) -> list[int]:
-    """Positions of the labelled ones among ``b_scans``: a draw in which every fluid is shown."""
+    """Choose the positions of the labeled ones among ``b_scans``: a draw in which every fluid is shown."""
     volumes = {index: Volume(index) for index, _ in b_scans}
     shown = np.stack([
         np.bincount(volumes[index].label(number, B_SCANS, CHOICE_SIDE, CHOICE_SIDE).ravel(), minlength=4)[1:]
@@ -277,7 +277,7 @@ def choose_labeled(b_scans: list[BScan], count: int, split: int) -> list[int]:
 
 
 def load(config: Config) -> Dataset:
-    """Draws the volumes, each for one part; a split is another choice of labelled B-scans, the same for every run."""
+    """Draw the volumes, each for one part; a split is another choice of labeled B-scans, the same for every run."""
     parts, start = [], 0
     for volumes in (TRAIN, VALIDATION, TEST):
         parts.append([(index, number) for index in range(start, start + volumes) for number in range(B_SCANS)])

@@ -51,7 +51,7 @@ class WritePhantom:
     """What to write, and where."""
 
     format: Annotated[Format, tyro.conf.arg(name="as")]
-    """retouch: a folder for each volume; in it oct.mhd, grey values, and reference.mhd, 0 to 3: none, IRF, SRF, PED."""
+    """retouch: a folder for each volume; in it oct.mhd, gray values, and reference.mhd, 0 to 3: none, IRF, SRF, PED."""
 
     out: Path
     """Folder to write to; the volumes of other vendors may be there already."""
@@ -86,7 +86,7 @@ class WritePhantom:
 
 
 def write(options: WritePhantom) -> list[Path]:
-    """Writes the volumes, each aside first: there is never half of one.
+    """Write the volumes, each aside first: there is never half of one.
 
     Returns:
         The folder of each volume.
@@ -123,7 +123,7 @@ def write(options: WritePhantom) -> list[Path]:
 def save(
     path: Path, values: NDArray[np.unsignedinteger], spacing: tuple[float, float, float], compressed: bool
 ) -> None:
-    """Writes an array (Z, Y, X) as MetaImage: the header at ``path``, the values in a .raw or .zraw beside it."""
+    """Write an array (Z, Y, X) as MetaImage: the header at ``path``, the values in a .raw or .zraw beside it."""
     picture = SimpleITK.GetImageFromArray(values)
     picture.SetSpacing(spacing)
     SimpleITK.WriteImage(picture, path, useCompression=compressed)

@@ -11,7 +11,7 @@ neither learned nor evaluated; predictions are evaluated against the references 
 away as background.
 
 Cross-validation is over volumes. Fold f tests part f, validates part f + 1 and trains on the others, with all their
-B-scans as unlabelled ones; the parts of the training set are committed, other volumes are dealt out by the same rule.
+B-scans as unlabeled ones; the parts of the training set are committed, other volumes are dealt out by the same rule.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from torch import Tensor
 
 from examples.config import Config, RetinaView
 from examples.data.base import IGNORE_INDEX, CachedReader, Content, Dataset, LazyImages, Original
-from examples.data.folder.split import MAX_DRAWS, best_of
 from examples.data.retouch.index import CLASSES, Volume, survey
 from examples.data.retouch.retina import scale
+from examples.data.splits import MAX_DRAWS, best_of
 from examples.data.splits.draw_retouch import deal
 
 SPLITS = Path(__file__).parents[1] / "splits" / "retouch.json"
@@ -41,7 +41,7 @@ Key = tuple[Volume, int]  # a B-scan
 
 
 def load(config: Config) -> Dataset:
-    """Finds the volumes below ``config.root`` and divides them by the fold ``config.split``."""
+    """Find the volumes below ``config.root`` and divide them by the fold ``config.split``."""
     if config.root is None:
         raise ValueError("root: None, but retouch is read from disk; pass --root FOLDER (TRAIN.../oct.mhd below it)")
     found = survey(config.root, config.vendor)
@@ -86,7 +86,7 @@ def scans_of(volumes: Iterable[Volume]) -> list[Key]:
 
 
 def find_parts(ids: Sequence[str], vendor: str) -> list[list[str]]:
-    """The committed parts where these are the training set's ids, or others dealt out by the same rule."""
+    """Return the committed parts where these are the training set's ids, or others dealt out by the same rule."""
     if len(ids) < 3:
         raise ValueError(
             f"root: {len(ids)} {vendor.capitalize()} volumes, expected 3 or more: one each to train, validate and test"
@@ -96,7 +96,7 @@ def find_parts(ids: Sequence[str], vendor: str) -> list[list[str]]:
 
 
 def describe_view(volumes: Iterable[Volume], view: RetinaView) -> str:
-    """How often the retina was not found, and how much a crop loses; nothing of whole B-scans."""
+    """Describe how often the retina was not found, and how much a crop loses; nothing of whole B-scans."""
     if view == "whole":
         return ""
     volumes = list(volumes)
@@ -108,7 +108,7 @@ def describe_view(volumes: Iterable[Volume], view: RetinaView) -> str:
 
 
 def draw_labeled(train: Sequence[Key], config: Config) -> list[int]:
-    """Positions of the labelled B-scans, drawn such that every class occurs; the same for the same fold and number.
+    """Draw the positions of the labeled B-scans such that every class occurs; the same for the same fold and number.
 
     A class occurs where it covers ``MIN_AREA`` pixels or more at the training size. Uniform draws are repeated until
     every class does; where that never happens, one B-scan is drawn for each class still missing, the rest at random.
@@ -151,7 +151,7 @@ def draw_labeled(train: Sequence[Key], config: Config) -> list[int]:
 
 
 def read_scan(key: Key, view: RetinaView, size: int) -> Content:
-    """One B-scan as :class:`LazyImages` wants it."""
+    """Read one B-scan as :class:`LazyImages` wants it."""
     volume, scan = key
     placement = volume.placement(scan, view, size)
     image = placement.place(scale(volume.read_scan(scan)), -1, Image.Resampling.BOX)

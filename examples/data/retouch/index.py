@@ -8,12 +8,11 @@ import os
 import re
 import sys
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import SimpleITK
@@ -22,7 +21,8 @@ from rich.progress import track
 
 from examples.config import RetinaView, Vendor
 from examples.data.resize import Placement
-from examples.data.retouch import retina
+from examples.data.retouch import mhd, retina
+from examples.data.retouch.mhd import TYPES, check_values, read_header, read_slice
 from examples.data.retouch.retina import Retina, find_retina, scale
 from examples.data.splits.draw_retouch import TRAINING_IDS
 
@@ -33,14 +33,6 @@ HEIGHTS: dict[tuple[int, str], Vendor] = {  # and types of B-scans
     (1024, "uint8"): "cirrus",
     (650, "uint8"): "topcon",
     (885, "uint8"): "topcon",
-}
-TYPES = {
-    SimpleITK.sitkUInt8: "uint8",
-    SimpleITK.sitkInt8: "int8",
-    SimpleITK.sitkUInt16: "uint16",
-    SimpleITK.sitkInt16: "int16",
-    SimpleITK.sitkUInt32: "uint32",
-    SimpleITK.sitkInt32: "int32",
 }
 
 
@@ -67,21 +59,21 @@ class Volume:
     lost: dict[str, int]
 
     def placement(self, scan: int, view: RetinaView, size: int) -> Placement:
-        """How a B-scan comes into a square; whole where its retina was not found."""
+        """Return how a B-scan comes into a square; whole where its retina was not found."""
         width, height, _ = self.size
         return placed(height, width, self.retinas[scan], view, size)
 
     def read_scan(self, scan: int) -> NDArray[Any]:
-        """Intensities (height, width) of one B-scan."""
+        """Read the intensities (height, width) of one B-scan."""
         return read_slice(self.folder / "oct.mhd", scan)
 
     def read_reference(self, scan: int) -> NDArray[Any]:
-        """Class ids (height, width) of one B-scan."""
+        """Read the class ids (height, width) of one B-scan."""
         return read_slice(self.folder / "reference.mhd", scan)
 
 
 def placed(height: int, width: int, found: Retina | None, view: RetinaView, size: int) -> Placement:
-    """How a B-scan comes into a square; whole where its retina was not found."""
+    """Return how a B-scan comes into a square; whole where its retina was not found."""
     if view == "whole" or found is None:
         return Placement(height, width, size)
     if view == "crop":
@@ -104,18 +96,8 @@ class Survey:
     notes: list[str] = field(default_factory=list)
 
 
-class Header(NamedTuple):
-    """What an .mhd file says."""
-
-    size: tuple[int, ...]  # x, y, z
-    type: str
-    data: Path
-    compressed: bool
-    offset: int  # bytes before the values
-
-
 def survey(root: Path, vendor: Vendor) -> Survey:
-    """Finds and checks a vendor's volumes; those unchanged since the last time are remembered.
+    """Find and check a vendor's volumes; those unchanged since the last time are remembered.
 
     Raises:
         FileNotFoundError: ``root`` is no folder, holds no volume or none of this vendor.
@@ -155,7 +137,7 @@ def survey(root: Path, vendor: Vendor) -> Survey:
 
 
 def find_volumes(root: Path, vendor: Vendor, found: Survey) -> list[Path]:
-    """The folders of a vendor's volumes; adds to ``found`` what is wrong with others."""
+    """Find the folders of a vendor's volumes; add to ``found`` what is wrong with others."""
     if not root.is_dir():
         raise FileNotFoundError(f"root: {root} is not a folder")
     # What is hidden is no volume: copies that file systems keep, or one that is being written.
@@ -202,7 +184,7 @@ def find_volumes(root: Path, vendor: Vendor, found: Survey) -> list[Path]:
 
 
 def vendor_of(folder: Path, root: Path) -> Vendor:
-    """By the name of the nearest folder that names one, up to the root; or by the id; or by shape and type.
+    """Return the vendor that the nearest folder up to the root names, or else the id, or else shape and type.
 
     Raises:
         ValueError: none of them tells.
@@ -227,69 +209,8 @@ def vendor_of(folder: Path, root: Path) -> Vendor:
     )
 
 
-def read_header(path: Path) -> Header:
-    """Reads an .mhd file.
-
-    Raises:
-        ValueError: it is missing or unreadable, or the file of values that it names is missing.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing")
-    lines = path.read_text(encoding="latin-1").splitlines()
-    entries = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
-    data = path.parent / entries.get("ElementDataFile", "")
-    if not entries.get("ElementDataFile"):
-        raise ValueError(f"{path} cannot be read: it has no ElementDataFile, expected a MetaImage header")
-    if not data.is_file():
-        raise ValueError(f"{path} names {data.name} as its values, which is missing")
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        size = reader.GetSize()
-        kind = TYPES.get(reader.GetPixelID(), SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()))
-        offset = int(entries.get("HeaderSize", "0"))
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
-    return Header(size, kind, data, entries.get("CompressedData", "").lower() == "true", offset)
-
-
-def check_values(header: Header) -> None:
-    """Refuses a file of values that holds fewer or more of them than the header says."""
-    expected = int(np.prod(header.size)) * np.dtype(header.type).itemsize
-    if header.compressed:
-        stream = zlib.decompressobj(wbits=47)  # zlib or gzip
-        try:
-            held = len(stream.decompress(header.data.read_bytes()))
-        except zlib.error as error:
-            raise ValueError(f"{header.data} cannot be unpacked ({error}); copy it again") from error
-    else:
-        held = header.data.stat().st_size - max(header.offset, 0)
-        expected = min(held, expected) if header.offset < 0 else expected  # -1: the values are the last bytes
-    if held != expected:
-        shape = " x ".join(map(str, header.size))
-        raise ValueError(
-            f"{header.data} holds {held} bytes of values, expected {expected} ({shape} of {header.type});"
-            f" is it {'cut' if held < expected else 'of another volume'}?"
-        )
-
-
-def read_slice(path: Path, scan: int) -> NDArray[Any]:
-    """One slice (height, width) of a volume; of an uncompressed one, no more than that is read."""
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        width, height, _ = reader.GetSize()
-        reader.SetExtractIndex((0, 0, scan))
-        reader.SetExtractSize((width, height, 0))
-        return SimpleITK.GetArrayFromImage(reader.Execute())
-    except RuntimeError as error:
-        raise ValueError(f"{path} could be read before and now cannot: {str(error).splitlines()[-1]}") from error
-
-
 def examine(folder: Path) -> dict[str, Any]:
-    """Reads a whole volume once.
+    """Read a whole volume once.
 
     Raises:
         ValueError: it is not what it should be; the message names the file.
@@ -334,7 +255,7 @@ def examine(folder: Path) -> dict[str, Any]:
 
 
 def volume_from(folder: Path, entry: Mapping[str, Any]) -> Volume:
-    """A volume as :func:`examine` found it."""
+    """Return a volume as :func:`examine` found it."""
     retinas = (found and Retina(*map(tuple, found)) for found in entry["retinas"])
     return Volume(
         id=folder.name,
@@ -351,23 +272,23 @@ def volume_from(folder: Path, entry: Mapping[str, Any]) -> Volume:
 
 
 def stamp_of(folder: Path) -> dict[str, list[int]]:
-    """Size and time of the last change of all files of a volume."""
+    """Return the size and time of the last change of all files of a volume."""
     headers = folder / "oct.mhd", folder / "reference.mhd"
     files: Iterable[Path] = (*headers, *(read_header(path).data for path in headers))
     return {os.path.relpath(path, folder): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
 
 
 def cache_file(root: Path, vendor: Vendor) -> Path:
-    """Where the index of a root is kept; another one for another version of the code that makes it."""
+    """Return where the index of a root is kept; another one for another version of the code that makes it."""
     folder = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     key = hashlib.sha256(f"{root.resolve()}\n{vendor}\n".encode())
-    for source in (__file__, str(retina.__file__)):
+    for source in (__file__, str(mhd.__file__), str(retina.__file__)):
         key.update(Path(source).read_bytes())
     return Path(folder, "rpg_loss", f"retouch-{key.hexdigest()[:20]}.json")
 
 
 def read_cache(path: Path) -> dict[str, Any]:
-    """Volumes by folder; none where there is no index or a damaged one."""
+    """Read volumes by folder; none where there is no index or a damaged one."""
     try:
         digest, _, text = path.read_text().partition("\n")
     except (OSError, ValueError):
@@ -377,7 +298,7 @@ def read_cache(path: Path) -> dict[str, Any]:
 
 
 def write_cache(path: Path, entries: Mapping[str, Any]) -> None:
-    """Writes aside and renames, so that another process reads the old index or the new one."""
+    """Write aside and rename, so that another process reads the old index or the new one."""
     text = json.dumps(entries)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

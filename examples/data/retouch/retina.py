@@ -39,13 +39,13 @@ class Retina(NamedTuple):
     flat: tuple[int, int]
 
     def shift(self, width: int) -> NDArray[np.int64]:
-        """By how many rows the curve lies below its mean in each column."""
+        """Return by how many rows the curve lies below its mean in each column."""
         rows = polyval(np.linspace(-1, 1, width), self.curve)
         return np.rint(rows - rows.mean()).astype(np.int64)
 
 
 def scale(values: NDArray[Any]) -> Image:
-    """Scales a B-scan (H, W) of unsigned integers to [-1, 1] between two percentiles; what lies beyond is clipped.
+    """Scale a B-scan (H, W) of unsigned integers to [-1, 1] between two percentiles; what lies beyond is clipped.
 
     White (the type's highest value) that reaches the border without a gap along its row or column is padding, as
     Spectralis leaves it in corners: it does not count for the percentiles and becomes -1, as dark as the vitreous.
@@ -63,7 +63,7 @@ def scale(values: NDArray[Any]) -> Image:
 
 
 def find_retina(image: Image) -> Retina | None:
-    """Finds the retina in a scaled B-scan (H, W); None where nothing looks like one.
+    """Find the retina in a scaled B-scan (H, W); None where nothing looks like one.
 
     The pigment epithelium is the lowest layer that is nearly as bright as the brightest of its column. A curve is
     fitted to most of it, so that detachments, shadows and a brighter nerve fibre layer do not bend it. The retina
@@ -93,7 +93,7 @@ def find_retina(image: Image) -> Retina | None:
 
 
 def fit(layer: Rows, columns: Rows, near: float) -> Rows:
-    """Coefficients of the polynomial near most rows: the best of many through a few of them, then least squares."""
+    """Fit a polynomial to most rows: the best of many through a few of them, then least squares."""
     powers = polyvander(columns, DEGREE)
     few = np.linspace(0, len(layer) - 1, min(CANDIDATES, len(layer))).astype(int)
     drawn = few[np.random.default_rng(0).random((DRAWS, len(few))).argsort(1)[:, : DEGREE + 1]]
@@ -106,7 +106,7 @@ def fit(layer: Rows, columns: Rows, near: float) -> Rows:
 
 
 def average(image: NDArray[Any], window: int, axis: int) -> Rows:
-    """Mean over a window that moves along an axis; its borders are repeated."""
+    """Return the mean over a window that moves along an axis; its borders are repeated."""
     before = [(0, 0), (0, 0)]
     before[axis] = (window // 2 + 1, window - 1 - window // 2)
     sums = np.cumsum(np.pad(image, before, mode="edge"), axis, dtype=np.float64)

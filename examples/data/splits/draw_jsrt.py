@@ -1,4 +1,4 @@
-"""Draws the splits of jsrt.json; run once: python -m examples.data.splits.draw_jsrt > examples/data/splits/jsrt.json
+"""Draw the splits of jsrt.json; run once: python -m examples.data.splits.draw_jsrt > examples/data/splits/jsrt.json
 
 The first set is the odd-numbered half of JSRT's 154 images with and 93 without a nodule, known without the files.
 """
@@ -11,7 +11,7 @@ SIZES, SPLITS, VALIDATION = (3, 6, 12, 24), 5, 5
 
 
 def draw() -> dict[str, list[dict[str, list[str]]]]:
-    """Number of labelled images -> one {"labeled": ids, "validation": ids} a split."""
+    """Draw number of labeled images -> one {"labeled": ids, "validation": ids} a split."""
     rng = random.Random(2022)
     splits: dict[str, list[dict[str, list[str]]]] = {}
     for size in SIZES:
@@ -21,7 +21,7 @@ def draw() -> dict[str, list[dict[str, list[str]]]]:
 
 
 def as_json(splits: dict[str, list[dict[str, list[str]]]]) -> str:
-    """One split a line."""
+    """Return one split a line."""
     sizes = (f'"{size}": [\n' + ",\n".join(map(json.dumps, drawn)) + "\n]" for size, drawn in splits.items())
     return "{\n" + ",\n".join(sizes) + "\n}"
 

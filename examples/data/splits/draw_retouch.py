@@ -1,4 +1,4 @@
-"""Divides the volumes of RETOUCH for cross-validation.
+"""Divide the volumes of RETOUCH for cross-validation.
 
 Run once for the training set: python -m examples.data.splits.draw_retouch > examples/data/splits/retouch.json
 """
@@ -14,7 +14,7 @@ TRAINING_IDS: dict[Vendor, range] = {"cirrus": range(1, 25), "spectralis": range
 
 
 def deal(ids: Iterable[str]) -> list[list[str]]:
-    """Deals ids out in random order into ten parts, or one each if there are fewer; the same for the same ids."""
+    """Deal ids out in random order into ten parts, or one each if there are fewer; the same for the same ids."""
     order = sorted(ids)
     random.Random(2022).shuffle(order)
     parts = min(FOLDS, len(order))
@@ -22,12 +22,12 @@ def deal(ids: Iterable[str]) -> list[list[str]]:
 
 
 def draw() -> dict[str, list[list[str]]]:
-    """Vendor -> the ids of every part."""
+    """Draw vendor -> the ids of every part."""
     return {vendor: deal(f"TRAIN{number:03d}" for number in numbers) for vendor, numbers in TRAINING_IDS.items()}
 
 
 def as_json(splits: dict[str, list[list[str]]]) -> str:
-    """One part a line."""
+    """Return one part a line."""
     vendors = (f'"{vendor}": [\n' + ",\n".join(map(json.dumps, parts)) + "\n]" for vendor, parts in splits.items())
     return "{\n" + ",\n".join(vendors) + "\n}"
 

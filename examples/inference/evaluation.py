@@ -1,0 +1,194 @@
+"""What a trained network is worth: on the test images of its own run, or on other data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import SimpleITK
+import torch
+import tyro
+from torch import Tensor, nn
+
+from examples.config import Config, DatasetName
+from examples.data import Dataset, Images, LazyImages, Selection, load
+from examples.data.folder.dataset import load_undivided
+from examples.data.retouch.index import Volume
+from examples.engine.evaluation import evaluate
+from examples.engine.metrics import known_pixels
+from examples.inference.measures import Evaluation, Measures, Spacing, write_csv
+from examples.inference.trained import Labels, Trained, read_trained
+
+Part = Literal["test", "validation", "labeled", "all"]
+
+JSRT_FIELD = 2048 * 0.175  # mm: side of the film
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What to measure, and on what."""
+
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
+    """A run's best.pt or last.pt, or its folder: then its best.pt."""
+
+    dataset: Annotated[tyro.conf.Positional[DatasetName | None], tyro.conf.arg(metavar="[DATASET]")] = None
+    """As for examples.train; default: the one that was trained on, in the same division."""
+
+    root: Path | None = None
+    """Folder that the data set is read from; default: that of the run."""
+
+    part: Part = "test"
+    """Which of its images; all: all that have labels, those that were trained on among them."""
+
+    labeled: int | None = None
+    """Labeled images of the division, as for examples.train; default: as many as in the run."""
+
+    split: int | None = None
+    """Which division, as for examples.train; default: that of the run."""
+
+    group_pattern: str | None = None
+    """folder: as for examples.train; default: that of the run."""
+
+    spacing: Spacing | None = None
+    """mm from row to row and from column to column of the masks; jsrt, retouch: known; default: pixels only."""
+
+    csv: Path | None = None
+    """File for the measures of every image; default: evaluation-DATASET-PART.csv beside the checkpoint."""
+
+    overwrite: bool = False
+    """Replace that file."""
+
+    device: str = "auto"
+    """Where to predict: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        if self.spacing is not None and not min(self.spacing) > 0:
+            raise ValueError(f"spacing: got {self.spacing}, expected two lengths in mm, more than 0")
+
+
+class RemappedOutputs(nn.Module):
+    """A network whose outputs are those of other names, each the largest of the outputs that are given for it.
+
+    Of labels that may overlap this is their union: one of them is above the threshold where the largest is.
+    """
+
+    def __init__(self, net: nn.Module, outputs: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.net = net
+        self.outputs = outputs
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = self.net(images)
+        return torch.stack([logits[:, list(outputs)].amax(1) for outputs in self.outputs], dim=1), features
+
+
+def measure(options: Evaluate) -> Evaluation:
+    """Predict all images, measures, and write the CSV file.
+
+    Raises:
+        OSError: something cannot be read or written.
+        ValueError: the checkpoint is none, or does not fit the data, or options cannot be right.
+    """
+    trained = read_trained(options.checkpoint, options.device)
+    config = config_for(trained, options)
+    path = options.csv or trained.path.with_name(f"evaluation-{config.dataset}-{options.part}.csv")
+    if path.exists() and not options.overwrite:
+        raise FileExistsError(f"csv: {path} is there; pass --overwrite or another --csv")
+    # How a folder would be divided for training does not matter for all of its images.
+    data = load_undivided(config) if (config.dataset, options.part) == ("folder", "all") else load(config)
+    labels = trained.labels
+    net = match_outputs(trained.net(), labels, data)
+    if labels.fused is not None and set(labels.names) <= set(data.class_names):
+        by_name = {label: [labels.names[i] for i in fine] for label, fine in labels.fused.items()}
+        fused = {label: tuple(map(data.class_names.index, fine)) for label, fine in by_name.items()}
+        data = replace(data, fused=fused)
+    chosen = choose(data, options.part)
+    if not any(map(len, chosen)):
+        raise ValueError(f"part: {options.part} has no image with labels in {data.found}")
+    names = tuple(name for part in chosen for name in part.names)
+    measures = Measures(spacings_of(names, data, config, options.spacing))
+    for part in chosen:
+        evaluate(net, part, data, measures)
+    evaluation = Evaluation(names, data.evaluated_names, measures, data.found, path)
+    write_csv(evaluation)
+    return evaluation
+
+
+def config_for(trained: Trained, options: Evaluate) -> Config:
+    """Return the run's configuration with the data set that is asked for."""
+    given = {
+        name: getattr(options, name)
+        for name in ("dataset", "root", "labeled", "split", "group_pattern")
+        if getattr(options, name) is not None
+    }
+    config = replace(trained.config, **given)
+    return replace(config, fuse=None)  # the checkpoint knows what is fused: the file may be elsewhere by now
+
+
+def match_outputs(net: nn.Module, labels: Labels, data: Dataset) -> nn.Module:
+    """Return the network with the outputs that the data set's classes want, found by their names.
+
+    Raises:
+        ValueError: it has none for one of them.
+    """
+    if labels.multilabel != data.multilabel:
+        kinds = {True: "labels that may overlap", False: "classes that exclude each other"}
+        raise ValueError(f"dataset: it has {kinds[data.multilabel]}, the network {kinds[labels.multilabel]}")
+    if data.class_names == labels.names:
+        return net
+    known: dict[str, tuple[int, ...]] = {name: (i,) for i, name in enumerate(labels.names)}
+    if labels.multilabel:
+        known = (labels.fused or {}) | known
+    lacking = [name for name in data.class_names if name not in known]
+    lacking += [] if labels.multilabel else [name for name in labels.names if name not in data.class_names]
+    if lacking:
+        raise ValueError(
+            f"dataset: its classes are {', '.join(data.class_names)}, those of the network {', '.join(known)}; expected"
+            f" the same, but {lacking[0]} is in one of them alone (classes.txt names those of a folder)"
+        )
+    if labels.multilabel:
+        return RemappedOutputs(net, [known[name] for name in data.class_names])
+    return RemappedOutputs(net, [(0,), *((1 + known[name][0],) for name in data.class_names)])
+
+
+def choose(data: Dataset, part: Part) -> list[Images]:
+    """Choose the images to measure on, no name twice; of "all", those that have labels."""
+    if part != "all":
+        return [getattr(data, part)]
+    chosen: list[Images] = []
+    seen: set[str] = set()
+    for images in (data.unlabeled, data.validation, data.test):
+        new = [i for i, name in enumerate(images.names) if name not in seen]
+        chosen.append(Selection(images, tuple(i for i in new if known_pixels(images[[i]].labels).any())))
+        seen.update(images.names)
+    return chosen
+
+
+def spacings_of(names: Sequence[str], data: Dataset, config: Config, given: Spacing | None) -> Sequence[Spacing | None]:
+    """Return the spacing of every image at the size that it is evaluated at; None where it is not known."""
+    if given is None and config.dataset == "jsrt":
+        given = (JSRT_FIELD / config.image_size,) * 2
+    if given is not None or config.dataset != "retouch":
+        return [given] * len(names)
+    volumes = {
+        name: volume
+        for part in (data.unlabeled, data.validation, data.test)
+        if isinstance(part, LazyImages)
+        for name, (volume, _) in zip(part.names, part.keys, strict=True)
+    }
+    spacings = {volume: header_spacing(volume) for volume in set(volumes.values())}
+    return [spacings[volumes[name]] for name in names]
+
+
+def header_spacing(volume: Volume) -> Spacing | None:
+    """Return of the rows and columns of a volume's B-scans; None where its header tells none."""
+    path = volume.folder / "oct.mhd"
+    if "ElementSpacing" not in path.read_text(encoding="latin-1"):
+        return None
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    x, y, _ = reader.GetSpacing()
+    return y, x
