@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -38,6 +39,10 @@ class Images(Protocol):
 
     def __getitem__(self, indices: Sequence[int], /) -> ImageSet: ...
 
+    def label_digest(self, index: int, /) -> str:
+        """Return a hash of the labels of an image, at the size that they are evaluated at."""
+        ...
+
     def to(self, device: str, /) -> Images: ...
 
 
@@ -71,6 +76,9 @@ class ImageSet:
             self.images[chosen], self.labels[chosen], tuple(self.names[i] for i in indices), shown, originals
         )
 
+    def label_digest(self, index: int) -> str:
+        return digest(self.labels[index] if self.originals is None else self.originals[index].read_labels())
+
     def to(self, device: str) -> ImageSet:
         shown = None if self.shown is None else self.shown.to(device)
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), shown=shown)
@@ -82,12 +90,14 @@ class LazyImages(Generic[Key]):
 
     Attributes:
         read: Key -> what there is of the image.
+        digest: Key -> hash of its labels.
         keys: One per image.
-        names: ...
+        names: One per image.
         device: Where a batch goes.
     """
 
     read: Callable[[Key], Content]
+    digest: Callable[[Key], str]
     keys: tuple[Key, ...]
     names: tuple[str, ...]
     device: str = "cpu"
@@ -113,6 +123,9 @@ class LazyImages(Generic[Key]):
             return batch.pin_memory().to(self.device, non_blocking=True)
         return batch.to(self.device)
 
+    def label_digest(self, index: int) -> str:
+        return self.digest(self.keys[index])
+
     def to(self, device: str) -> LazyImages[Key]:
         return replace(self, device=device)
 
@@ -133,6 +146,9 @@ class Selection:
 
     def __getitem__(self, indices: Sequence[int]) -> ImageSet:
         return self.source[[self.indices[i] for i in indices]]
+
+    def label_digest(self, index: int) -> str:
+        return self.source.label_digest(self.indices[index])
 
     def to(self, device: str) -> Selection:
         return Selection(self.source.to(device), self.indices)
@@ -207,6 +223,12 @@ class Dataset:
     def to(self, device: str) -> Dataset:
         parts = ("labeled", "unlabeled", "validation", "test")
         return replace(self, **{part: getattr(self, part).to(device) for part in parts})
+
+
+def digest(labels: Tensor) -> str:
+    """Return a hash of labels (C, H, W) or (H, W), whatever integer dtype and device they have."""
+    values = labels.to("cpu", torch.int16).contiguous()
+    return hashlib.sha256(f"{tuple(values.shape)} ".encode() + values.numpy().tobytes()).hexdigest()[:16]
 
 
 def to_unit_range(image: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Generator, nn
 from examples.config import Config, paper_schedule
 from examples.data import load
 from examples.data.augment import View
+from examples.data.division import Division
 from examples.data.loaders import PoolBatches, UnlabeledBatches
 from examples.data.prefetch import Prefetched
 from examples.engine import distributed as parallel
@@ -72,6 +73,7 @@ class Run:
         assert config.unlabeled_batch is not None  # the data set's was filled in
         with phase("preparing: reading the images"), parallel.fail_together():
             self.data = load(config)
+            self.division = Division.of(self.data)
             pools = PoolBatches(self.data, config.pool_size, Generator().manual_seed(config.seed))
             unlabeled = UnlabeledBatches(self.data, config.unlabeled_batch, Generator().manual_seed(config.seed))
             precision = network_precision(config.precision, config.device)

@@ -40,6 +40,7 @@ def validate(run: Run, step: int, pool: View) -> None:
         "model": net.state_dict(),
         "config": run.config.plain(),
         "labels": Labels.of(run.data).plain(),
+        "division": run.division.plain(),
         "step": step,
         "validation": score,
     }
@@ -105,6 +106,7 @@ def summarize(run: Run) -> dict[str, Any]:
         **(measures if run.log.learned else dict.fromkeys(measures)),
         "seconds": run.seconds,
         "data": data.found,
+        "division": run.division.summary(),
         "device": here["device"],
         "threads": here["threads"],
         "torch": torch.__version__,

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from examples.config import Config, DatasetName
 from examples.data import Dataset, Images, LazyImages, Selection, load
+from examples.data.division import Part
 from examples.data.folder.dataset import load_undivided
 from examples.data.retouch.index import Volume
 from examples.engine.evaluation import evaluate
 from examples.engine.metrics import known_pixels
 from examples.inference.measures import Evaluation, Measures, Spacing, write_csv
 from examples.inference.trained import Labels, Trained, read_trained
-
-Part = Literal["test", "validation", "labeled", "all"]
 
 JSRT_FIELD = 2048 * 0.175  # mm: side of the film
 
@@ -34,22 +33,22 @@ class Evaluate:
     """A run's best.pt or last.pt, or its folder: then its best.pt."""
 
     dataset: Annotated[tyro.conf.Positional[DatasetName | None], tyro.conf.arg(metavar="[DATASET]")] = None
-    """As for examples.train; default: the one that was trained on, in the same division."""
+    """As for examples.train; default: the one that was trained on."""
 
     root: Path | None = None
     """Folder that the data set is read from; default: that of the run."""
 
-    part: Part = "test"
+    part: Part | Literal["all"] = "test"
     """Which of its images; all: all that have labels, those that were trained on among them."""
 
     labeled: int | None = None
-    """Labeled images of the division, as for examples.train; default: as many as in the run."""
+    """Labeled images of a division to be drawn, as for examples.train; default: the run's own division."""
 
     split: int | None = None
-    """Which division, as for examples.train; default: that of the run."""
+    """Which division is to be drawn, as for examples.train; default: the run's own."""
 
     group_pattern: str | None = None
-    """folder: as for examples.train; default: that of the run."""
+    """folder: groups of a division to be drawn, as for examples.train; default: the run's own division."""
 
     spacing: Spacing | None = None
     """mm from row to row and from column to column of the masks; jsrt, retouch: known; default: pixels only."""
@@ -85,33 +84,51 @@ class RemappedOutputs(nn.Module):
 
 
 def measure(options: Evaluate) -> Evaluation:
-    """Predict all images, measures, and write the CSV file.
+    """Predict all images, measure, and write the CSV file.
 
     Raises:
         OSError: something cannot be read or written.
-        ValueError: the checkpoint is none, or does not fit the data, or options cannot be right.
+        ValueError: the checkpoint is none, or does not fit the data, or options cannot be right; or images of the run's
+            own division are missing, or have other masks now.
     """
     trained = read_trained(options.checkpoint, options.device)
     config = config_for(trained, options)
     path = options.csv or trained.path.with_name(f"evaluation-{config.dataset}-{options.part}.csv")
     if path.exists() and not options.overwrite:
         raise FileExistsError(f"csv: {path} is there; pass --overwrite or another --csv")
-    # How a folder would be divided for training does not matter for all of its images.
-    data = load_undivided(config) if (config.dataset, options.part) == ("folder", "all") else load(config)
+    redivided = any(getattr(options, name) is not None for name in ("labeled", "split", "group_pattern"))
+    of_run = config.dataset == trained.config.dataset and not redivided
+    # A folder is divided anew by each load: not where that does not matter, or must not.
+    undivided = config.dataset == "folder" and (of_run or options.part == "all")
+    data = load_undivided(config) if undivided else load(config)
     labels = trained.labels
     net = match_outputs(trained.net(), labels, data)
     if labels.fused is not None and set(labels.names) <= set(data.class_names):
         by_name = {label: [labels.names[i] for i in fine] for label, fine in labels.fused.items()}
         fused = {label: tuple(map(data.class_names.index, fine)) for label, fine in by_name.items()}
         data = replace(data, fused=fused)
-    chosen = choose(data, options.part)
+    found = data.found
+    if options.part == "all":
+        chosen = labeled_images(data)
+    elif of_run:
+        sources = (data.unlabeled, data.validation, data.test)
+        chosen = trained.division.find(options.part, sources)
+        found = f"{found.partition(';')[0]}, divided as in the run"
+        if unknown := trained.division.unknown(sources):
+            found += f"; {unknown} images with labels are in no part of the run, and are left out"
+    else:
+        chosen = [getattr(data, options.part)]
     if not any(map(len, chosen)):
-        raise ValueError(f"part: {options.part} has no image with labels in {data.found}")
+        raise ValueError(f"part: {options.part} has no image with labels in {found}")
     names = tuple(name for part in chosen for name in part.names)
+    of_same_data = config.dataset == trained.config.dataset and options.root is None
+    if of_same_data and (redivided or options.part == "all"):
+        used = {*trained.division.labeled, *trained.division.validation}.intersection(names)
+        found += f"; {len(used)} of these images were labeled or validation images of the run"
     measures = Measures(spacings_of(names, data, config, options.spacing))
     for part in chosen:
         evaluate(net, part, data, measures)
-    evaluation = Evaluation(names, data.evaluated_names, measures, data.found, path)
+    evaluation = Evaluation(names, data.evaluated_names, measures, found, path)
     write_csv(evaluation)
     return evaluation
 
@@ -153,10 +170,8 @@ def match_outputs(net: nn.Module, labels: Labels, data: Dataset) -> nn.Module:
     return RemappedOutputs(net, [(0,), *((1 + known[name][0],) for name in data.class_names)])
 
 
-def choose(data: Dataset, part: Part) -> list[Images]:
-    """Choose the images to measure on, no name twice; of "all", those that have labels."""
-    if part != "all":
-        return [getattr(data, part)]
+def labeled_images(data: Dataset) -> list[Images]:
+    """Return all images that have labels, no name twice."""
     chosen: list[Images] = []
     seen: set[str] = set()
     for images in (data.unlabeled, data.validation, data.test):

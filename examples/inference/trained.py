@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from examples.config import Config
 from examples.data import Dataset
+from examples.data.division import Division
 from examples.engine.checkpoint import HEADER
 from examples.engine.distributed import resolve_device
 from examples.models.unet import UNet
 
 EXPECTED = "expected the best.pt or last.pt of a run, or its folder"
-PATHS = ("root", "out", "fuse")
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,19 @@ class Labels:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Labels:
-        """Return the inverse of ``plain``."""
-        fused = plain["fused"]
-        return cls(
-            tuple(plain["names"]),
-            plain["multilabel"],
-            None if fused is None else {label: tuple(fine) for label, fine in fused.items()},
-        )
+        """Return the inverse of ``plain``.
+
+        Raises:
+            KeyError, TypeError, ValueError: these are no labels.
+        """
+        names, fused = tuple(plain["names"]), plain["fused"]
+        if not all(isinstance(name, str) for name in names) or not isinstance(plain["multilabel"], bool):
+            raise TypeError("labels are not named")
+        if fused is not None:
+            fused = {str(label): tuple(fine) for label, fine in fused.items()}
+            if any(part not in range(len(names)) for fine in fused.values() for part in fine):
+                raise ValueError("labels are fused from others")
+        return cls(names, plain["multilabel"], fused)
 
     def plain(self) -> dict[str, Any]:
         """Return as checkpoints hold it."""
@@ -66,12 +72,14 @@ class Trained:
         config: Of the run.
         weights: Of the network.
         labels: What its outputs mean.
+        division: Of the images of the run.
     """
 
     path: Path
     config: Config
     weights: dict[str, Tensor]
     labels: Labels
+    division: Division
 
     def net(self) -> UNet:
         """Return the network, ready to predict, on ``config.device``.
@@ -86,7 +94,7 @@ class Trained:
             outputs = f"{len(self.labels.names)} classes" + " that may overlap" * self.labels.multilabel
             raise ValueError(
                 f"checkpoint: the weights in {self.path} are not those of a UNet of {self.config.base_channels} base"
-                f" channels for {outputs} ({str(error).splitlines()[1].strip()})"
+                f" channels for {outputs} ({str(error).splitlines()[-1].strip()})"
             ) from error
         try:
             return net.to(self.config.device).eval()
@@ -116,14 +124,12 @@ def read_trained(path: Path, device: str = "auto") -> Trained:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds: torch.load refuses what is neither a tensor nor plain
         raise ValueError(f"checkpoint: {path} cannot be read ({type(error).__name__}); {EXPECTED}") from error
-    if not isinstance(content, dict) or not {"model", "config", "labels"} <= content.keys():
+    if not isinstance(content, dict) or not {"model", "config", "labels", "division"} <= content.keys():
         raise ValueError(f"checkpoint: {path} holds no model with its configuration and labels; {EXPECTED}")
-    config = read_config(path, {**content["config"], "device": device})
-    return Trained(path, config, content["model"], Labels.from_plain(content["labels"]))
-
-
-def read_config(path: Path, options: dict[str, Any]) -> Config:
-    if unknown := sorted(options.keys() - {field.name for field in fields(Config)}):
-        raise ValueError(f"checkpoint: {path} was written by other code: it has {', '.join(unknown)}, unknown here")
-    places = {name: Path(options[name]) for name in PATHS if options.get(name) is not None}
-    return Config(**options | places)
+    try:
+        config = Config.from_plain({**content["config"], "device": device})
+        labels, division = Labels.from_plain(content["labels"]), Division.from_plain(content["division"])
+        weights = {str(name): value.float() for name, value in content["model"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint: {path} is not what this version writes ({error}); {EXPECTED}") from error
+    return Trained(path, config, weights, labels, division)

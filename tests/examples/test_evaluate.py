@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from examples.inference.trained import Labels, read_trained
 from examples.train import train
 from tests.examples.tiny import shrink, tiny
 from tests.examples.trained import write_checkpoint
-from tests.examples.volumes import SCANS, write_tree
+from tests.examples.volumes import SCANS, draw_volume, write_image, write_tree, write_volume
 
 SIDE = 32
 NAN = math.nan
@@ -102,6 +103,82 @@ def test_fusing_needs_no_file_once_trained(tmp_path):
     train(tiny(tmp_path / "run", iterations=2, fuse=fuse))
     fuse.unlink()
     assert measure(Evaluate(tmp_path / "run")).classes == ("lungs", "clavicle")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder with a finished run on the images of ``data`` in it."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch.setattr)
+        root = write_folder(folder / "data", count=14)
+        train(replace(tiny(folder / "run"), dataset="folder", root=root, labeled=2, iterations=2))
+    return folder
+
+
+@pytest.fixture
+def later(finished, tmp_path) -> Path:
+    shutil.copytree(finished, tmp_path / "later")
+    return tmp_path / "later"
+
+
+def measure_later(later: Path, **options: object) -> evaluation.Evaluation:
+    return measure(Evaluate(later / "run", root=later / "data", overwrite=True, **options))
+
+
+def test_images_added_after_a_run_change_none_of_its_parts(later):
+    """Drawn anew, the division would test images that were learned from."""
+    result = json.loads((later / "run" / "result.json").read_text())
+    of_run = result["division"]
+    assert of_run["unlabeled"]["images"] == 14 - len(of_run["validation"]) - len(of_run["test"])
+    before = measure_later(later)
+    for name in ("p14", "a", "p00"):
+        for folder in ("images", "masks"):
+            shutil.copy(later / "data" / folder / "p1.png", later / "data" / folder / f"{name}.png")
+    drawn = load(config(root=later / "data", labeled=2))
+    assert {*drawn.test.names} & {*of_run["labeled"], *of_run["validation"], "p14", "a", "p00"}
+    for part in ("labeled", "validation", "test"):
+        assert list(measure_later(later, part=part).images) == of_run[part]
+    after = measure_later(later)
+    assert after.measures.per_image().nan_to_num(-1).equal(before.measures.per_image().nan_to_num(-1))
+    assert after.found.endswith("as in the run; 3 images with labels are in no part of the run, and are left out")
+    drawn_anew = measure(Evaluate(later / "run", split=3, overwrite=True))
+    used = {*drawn_anew.images} & {*of_run["labeled"], *of_run["validation"]}
+    assert drawn_anew.found.endswith(f"{len(used)} of these images were labeled or validation images of the run")
+
+
+@pytest.mark.parametrize("change", ["image", "mask", "pixel"])
+def test_a_test_of_other_images_than_the_runs_is_refused(change, later):
+    name = json.loads((later / "run" / "result.json").read_text())["division"]["test"][1]
+    mask = later / "data" / "masks" / f"{name}.png"
+    if change == "pixel":
+        values = np.array(Image.open(mask))
+        values[0, 0] = 2  # lost when the mask is brought to the size that is trained at
+        Image.fromarray(values).save(mask)
+    else:
+        mask.unlink()
+    if change == "image":
+        (later / "data" / "images" / f"{name}.png").unlink()
+    fault = "there with another mask than then" if change == "pixel" else "not there"
+    with pytest.raises(ValueError, match=f"root: 1 of the . test images of the run are {fault}, such as {name}; bring"):
+        measure_later(later)
+    assert measure_later(later, part="validation").images
+
+
+def test_volumes_added_after_a_run_change_none_of_its_parts(tmp_path):
+    tree = write_tree(tmp_path / "tree", volumes=4)
+    of_run = config("retouch", root=tree, labeled=3, image_size=64)
+    data = load(of_run)
+    checkpoint = write_checkpoint(tmp_path / "best.pt", of_run, Labels(("IRF", "SRF", "PED"), multilabel=False), data)
+    write_volume(tree / "TrainingSpectralis" / "TRAIN001", 1)
+    assert load(of_run).test.names != data.test.names
+    measured = measure(Evaluate(checkpoint, overwrite=True))
+    assert measured.images == data.test.names
+    assert f"; {SCANS} images with labels are in no part of the run" in measured.found
+    folder = next(tree.rglob(data.test.names[0][:8]))
+    write_image(folder / "reference.mhd", draw_volume(99)[1][::-1])
+    with pytest.raises(ValueError, match=f"[0-9] of the {SCANS} test images of the run are there with another mask"):
+        measure(Evaluate(checkpoint, overwrite=True))
 
 
 # --- what is measured
@@ -184,7 +261,7 @@ def test_spacing_comes_from_the_headers_of_volumes(known, tmp_path):
     spacings = evaluation.spacings_of(data.test.names, data, of_run, None)
     number = int(data.test.names[0][5:8]) - 25
     assert spacings == [(number + 3, 2) if known else None] * SCANS  # rows, columns
-    checkpoint = write_checkpoint(tmp_path / "best.pt", of_run, Labels(("IRF", "SRF", "PED"), multilabel=False))
+    checkpoint = write_checkpoint(tmp_path / "best.pt", of_run, Labels(("IRF", "SRF", "PED"), multilabel=False), data)
     for part in ("test", "labeled"):
         lines = rows_of(measure(Evaluate(checkpoint, part=part)).csv)
         there = [line for line in lines if line["assd_px"] != "nan"]
@@ -266,18 +343,17 @@ def test_all_are_those_with_labels_each_once(tmp_path):
     data = load(config(root=root))
     assert "p6" in data.unlabeled.names
     assert set(load_undivided(config(root=root)).test.names) == {f"p{i}" for i in range(6)}
-    chosen = evaluation.choose(data, "all")
+    chosen = evaluation.labeled_images(data)
     assert sorted(name for part in chosen for name in part.names) == [f"p{i}" for i in range(6)]
     for part in chosen:
         for i, name in enumerate(part.names):
             assert part[[i]].names == (name,)
-    assert evaluation.choose(data, "validation") == [data.validation]
 
 
 def test_no_name_is_counted_twice_where_parts_overlap():
     data = load(config("phantom"))
     data = replace(data, validation=data.unlabeled[range(5)])
-    names = [name for part in evaluation.choose(data, "all") for name in part.names]
+    names = [name for part in evaluation.labeled_images(data) for name in part.names]
     assert len(names) == len(set(names)) == chest.TRAIN + chest.TEST
 
 
@@ -287,7 +363,7 @@ def test_no_name_is_counted_twice_where_parts_overlap():
 def test_the_csv_file_is_not_written_over_without_the_flag(tmp_path, monkeypatch, capsys):
     root = write_folder(tmp_path / "data")
     labels = Labels(("class1", "class2"), multilabel=False)
-    checkpoint = write_checkpoint(tmp_path / "best.pt", config(root=root), labels)
+    checkpoint = write_checkpoint(tmp_path / "best.pt", config(root=root), labels, load(config(root=root)))
     path = tmp_path / "evaluation-folder-test.csv"
     path.write_text("mine")
     status, _ = command(monkeypatch, capsys, checkpoint)
@@ -312,7 +388,8 @@ def test_jsrt(tmp_path):
     if not root.is_dir():
         pytest.skip(f"no JSRT at {root}; name its folder in RPG_LOSS_JSRT")
     labels = Labels(jsrt.CLASSES, multilabel=True)
-    checkpoint = write_checkpoint(tmp_path / "best.pt", config("jsrt", labeled=3), labels)
+    of_run = config("jsrt", labeled=3)
+    checkpoint = write_checkpoint(tmp_path / "best.pt", of_run, labels, load(replace(of_run, root=root)))
     measured = measure(Evaluate(checkpoint, root=root, part="validation"))
     assert len(measured.images) == 5
     trained = read_trained(checkpoint)

@@ -128,7 +128,7 @@ def one(key: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Original]:
 
 
 def test_lazy_images_are_an_image_set_when_asked():
-    lazy = LazyImages(one, (7, 8, 9), ("a", "b", "c")).to("cpu")
+    lazy = LazyImages(one, str, (7, 8, 9), ("a", "b", "c")).to("cpu")
     batch = lazy[[2, 0]]
     assert len(lazy) == 3
     assert batch.names == ("c", "a")
@@ -152,7 +152,7 @@ def test_lazy_images_are_an_image_set_when_asked():
 )
 def test_batches_go_to_the_device(device):
     read = CachedReader(one, 10**6)
-    lazy = LazyImages(read, (7, 8), ("a", "b")).to(device)
+    lazy = LazyImages(read, str, (7, 8), ("a", "b")).to(device)
     for _ in range(2):
         batch = lazy[[1, 0]]
         assert {part.device.type for part in (batch.images, batch.labels, batch.shown)} == {device}
@@ -165,7 +165,7 @@ def test_what_is_remembered_is_bounded_and_what_was_read_first():
     reads = []
     each = sum(part.nbytes for part in one(0)[:3])
     read = CachedReader(lambda key: reads.append(key) or one(key), 3 * each + each // 2)
-    lazy = LazyImages(read, tuple(range(5)), tuple("abcde"))
+    lazy = LazyImages(read, str, tuple(range(5)), tuple("abcde"))
     lazy[[0, 1, 2]], lazy[[2, 1, 0]]
     assert reads == [0, 1, 2]
     lazy[[3, 4]], lazy[[2, 3, 0]]

@@ -491,7 +491,8 @@ def test_a_fluid_in_one_bscan_alone_is_drawn(monkeypatch):
     pixels = np.zeros((5000, 3), int)
     pixels[:, 0] = 100
     pixels[7, 1] = pixels[4711, 2] = 100
-    volume = retouch_index.Volume("a", Path(), (64, 64, 5000), "uint8", tuple(map(tuple, pixels)), (None,) * 5000, {})
+    size, none = (64, 64, 5000), (None,) * 5000
+    volume = retouch_index.Volume("a", Path(), size, "uint8", tuple(map(tuple, pixels)), none, {}, ())
     scans = [(volume, i) for i in range(5000)]
     config = Config("retouch", **OPTIONS)
     for labeled in (2, 3, 12):

@@ -64,6 +64,40 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(tmp_path):
         read_trained(tmp_path / "weights.pt")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", None),
+        ("model", [1]),
+        ("model", {"head.weight": 3}),
+        ("model", {3: torch.zeros(1)}),
+        ("config", []),
+        ("config", {}),
+        ("config", {"dataset": ["phantom"]}),
+        ("config", {"dataset": "phantom", "image_size": "32"}),
+        ("config", {"dataset": "phantom", "image_size": 32.0}),
+        ("config", {"dataset": "phantom", "base_channels": True}),
+        ("config", {"dataset": "phantom", "root": 7}),
+        ("config", {"dataset": "phantom", 5: 7}),
+        ("labels", 7),
+        ("labels", {"names": ["a", "b", "c"]}),
+        ("labels", {"names": [1, 2, 3], "multilabel": False, "fused": None}),
+        ("labels", {"names": ["a", "b", "c"], "multilabel": "no", "fused": None}),
+        ("labels", {"names": ["a", "b", "c"], "multilabel": True, "fused": {"ab": [0, 3]}}),
+        ("labels", {"names": ["a", "b", "c"], "multilabel": True, "fused": {"ab": 0}}),
+        ("division", None),
+        ("division", {}),
+        ("division", {"labeled": [1], "unlabeled": [], "validation": [], "test": [], "digests": {}}),
+        ("division", {"labeled": 1, "unlabeled": [], "validation": [], "test": [], "digests": {}}),
+    ],
+)
+def test_a_checkpoint_of_other_content_is_refused_in_one_line(field, value, tmp_path):
+    path = write_checkpoint(tmp_path / "best.pt", config("oct_phantom"), FLUIDS, **{field: value})
+    with pytest.raises(ValueError, match=r"^checkpoint: .*best\.pt") as refused:
+        read_trained(path).net()
+    assert str(refused.value).count("\n") == 0
+
+
 def test_no_code_in_a_checkpoint_is_run(tmp_path):
     class Trap:
         def __reduce__(self):
@@ -84,7 +118,9 @@ def test_what_does_not_fit_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"not those of a UNet of 2 base channels for 3 classes \(size mismatch"):
         read_trained(path).net()
     write_checkpoint(path, of_run, FLUIDS, config={**of_run.plain(), "depth": 3})
-    with pytest.raises(ValueError, match=r"best\.pt was written by other code: it has depth, unknown here"):
+    with pytest.raises(
+        ValueError, match=r"best\.pt is not what this version writes \(depth: no option of this version\)"
+    ):
         read_trained(path)
     write_checkpoint(path, of_run, FLUIDS)
     with pytest.raises(ValueError, match="device: got nowhere, expected auto"):

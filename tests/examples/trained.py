@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from examples.config import Config
+from examples.data import Dataset
+from examples.data.division import Division
 from examples.engine.checkpoint import atomic_save
 from examples.inference.trained import Labels
 from examples.models.unet import UNet
@@ -24,10 +26,15 @@ def talkative(outputs: int, channels: int = 2) -> UNet:
     return net
 
 
-def write_checkpoint(path: Path, config: Config, labels: Labels, /, **changes: Any) -> Path:
+def write_checkpoint(
+    path: Path, config: Config, labels: Labels, /, data: Dataset | None = None, **changes: Any
+) -> Path:
+    """``data``: What it was trained on, with its division; None: nothing."""
+    division = Division.of(data) if data else Division((), (), (), (), {})
     net = talkative(labels.num_outputs, config.base_channels)
     content = {
-        "model": net.state_dict(), "config": config.plain(), "labels": labels.plain(), "step": 1, "validation": 0.5
+        "model": net.state_dict(), "config": config.plain(), "labels": labels.plain(), "division": division.plain(),
+        "step": 1, "validation": 0.5,
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_save(path, {**content, **changes})

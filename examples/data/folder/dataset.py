@@ -91,7 +91,7 @@ def load_undivided(config: Config) -> Dataset:
     """Read the images and masks below ``config.root``; every part is all of those with a mask."""
     contents = read_contents(config)
     images = contents.part(contents.labeled).to(resolve_device(config.device))
-    found = f"{contents.found}{contents.skipped}, not divided"
+    found = contents.found + contents.skipped
     return contents.dataset(found, images, images, images, images)
 
 

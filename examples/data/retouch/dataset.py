@@ -58,7 +58,7 @@ def load(config: Config) -> Dataset:
 
     def images(keys: Iterable[Key]) -> LazyImages[Key]:
         chosen = tuple(keys)
-        return LazyImages(read, chosen, tuple(f"{volume.id}_{scan:03d}" for volume, scan in chosen))
+        return LazyImages(read, digest_of, chosen, tuple(f"{volume.id}_{scan:03d}" for volume, scan in chosen))
 
     def part(ids: Sequence[str]) -> LazyImages[Key]:
         return images(scans_of(volume for volume in found.volumes if volume.id in ids))
@@ -148,6 +148,11 @@ def draw_labeled(train: Sequence[Key], config: Config) -> list[int]:
             " --labeled"
         )
     return sorted(chosen)
+
+
+def digest_of(key: Key) -> str:
+    volume, scan = key
+    return volume.digests[scan]
 
 
 def read_scan(key: Key, view: RetinaView, size: int) -> Content:

@@ -16,10 +16,12 @@ from typing import Any, get_args
 
 import numpy as np
 import SimpleITK
+import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
 from examples.config import RetinaView, Vendor
+from examples.data.base import digest
 from examples.data.resize import Placement
 from examples.data.retouch import mhd, retina
 from examples.data.retouch.mhd import TYPES, check_values, read_header, read_slice
@@ -48,6 +50,7 @@ class Volume:
         pixels: For every B-scan, how many of its pixels are of each class.
         retinas: For every B-scan, where the retina was found.
         lost: Ways to look at the retina -> pixels of classes that lie outside what is kept.
+        digests: For every B-scan, a hash of its reference.
     """
 
     id: str
@@ -57,6 +60,7 @@ class Volume:
     pixels: tuple[tuple[int, ...], ...]
     retinas: tuple[Retina | None, ...]
     lost: dict[str, int]
+    digests: tuple[str, ...]
 
     def placement(self, scan: int, view: RetinaView, size: int) -> Placement:
         """Return how a B-scan comes into a square; whole where its retina was not found."""
@@ -245,6 +249,7 @@ def examine(folder: Path) -> dict[str, Any]:
         pixels=tuple(tuple(int((ids == c + 1).sum()) for c in range(len(CLASSES))) for ids in reference),
         retinas=tuple(find_retina(scale(values)) for values in scans),
         lost={},
+        digests=tuple(digest(torch.from_numpy(ids)) for ids in reference),
     )
     for view in get_args(RetinaView):
         kept = (volume.placement(i, view, 1).cut(ids, 0) for i, ids in enumerate(reference))
@@ -265,6 +270,7 @@ def volume_from(folder: Path, entry: Mapping[str, Any]) -> Volume:
         pixels=tuple(map(tuple, entry["pixels"])),
         retinas=tuple(retinas),
         lost=dict(entry["lost"]),
+        digests=tuple(entry["digests"]),
     )
 
 
