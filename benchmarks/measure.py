@@ -129,8 +129,8 @@ def cannot_run(case: Case, device: torch.device, budget: float = math.inf) -> st
 
 def free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
-        unlabeled_with_truth = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return torch.cuda.mem_get_info()[0] + unlabeled_with_truth
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + cached
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return math.inf
@@ -158,10 +158,10 @@ def out_of_memory(error: Exception) -> bool:
 
 def run(route: str, problem: Problem, device: torch.device) -> tuple[float, object]:
     tensors = inputs(problem, device)
-    synchronise(device)
+    synchronize(device)
     start = time.perf_counter()
     result = ROUTES[route].run(*tensors, problem)
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start, result
 
 
@@ -169,7 +169,7 @@ def run(route: str, problem: Problem, device: torch.device) -> tuple[float, obje
 inputs = functools.lru_cache(maxsize=2)(Problem.tensors)
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 

@@ -2,7 +2,7 @@
 
 A route takes the features of queries and references and gives :class:`Matches`.  Those that are not ours are written as
 one would write them with the library in question, with its usual advice followed: vectors of unit length beforehand,
-nothing copied that need not be.  Half-precision features are widened to float32 first, as ours are; in half precision
+nothing copied that need not be.  Half-precision features are converted to float32 first, as ours are; in half precision
 a cosine has three digits at best.
 """
 
@@ -43,7 +43,7 @@ class Problem:
         return f"M {self.m}, N {self.n}, D {self.d}, k {self.k}, {self.sets} label sets, {self.dtype} features"
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Features after a ReLU, with a direction per label set so that neighbours mean something; uneven sets."""
+        """Features after a ReLU, with a direction per label set so that neighbors mean something; uneven sets."""
         generator = torch.Generator().manual_seed(0)
         shares = 0.5 ** torch.arange(self.sets).clamp(max=6)
         set_ids = torch.multinomial(shares, self.n, replacement=True, generator=generator)
@@ -152,7 +152,7 @@ def faiss_refuses(problem: Problem, device: torch.device) -> str | None:
 
 
 def sklearn_brute(queries: Tensor, references: Tensor, set_ids: Tensor, problem: Problem) -> Matches:
-    """scikit-learn's exact neighbours by cosine distance."""
+    """scikit-learn's exact neighbors by cosine distance."""
     from sklearn.neighbors import NearestNeighbors
 
     search = NearestNeighbors(n_neighbors=problem.k, algorithm="brute", metric="cosine")

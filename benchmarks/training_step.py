@@ -1,6 +1,6 @@
 """How much of a training step the loss takes.
 
-    python -m benchmarks.training_step --device cuda  # the paper's step: 512 px, 5 unlabelled, pool of 3, UNet of 64
+    python -m benchmarks.training_step --device cuda  # the paper's step: 512 px, 5 unlabeled, pool of 3, UNet of 64
     python -m benchmarks.training_step                # a smaller one, 128 px and UNet of 16, for a CPU
     python -m benchmarks.training_step --quick        # a smoke test
 
@@ -10,7 +10,7 @@ so that what differs is the loss alone.  Two shares of the step with RPG are giv
 with given labels) / step with RPG; and directly, the time of the loss on finished logits and features, waited for
 before and after.  All variants take turns in every round; shares are taken within a round.
 
-``torch.topk`` is no implementation of this package: it tells what the step would cost with the list of neighbours.
+``torch.topk`` is no implementation of this package: it tells what the step would cost with the list of neighbors.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from benchmarks.measure import conditions, environment, out_of_memory, quartiles, release, synchronise, write_json
+from benchmarks.measure import conditions, environment, out_of_memory, quartiles, release, synchronize, write_json
 from benchmarks.routes import OURS, Problem, topk
 from examples.models.unet import UNet
 from rpg_loss import RPGLoss, segmentation_cross_entropy
-from rpg_loss.matching import IMPLEMENTATIONS, Impl, Matches, unavailable_reason
-from rpg_loss.matching.shards import LocalReferences
+from rpg_loss.matching import IMPLEMENTATIONS, Impl, LocalReferences, Matches, ShardedReferences, unavailable_reason
 
-UNLABELLED, POOL, CLASSES = 5, 3, 6
+UNLABELED, POOL, CLASSES = 5, 3, 6
 GIVEN_LABELS = "given labels"
 
 
@@ -65,15 +64,15 @@ class Training:
         self.device = device
         self.net = UNet(1, CLASSES, base_channels).to(device)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9)
-        self.pool, self.unlabelled = (torch.randn(count, 1, size, size, device=device) for count in (POOL, UNLABELLED))
+        self.pool, self.unlabeled = (torch.randn(count, 1, size, size, device=device) for count in (POOL, UNLABELED))
         # Bands of classes: every one is among the references, as in a pool that ReferencePool draws.
         bands = (torch.arange(size, device=device) * CLASSES // size).expand(size, size)
-        self.labels, self.labels_u = (bands.expand(count, size, size).contiguous() for count in (POOL, UNLABELLED))
+        self.labels, self.labels_u = (bands.expand(count, size, size).contiguous() for count in (POOL, UNLABELED))
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits and features of the pool, then those of the unlabelled images."""
+        """Logits and features of the pool, then those of the unlabeled images."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            return *self.net(self.pool), *self.net(self.unlabelled)
+            return *self.net(self.pool), *self.net(self.unlabeled)
 
     def step(self, criterion: RPGLoss | None) -> None:
         logits, features, logits_u, features_u = self.forward()
@@ -97,10 +96,10 @@ class Training:
             )
 
     def seconds(self, call: Callable[[], object]) -> float:
-        synchronise(self.device)
+        synchronize(self.device)
         start = time.perf_counter()
         call()
-        synchronise(self.device)
+        synchronize(self.device)
         return time.perf_counter() - start
 
 
@@ -124,7 +123,7 @@ def main() -> None:
                 variant.step, variant.loss, variant.pseudo_labels = [], [], []
 
     size = {name: getattr(options, name) for name in ("size", "base_channels", "map_size", "k", "rounds")}
-    size |= {"unlabelled": UNLABELLED, "pool": POOL, "classes": CLASSES}
+    size |= {"unlabeled": UNLABELED, "pool": POOL, "classes": CLASSES}
     print(
         f"{conditions(record)}\n{', '.join(f'{name} {value}' for name, value in size.items())}; medians (quartiles)\n"
     )
@@ -174,14 +173,11 @@ def topk_matching(
     references: Tensor,
     set_ids: Tensor,
     num_sets: int,
-    k: float,
+    k: int,
     shards: LocalReferences | None = None,
-    *,
-    balanced: bool = False,
 ) -> Matches:
-    assert shards is None  # the route that one would write knows neither
-    assert not balanced
-    problem = Problem(len(queries), len(references), queries.shape[1], int(k), num_sets)
+    assert not isinstance(shards, ShardedReferences)  # the route that one would write knows no others
+    problem = Problem(len(queries), len(references), queries.shape[1], k, num_sets)
     return topk(queries, references, set_ids, problem)
 
 

@@ -81,7 +81,7 @@ def gather_references(
                 )
     if not any(theirs["references"] for theirs in everyone):
         raise ValueError(
-            "y_ref: got no labelled reference on any process of the group, expected at least one on one of them; draw "
+            "y_ref: got no labeled reference on any process of the group, expected at least one on one of them; draw "
             "other reference pools"
         )
 

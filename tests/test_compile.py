@@ -47,7 +47,7 @@ def test_a_share_of_all_is_not_taken_for_one_reference():
 
 
 class Step(nn.Module):
-    """The unlabelled and the supervised loss of one training step."""
+    """The unlabeled and the supervised loss of one training step."""
 
     def __init__(self, multilabel, **options):
         super().__init__()

@@ -69,7 +69,7 @@ def test_auto_takes_the_fused_kernels_and_repeats_itself():
 
 
 def test_memory_of_full_resolution():
-    """262,144 queries of 512 x 512 against three such images: neither a matrix nor a list of neighbours fits."""
+    """262,144 queries of 512 x 512 against three such images: neither a matrix nor a list of neighbors fits."""
     u, r, ids = (arg.cuda() for arg in problem(2**18, 3 * 2**18, 64, 9, torch.bfloat16))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -80,7 +80,7 @@ def check_process_without_references(rank, world):
     for impl in ("chunked", "triton") if HAS_TRITON else ("chunked",):
         assert_same(rpg_pseudo_labels(feat_u, feat_ref, own, 40, group=dist.group.WORLD, impl=impl), expected)
     feat_u, feat_ref, y = problem()
-    with pytest.raises(ValueError, match="y_ref: got no labelled reference on any process of the group"):
+    with pytest.raises(ValueError, match="y_ref: got no labeled reference on any process of the group"):
         rpg_pseudo_labels(feat_u, feat_ref[:10], torch.full((10,), -100), 40, group=dist.group.WORLD)
 
 

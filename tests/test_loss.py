@@ -71,7 +71,7 @@ def test_no_gradient_reaches_features():
 
 
 @pytest.mark.parametrize("spatial", [(10,), (10, 15), (6, 10, 9)])
-def test_map_is_nearest_neighbour_sub_sampling(spatial):
+def test_map_is_nearest_neighbor_sub_sampling(spatial):
     logits_u, feat_u, feat_ref, y_ref, _ = step(spatial=spatial)
     size = tuple(min(4 + i, side) for i, side in enumerate(spatial))
     small = F.interpolate(y_ref.unsqueeze(1).double(), size=size, mode="nearest").squeeze(1).long()

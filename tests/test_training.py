@@ -33,7 +33,7 @@ class Net(nn.Module):
 
 
 def data(multilabel, pool=4, batch=4, side=8):
-    """Images of a pool, its labels, unlabelled images."""
+    """Images of a pool, its labels, unlabeled images."""
     y = torch.randint(2, (pool, 3, side, side)) if multilabel else torch.randint(3, (pool, side, side))
     return 3 * torch.randn(pool, 1, side, side), y, 3 * torch.randn(batch, 1, side, side)
 
@@ -135,7 +135,7 @@ def test_a_grad_scaler_skips_what_overflows_and_trains_on():
 @both_kinds
 @pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_accumulate_to_one_batch(parts, multilabel):
-    """Equal parts of the unlabelled images, each against the whole pool, give the gradient of all of them.
+    """Equal parts of the unlabeled images, each against the whole pool, give the gradient of all of them.
 
     Not if each part has a pool of its own: its nearest references are others then, and so are its pseudo-labels.
     """
@@ -154,18 +154,18 @@ def test_micro_batches_with_ignored_pixels_count_by_what_is_not_ignored(multilab
     valid = torch.ones(4, 8, 8, dtype=torch.bool)
     valid[:2, 2:] = False
 
-    def unlabelled(part, valid_part):
+    def unlabeled(part, valid_part):
         (_, features), (logits_u, features_u) = net(images), net(part)
         return RPGLoss(0.3, map_size=None)(logits_u, features_u, features, y, valid_u=valid_part)
 
-    unlabelled(images_u, valid).backward()
+    unlabeled(images_u, valid).backward()
     expected = gradient(net)
     parts = list(zip(images_u.chunk(2), valid.chunk(2), strict=True))
     for part, valid_part in parts:
-        (unlabelled(part, valid_part) * valid_part.sum() / valid.sum()).backward()
+        (unlabeled(part, valid_part) * valid_part.sum() / valid.sum()).backward()
     torch.testing.assert_close(gradient(net), expected, atol=1e-6, rtol=1e-4)
     for part, valid_part in parts:
-        (unlabelled(part, valid_part) / 2).backward()
+        (unlabeled(part, valid_part) / 2).backward()
     assert relative_error(gradient(net), expected) > 0.01
 
 
@@ -211,7 +211,7 @@ def check_data_parallel(rank, world):
 
 @needs_gloo
 def test_data_parallel_steps_equal_those_of_one_process(tmp_path):
-    """With ``group`` and shares of pool and unlabelled images: the mean loss, and the network after each step.
+    """With ``group`` and shares of pool and unlabeled images: the mean loss, and the network after each step.
 
     Not without ``group``, where every process matches its own pool and takes the mean over its own pixels.
     """

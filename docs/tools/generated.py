@@ -181,7 +181,7 @@ def training_step() -> str:
         ]
         parts.append(
             f"{tables.markdown(['pseudo-labels by', 'median ms a step'], rows)}\n\n*{problem['size']} px, UNet of "
-            f"{problem['base_channels']} channels, {problem['unlabelled']} unlabelled and {problem['pool']} labelled "
+            f"{problem['base_channels']} channels, {problem['unlabeled']} unlabeled and {problem['pool']} labelled "
             f"images, map {problem['map_size']}, k {tables.percent(problem['k'])}; `{command(figures)}`: "
             f"{conditions(figures['environment'])}.*"
         )

@@ -81,6 +81,7 @@ class Engine(Protocol):
 
     def narrow(self, ranking: Ranking, k: int, shards: LocalReferences) -> None:
         """Bring ``ranking.inside`` and ``ranking.outside`` nearer to each other, as far as cheap counts allow."""
+        return
 
 
 def match_in_blocks(
