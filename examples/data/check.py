@@ -2,7 +2,7 @@
 
     python -m examples.data.check retouch --root PATH/TO/RETOUCH --retina flatten
 
-All faults are listed; with any, the exit status is 1.
+All faults are listed; with any, the exit status is 1. Pictures are drawn where --out says.
 """
 
 from __future__ import annotations
@@ -30,9 +30,20 @@ from torch import Tensor
 from examples.config import RetinaView, Vendor
 from examples.data import jsrt
 from examples.data.base import to_unit_range
-from examples.data.files import open_gray, open_image
-from examples.data.folder import masks as folder_masks
-from examples.data.folder.split import find_groups
+from examples.data.files import image_size, open_gray, open_image
+from examples.data.folder.masks import (
+    files_by_stem,
+    find_masks,
+    label_folders,
+    list_images,
+    other_files,
+    read_binary,
+    read_class_maps,
+    read_ids,
+    read_label_masks,
+    read_names,
+)
+from examples.data.folder.split import find_groups, read_split
 from examples.data.retouch.index import CLASSES, Volume, survey
 from examples.data.retouch.retina import scale
 from examples.engine.metrics import class_masks
@@ -40,7 +51,7 @@ from examples.logging.pictures import color, show
 
 PER_VOLUME, PER_DATASET = 3, 12  # pictures on the sheet
 ACROSS = 4  # images in a row of the sheet, where rows are not volumes
-SIDE = 256  # at which JSRT is looked at
+SIDE = 256  # at which shares are measured of JSRT
 ROWS = 60  # of the table
 FINEST = 512  # side of a picture
 
@@ -66,19 +77,20 @@ class Check:
     group_pattern: str | None = None
     """folder: regular expression; images whose names agree in its first group (a patient) make one row of the table."""
 
-    out: Path = Path("contact.png")
-    """File for the sheet of pictures."""
+    out: Path | None = None
+    """File for a sheet of pictures; none is drawn without it."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image or B-scan; ``pixels`` of every class are None where it has no mask."""
+    """One image or B-scan; ``pixels`` of every class, of ``area`` in all, are None where it has no mask."""
 
     name: str
     group: str
     width: int
     height: int
     type: str
+    area: int
     pixels: Sequence[int] | None
     draw: Callable[[], list[Drawn]]  # in one or two ways
 
@@ -119,7 +131,7 @@ def check_retouch(check: Check) -> Findings:
         for scan, pixels in enumerate(volume.pixels):
             name = f"{volume.id}_{scan:03d}"
             draw = partial(draw_scan, volume, scan, check.retina)
-            findings.items.append(Item(name, volume.id, width, height, volume.type, pixels, draw))
+            findings.items.append(Item(name, volume.id, width, height, volume.type, width * height, pixels, draw))
     missed = [f"{v.id} B-scan {scan}" for v in found.volumes for scan, r in enumerate(v.retinas) if r is None]
     if missed:
         findings.notes.append(f"no retina found in {some(missed)}: with --retina they stay whole")
@@ -151,13 +163,14 @@ def check_jsrt(check: Check) -> Findings:
         jsrt.check_masks(name, images[name], masks)
         (_, covered), *_ = draw_radiograph(name, images, masks)
         group = "first (odd)" if int(name[-3:]) % 2 else "second (even)"
+        image = jsrt.open_radiograph(images[name])
         kind = "16 bit" if images[name].suffix == ".IMG" else open_image(images[name]).mode
         pixels, draw = covered.sum((1, 2)).tolist(), partial(draw_radiograph, name, images, masks)
-        findings.items.append(Item(name, group, SIDE, SIDE, kind, pixels, draw))
+        findings.items.append(Item(name, group, *image.size, kind, SIDE**2, pixels, draw))
 
     for name in track(images, "reading", transient=True, disable=not sys.stderr.isatty()):
         findings.attempt(look, name)
-    findings.notes.append(f"sizes and shares are those at {SIDE} x {SIDE}")
+    findings.notes.append(f"shares are those at {SIDE} x {SIDE}")
     if len(images) != jsrt.ALL_IMAGES:
         findings.notes.append(f"{len(images)} of the {jsrt.ALL_IMAGES} images are there")
     return findings
@@ -170,35 +183,48 @@ def draw_radiograph(name: str, images: dict[str, Path], masks: dict[tuple[str, s
 
 def check_folder(check: Check) -> Findings:
     """Open every file first, to name all that cannot be read; what masks mean together needs all of them."""
-    images = folder_masks.files_by_stem(check.root / "images")
-    groups = find_groups(images, check.group_pattern)
+    images = list_images(check.root)
     findings = Findings((), "group" if check.group_pattern else "image")
-    readable = {stem for stem, path in images.items() if findings.attempt(open_image, path)}
-    of_labels = folder_masks.label_folders(check.root / "masks")
-    for masks in of_labels or [check.root / "masks"]:
-        read = folder_masks.read_binary if of_labels else folder_masks.read_ids
-        for stem, path in folder_masks.files_by_stem(masks).items():
-            if stem not in images:
-                findings.errors.append(f"{path} has no image: expected images/{stem}.png or another suffix")
-            elif stem in readable:
-                findings.attempt(read, path, open_image(images[stem]).size, images[stem])
-    if findings.errors:
-        return findings
-    names = folder_masks.read_names(check.root / "classes.txt")
-    together = folder_masks.read_label_masks if of_labels else folder_masks.read_class_maps
-    _, findings.classes, labeled, read_original = together(check.root, images, names, size=16)
+    of_labels = label_folders(check.root / "masks")
+    mask_folders = of_labels or [check.root / "masks"]
+    for folder in (check.root / "images", *mask_folders):
+        if others := other_files(folder):
+            findings.notes.append(f"{len(others)} entries of {folder} are not read: {some(others)}")
+    readable = {stem: image_size(path) for stem, path in images.items() if findings.attempt(open_image, path)}
+    for masks in mask_folders:
+        findings.attempt(find_masks, masks, images)
+        for stem, path in files_by_stem(masks).items():
+            if stem in readable:
+                findings.attempt(read_binary if of_labels else read_ids, path, readable[stem], images[stem])
+    if not findings.errors:
+        findings.attempt(look_at_masks, check, findings, images, bool(of_labels))
+    return findings
+
+
+def look_at_masks(check: Check, findings: Findings, images: dict[str, Path], of_labels: bool) -> None:
+    """Add what masks and the files beside them mean, of which each can be read."""
+    groups = find_groups(images, check.group_pattern)
+    names = read_names(check.root / "classes.txt")
+    together = read_label_masks if of_labels else read_class_maps
+    _, classes, labeled, read_original = together(check.root, images, names, size=16)
+    findings.classes = classes
 
     def draw(stem: str) -> list[Drawn]:
         image = torch.from_numpy(np.array(open_gray(images[stem])))
-        return [(to_unit_range(image), class_masks(read_original(stem)[None], len(findings.classes))[0])]
+        return [(to_unit_range(image), class_masks(read_original(stem)[None], len(classes))[0])]
 
+    shown: dict[str, frozenset[str]] = {}
     for stem, path in images.items():
-        image = open_image(path)
-        pixels = draw(stem)[0][1].sum((1, 2)).tolist() if stem in labeled else None
-        findings.items.append(Item(stem, groups[stem], *image.size, image.mode, pixels, partial(draw, stem)))
+        image, pixels = open_image(path), None
+        if stem in labeled:
+            pixels = draw(stem)[0][1].sum((1, 2)).tolist()
+            shown[stem] = frozenset(name for name, count in zip(classes, pixels, strict=True) if count)
+        area = image.width * image.height
+        findings.items.append(Item(stem, groups[stem], *image.size, image.mode, area, pixels, partial(draw, stem)))
     if unlabeled := len(images) - len(labeled):
         findings.notes.append(f"{unlabeled} images have no mask: they are unlabeled ones")
-    return findings
+    if (splits := check.root / "splits.json").is_file():
+        read_split(splits, shown, groups, classes)
 
 
 CHECKS = {"retouch": check_retouch, "jsrt": check_jsrt, "folder": check_folder}
@@ -228,7 +254,7 @@ def table(findings: Findings) -> Table:
 
 def cells(items: Sequence[Item], classes: Sequence[str]) -> list[str]:
     labeled = [item for item in items if item.pixels is not None]
-    area = sum(item.width * item.height for item in labeled)
+    area = sum(item.area for item in labeled)
     sizes = sorted({(item.width, item.height) for item in items})
     size = f"{sizes[0][0]} x {sizes[0][1]}" if len(sizes) == 1 else f"{len(sizes)} sizes"
     shown = []
@@ -297,8 +323,9 @@ def report(check: Check) -> bool:
         console.print(table(findings))
         absent = [name for name, total in zip(findings.classes, findings.totals, strict=True) if not total]
         findings.notes += [f"{name} does not occur" for name in absent]
-        save_sheet(check.out, findings)
-        console.print(f"pictures: {check.out}", soft_wrap=True, markup=False, highlight=False)
+        if check.out is not None:
+            save_sheet(check.out, findings)
+            console.print(f"pictures: {check.out}", soft_wrap=True, markup=False, highlight=False)
     for kind, lines in (("note", findings.notes), ("error", findings.errors)):
         for line in lines:
             console.print(f"{kind}: {line}", soft_wrap=True, markup=False, highlight=False)

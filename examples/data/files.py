@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+PAGED = ("GIF", "PNG", "TIFF")  # formats of which all pages count; a JPEG's others are previews
 GRAY_MODES = ("L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def open_image(path: Path) -> Image.Image:
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Raise a ValueError that names the file, whatever a decoder raises."""
     try:
-        image = Image.open(path)
-        image.load()
+        yield
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise ValueError(
+            f"{path} has more than {limit} million pixels, expected fewer; scale it down, or cut it into tiles"
+        ) from error
     except Exception as error:  # of many kinds: what a damaged file does to a decoder is anyone's guess
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def open_image(path: Path) -> Image.Image:
+    """Read the one image that a file holds.
+
+    Raises:
+        ValueError: it cannot be read, holds several pages, or pixels that are no numbers.
+    """
+    with decoding(path):
+        image = Image.open(path)
+        image.load()
+        pages = getattr(image, "n_frames", 1) if image.format in PAGED else 1
+        not_finite = int((~np.isfinite(np.array(image))).sum()) if image.mode == "F" else 0
+    if pages > 1:
+        raise ValueError(
+            f"{path} holds {pages} pages, expected one image; save each as an image of its own (examples.predict reads"
+            " volumes as .mhd)"
+        )
+    if not_finite:
+        raise ValueError(f"{path} holds {not_finite} pixels that are NaN or infinite, expected numbers; replace those")
     return image
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Return width and height of an image, which is not decoded."""
+    with decoding(path), Image.open(path) as image:
+        return image.size
+
+
 def open_gray(path: Path) -> Image.Image:
+    """Read an image as one of mode F."""
     image = open_image(path)
     return (image if image.mode in GRAY_MODES else image.convert("L")).convert("F")
 

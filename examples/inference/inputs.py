@@ -16,7 +16,7 @@ from torch import Tensor
 
 from examples.config import Config
 from examples.data.base import to_unit_range
-from examples.data.files import GRAY_MODES, SUFFIXES, open_gray, open_image
+from examples.data.files import GRAY_MODES, SUFFIXES, open_image
 from examples.data.jsrt import open_radiograph
 from examples.data.resize import Placement, to_square
 from examples.data.retouch.index import placed
@@ -149,11 +149,8 @@ def read_image(path: Path, *, keep_type: bool) -> NDArray[Any]:
     if path.suffix.lower() == ".img":
         return np.array(open_radiograph(path))
     image = open_image(path)
-    if (pages := getattr(image, "n_frames", 1)) > 1:
-        raise ValueError(f"{path} holds {pages} pages, expected one image; save a volume as .mhd")
-    if keep_type:
-        return np.array(image if image.mode in GRAY_MODES else image.convert("L"))
-    return np.array(open_gray(path))
+    gray = image if image.mode in GRAY_MODES else image.convert("L")
+    return np.array(gray if keep_type else gray.convert("F"))
 
 
 def read_volume(path: Path) -> SimpleITK.Image:

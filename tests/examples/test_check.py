@@ -1,5 +1,6 @@
 """The check says what is there, finds every fault at once, and draws what it found."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -113,8 +114,85 @@ def test_all_faults_of_a_folder_are_listed(overlapping, tmp_path, monkeypatch, c
         for stem in "abcde":
             save(tmp_path / "images" / f"{stem}.png", np.full((20, 30), 90, np.uint8))
             save(masks / f"{stem}.png", 5 * np.eye(20, 30, dtype=np.uint8))
-        status, _ = command(monkeypatch, capsys, "folder", "--root", tmp_path, "--out", tmp_path / "sheet.png")
-        assert "holds the value 5, but no mask holds 1" in status
+        status, text = command(monkeypatch, capsys, "folder", "--root", tmp_path, "--out", tmp_path / "sheet.png")
+        assert status == 1
+        others = ", ".join(f"{stem}.png" for stem in "bcde")
+        assert f"a.png holds the value 5 (as do {others}), but no mask holds 1" in text
+
+
+def listed(monkeypatch, capsys, root: Path) -> tuple[int | str, list[str], list[str]]:
+    """Exit status, errors and notes of a folder."""
+    status, text = command(monkeypatch, capsys, "folder", "--root", root)
+    lines = text.splitlines()
+    return status, *([line for line in lines if line.startswith(kind)] for kind in ("error: ", "note: "))
+
+
+def write_folder(root: Path) -> Path:
+    for stem in "abcdef":
+        save(root / "images" / f"{stem}.png", np.full((20, 30), 90, np.uint8))
+        save(root / "masks" / f"{stem}.png", np.eye(20, 30, dtype=np.uint8))
+    return root
+
+
+def test_nothing_is_written_unasked(tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert listed(monkeypatch, capsys, write_folder(tmp_path / "data")) == (0, [], [])
+    assert not list(Path().iterdir())
+
+
+def test_folders_without_images_get_a_hint(tmp_path, monkeypatch, capsys):
+    save(tmp_path / "masks" / "a.png", np.eye(20, 30, dtype=np.uint8))
+    (tmp_path / "images").mkdir()
+    status, *_ = listed(monkeypatch, capsys, tmp_path)
+    assert status.startswith("error: root: ")
+    assert "images holds no image (.png" in status
+    (tmp_path / "images" / "scan.dcm").touch()
+    status, *_ = listed(monkeypatch, capsys, tmp_path)
+    assert status.endswith("; scan.dcm is of a kind that is not read: convert it to .png or .tif")
+    save(tmp_path / "images" / "patient1" / "day2" / "a.png", np.zeros((20, 30), np.uint8))
+    status, *_ = listed(monkeypatch, capsys, tmp_path)
+    assert status.endswith("those in its sub-folders, such as patient1/day2/a.png, are not read: move them up")
+
+
+def test_files_that_are_not_read_are_noted(tmp_path, monkeypatch, capsys):
+    root = write_folder(tmp_path)
+    for name in ("scan.dcm", "volume.nii.gz", ".DS_Store"):
+        (root / "images" / name).touch()
+    (root / "masks" / "old").mkdir()
+    status, errors, notes = listed(monkeypatch, capsys, root)
+    assert (status, errors) == (0, [])
+    assert notes == [
+        f"note: 2 entries of {root / 'images'} are not read: scan.dcm, volume.nii.gz",
+        f"note: 1 entries of {root / 'masks'} are not read: old",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"labeled": ["a"], "validation": ["b"], "test": ["g"]}, "names 'g' for test, but there is no image"),
+        ({"labeled": ["a"], "validation": ["b"], "test": [["c"]]}, "for test, expected"),
+        ({"labeled": ["a"], "validation": ["b"], "test": ["a"]}, "names a for labeled and again for test"),
+    ],
+)
+def test_faults_of_splits_are_listed(split, message, tmp_path, monkeypatch, capsys):
+    root = write_folder(tmp_path)
+    (root / "splits.json").write_text(json.dumps(split))
+    status, (error,), _ = listed(monkeypatch, capsys, root)
+    assert status == 1
+    assert message in error
+    (root / "splits.json").write_text(json.dumps({"labeled": ["a"], "validation": ["b", "f"], "test": ["c"]}))
+    assert listed(monkeypatch, capsys, root) == (0, [], [])
+
+
+def test_all_masks_of_255_among_class_maps_are_named(tmp_path, monkeypatch, capsys):
+    root = write_folder(tmp_path)
+    for stem in "bdf":
+        save(root / "masks" / f"{stem}.png", 255 * np.eye(20, 30, dtype=np.uint8))
+    status, (error,), _ = listed(monkeypatch, capsys, root)
+    assert status == 1
+    assert "b.png holds the value 255 (as do d.png, f.png), expected class ids" in error
 
 
 def test_radiographs_are_listed_with_their_faults(tmp_path, monkeypatch, capsys):
@@ -125,7 +203,7 @@ def test_radiographs_are_listed_with_their_faults(tmp_path, monkeypatch, capsys)
     words = ("jsrt", "--root", tmp_path, "--out", tmp_path / "sheet.png")
     status, text = command(monkeypatch, capsys, *words)
     assert status == 0
-    assert words_of(text, "first")[2] == "2"
+    assert words_of(text, "first")[2:6] == ["2", "64", "x", "64"]
     assert words_of(text, "second")[2] == "1"
     assert "note: 3 of the 247 images are there" in text
     (tmp_path / "masks" / "heart" / "JPCLN002.gif").unlink()
@@ -138,7 +216,7 @@ def test_radiographs_are_listed_with_their_faults(tmp_path, monkeypatch, capsys)
 
 def test_pictures_hold_the_rarest_class_first():
     def item(i: int, *pixels: int) -> check.Item:
-        return check.Item(str(i), "", 10, 10, "L", pixels, list)
+        return check.Item(str(i), "", 10, 10, "L", 100, pixels, list)
 
     items = [item(i, 5, 1 + (i == 6), i == 4) for i in range(10)]
     assert [chosen.name for chosen in check.choose(items, 2, by_rarity=(2, 1, 0))] == ["4", "6"]

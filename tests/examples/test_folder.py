@@ -109,7 +109,7 @@ def test_binary_masks_of_255_are_class_1_only_where_all_are(class_maps):
     for stem, label in everything(data).items():
         assert torch.equal(label, torch.from_numpy(class_map(STEMS.index(stem)) > 0).long())
     save(class_maps / "masks" / "p3_1.png", class_map(3))
-    with pytest.raises(ValueError, match=r"p0_0\.png holds the value 255, expected class ids"):
+    with pytest.raises(ValueError, match=r"p0_0\.png holds the value 255 \(as do .* and 2 more\), expected class ids"):
         load_folder(class_maps)
 
 
@@ -368,6 +368,77 @@ def test_real_scans():
     assert torch.equal(ignored, padding[:, None].expand_as(ignored))
     area = (data.unlabeled.labels == 1).sum() / (~ignored).sum()
     assert 0.003 < area < 0.02
+
+
+@pytest.mark.parametrize("names", ["background\nfluid\nlesion\n", "fluid\nlesion\nBackground\n"])
+def test_the_background_has_no_name(names, class_maps):
+    (class_maps / "classes.txt").write_text(names)
+    number = 1 if names.startswith("b") else 3
+    with pytest.raises(ValueError, match=rf"classes\.txt names background as class {number}, but it is always 0"):
+        load_folder(class_maps)
+
+
+def test_class_names_of_another_encoding_are_refused(class_maps):
+    (class_maps / "classes.txt").write_bytes("Flüssigkeit\nLäsion\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classes\.txt is not UTF-8"):
+        load_folder(class_maps)
+
+
+@pytest.mark.parametrize("name", ["left\nlung", " lung", "lung\u2028"])
+def test_label_folders_have_names_that_classes_txt_can_hold(name, label_masks):
+    (label_masks / "masks" / "left_lung").rename(label_masks / "masks" / name)
+    with pytest.raises(ValueError, match=r"expected a name that is one line of a classes\.txt; rename it"):
+        load_folder(label_masks)
+
+
+@pytest.mark.parametrize("kind", ["class_maps", "label_masks"])
+def test_masks_saved_as_jpeg_are_refused(kind, request):
+    root = request.getfixturevalue(kind)
+    (mask,) = root.glob("masks/**/p2_1.png")
+    with Image.open(mask) as image:
+        image.convert("L").save(mask.with_suffix(".jpg"))
+    mask.unlink()
+    with pytest.raises(ValueError, match=r"p2_1\.jpg is a JPEG file, which does not keep values .* as \.png"):
+        load_folder(root)
+
+
+def test_masks_with_an_ending_of_their_own_get_a_hint(class_maps):
+    for mask in (class_maps / "masks").iterdir():
+        mask.rename(mask.with_stem(f"{mask.stem}_mask"))
+    with pytest.raises(FileNotFoundError, match=r"p0_0_mask\.png has no image \(24 of the 24 .* without '_mask'$"):
+        load_folder(class_maps)
+
+
+# --- images that cannot be used
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_pixels_that_are_no_numbers_are_refused(bad, kind, class_maps, capsys):
+    """One of them would make the whole image NaN."""
+    (class_maps / kind / "p2_1.png").unlink()
+    values = class_map(1).astype(np.float32)
+    values[3, 4:6] = bad
+    save(class_maps / kind / "p2_1.tif", values)
+    with pytest.raises(ValueError, match=r"p2_1\.tif holds 2 pixels that are NaN or infinite"):
+        load_folder(class_maps)
+    assert "1 unreadable skipped" in load_folder(class_maps, skip_unreadable=True).found
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".gif", ".png"])
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_files_of_several_pages_are_refused(suffix, kind, class_maps):
+    (class_maps / kind / "p2_1.png").unlink()
+    pages = [Image.fromarray(class_map(index) + 0) for index in (1, 3, 5)]
+    pages[0].save(class_maps / kind / f"p2_1{suffix}", save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match=rf"p2_1\{suffix} holds 3 pages, expected one image"):
+        load_folder(class_maps)
+
+
+def test_images_that_are_too_large_are_named(class_maps, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIDE**2 // 2 - 1)
+    with pytest.raises(ValueError, match=r"p0_0\.png has more than 0 million pixels, expected fewer; scale it down"):
+        load_folder(class_maps)
 
 
 # --- images that cannot be decoded

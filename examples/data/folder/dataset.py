@@ -21,9 +21,16 @@ from torch import Tensor
 
 from examples.config import Config
 from examples.data.base import Dataset, ImageSet, Original, to_unit_range
-from examples.data.files import SUFFIXES, open_gray, open_image, skip_unreadable
-from examples.data.folder.masks import files_by_stem, label_folders, read_class_maps, read_label_masks, read_names
-from examples.data.folder.split import draw_split, find_groups, read_split, training_images
+from examples.data.files import image_size, open_gray, open_image, skip_unreadable
+from examples.data.folder.masks import (
+    files_by_stem,
+    label_folders,
+    list_images,
+    read_class_maps,
+    read_label_masks,
+    read_names,
+)
+from examples.data.folder.split import Split, draw_split, find_groups, read_split, training_images
 from examples.data.resize import Placement, pad, shown_sides, to_square
 from examples.engine.distributed import resolve_device
 
@@ -71,9 +78,8 @@ def load(config: Config) -> Dataset:
     labels = dict(zip(contents.images.names, contents.images.labels, strict=True))
     shown = {name: classes_shown(labels[name], contents.class_names) for name in contents.labeled}
     if (config.root / "splits.json").is_file():
-        split = read_split(
-            config.root / "splits.json", shown, groups, contents.class_names, config.labeled, config.split
-        )
+        split = read_split(config.root / "splits.json", shown, groups, contents.class_names)
+        check_asked_for(split, config)
     else:
         split = draw_split(shown, groups, contents.class_names, config.labeled, config.split)
     train = training_images(split, groups)
@@ -85,6 +91,20 @@ def load(config: Config) -> Dataset:
         found += f", {left_out} left out because their group is in validation or test"
     parts = map(contents.part, (split["labeled"], train, split["validation"], split["test"]))
     return contents.dataset(found, *parts)
+
+
+def check_asked_for(split: Split, config: Config) -> None:
+    """Refuse options that ask for another split than the one in splits.json."""
+    if config.split != 0:
+        raise ValueError(
+            f"split: {config.split}, but {config.root}/splits.json holds a single one; pass --split 0, or remove it to"
+            " draw splits"
+        )
+    if len(split["labeled"]) != config.labeled:
+        raise ValueError(
+            f"labeled: {config.labeled}, but {config.root}/splits.json names {len(split['labeled'])}; pass the same"
+            " number"
+        )
 
 
 def load_undivided(config: Config) -> Dataset:
@@ -99,9 +119,7 @@ def read_contents(config: Config) -> Contents:
     root = config.root
     if root is None:
         raise ValueError("root: None, but folder is read from disk; pass --root FOLDER (images/ and masks/ in it)")
-    images = files_by_stem(root / "images")
-    if not images:
-        raise FileNotFoundError(f"root: {root / 'images'} holds no image ({', '.join(SUFFIXES)})")
+    images = list_images(root)
     skipped = ""
     if config.skip_unreadable:
         folders = label_folders(root / "masks") or [root / "masks"]
@@ -148,9 +166,9 @@ def read_image(path: Path, size: int) -> Tensor:
 
 def shown_pixels(path: Path, size: int) -> Tensor:
     """Return where in (size, size) the image is, bool; the rest is padding."""
-    return torch.from_numpy(pad(np.ones(shown_sides(open_image(path).size, size), dtype=bool), size, 0)) == 1
+    return torch.from_numpy(pad(np.ones(shown_sides(image_size(path), size), dtype=bool), size, 0)) == 1
 
 
 def whole_image(path: Path, size: int) -> Placement:
-    width, height = open_image(path).size
+    width, height = image_size(path)
     return Placement(height, width, size)

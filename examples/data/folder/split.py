@@ -111,22 +111,19 @@ def read_split(
     presence: Mapping[str, frozenset[str]],
     groups: Mapping[str, str],
     class_names: Iterable[str],
-    labeled: int,
-    split: int,
 ) -> Split:
     """Read a split that the user has chosen, after the same rules as those drawn by :func:`draw_split`."""
     expected = 'expected {"labeled": [...], "validation": [...], "test": [...]}, lists of image names without suffix'
     try:
         chosen: Split = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{path} is not JSON: {error}; {expected}") from error
     if not isinstance(chosen, dict) or set(chosen) != set(PARTS):
         raise ValueError(f"{path} holds {json.dumps(chosen):.60}, {expected}")
-    if split != 0:
-        raise ValueError(f"split: {split}, but {path} holds a single one; pass --split 0, or remove it to draw splits")
     seen: dict[str, str] = {}
     for part in PARTS:
-        if not isinstance(chosen[part], list) or not chosen[part]:
+        named = isinstance(chosen[part], list) and all(isinstance(stem, str) for stem in chosen[part])
+        if not named or not chosen[part]:
             raise ValueError(f"{path} holds {json.dumps(chosen[part]):.60} for {part}, {expected}")
         for stem in chosen[part]:
             if stem not in presence:
@@ -136,8 +133,6 @@ def read_split(
                     f"{path} names {stem} for {seen[stem]} and again for {part}; expected only one of them"
                 )
             seen[stem] = part
-    if len(chosen["labeled"]) != labeled:
-        raise ValueError(f"labeled: {labeled}, but {path} names {len(chosen['labeled'])}; pass the same number")
     home: dict[str, str] = {}  # group -> part
     for stem, part in seen.items():
         if home.setdefault(groups[stem], part) != part:
