@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,26 +25,30 @@ class ReferencePool(Sampler[list[int]]):
 
         loader = DataLoader(labeled, batch_sampler=ReferencePool(label_maps))
 
-    Iteration never ends; zip it with the loader of the unlabeled images.  Draws are without replacement where
-    there are at least ``size`` labeled images, else with.  They are uniform over the draws that cover all classes,
-    by rejection, as long as one in about a thousand draws does; where covering draws are rarer, a randomized
+    Iteration never ends unless ``length`` says so; zip it with the loader of the unlabeled images.  Draws are without
+    replacement where there are at least ``size`` labeled images, else with.  They are uniform over the draws that cover
+    all classes, by rejection, as long as one in about a thousand draws does; where covering draws are rarer, a randomized
     search constructs one: draws then still vary, but not all covers come up equally often.
 
     Args:
-        labels: labels of the labeled images: a sequence or map-style data set of label maps, each ``(*S)`` class
-            indices or ``(C, *S)`` 0/1, tensors or arrays of any integer, bool or float dtype; or an ``(N_l, C)``
-            tensor or array of 0/1, which class is present in which image.
+        labels: labels of the labeled images: a sequence or map-style data set of label maps, tensors or arrays, each
+            ``(*S)`` class indices of an integer or bool dtype, or ``(C, *S)`` 0/1 of any real dtype; or one
+            ``(N_l, C)`` tensor or array of 0/1, which class is present in which image.
         size: images per draw, p of Eq. 1.
         num_classes: all of these must occur; None: all that occur in any label map.
-        multilabel: whether label maps are ``(C, *S)`` 0/1.  None: they are if they have three axes or more and hold
-            nothing but 0 and 1.  (Say False for volumes of two classes.)
-        generator: source of randomness; None: one seeded from torch's global generator.
+        multilabel: whether label maps are ``(C, *S)`` 0/1.  Must be said where maps of three axes or more hold nothing
+            but 0 and 1: they may be C labels, or volumes of two classes.  None: not for other maps, and for floating
+            point, which class indices cannot have, yes.
+        length: draws in one iteration (an epoch), and what ``len`` returns; the next one goes on with the stream of
+            draws.  None: iteration never ends.
+        generator: source of randomness on the CPU; None: one seeded from torch's global generator.
         ignore_index: value of pixels without a label.
 
     Raises:
-        TypeError: ``size`` is not an int, labels are not tensors or arrays.
-        ValueError: no labels, sizes out of range, values out of range, or classes that no draw of ``size`` images
-            can cover (they are named).
+        TypeError: ``size``, ``num_classes`` or ``length`` is not an int, ``multilabel`` not a bool, ``generator`` not a
+            torch.Generator; labels are not tensors or arrays.
+        ValueError: no labels, sizes out of range, values out of range, label maps that may be C labels or volumes, or
+            classes that no draw of ``size`` images can cover (they are named).
 
     Example:
         >>> pool = ReferencePool(torch.tensor([[1, 0], [0, 1], [1, 0]]), size=2)
@@ -58,24 +63,40 @@ class ReferencePool(Sampler[list[int]]):
         *,
         num_classes: int | None = None,
         multilabel: bool | None = None,
+        length: int | None = None,
         generator: torch.Generator | None = None,
         ignore_index: int = -100,
     ) -> None:
-        for name, number in (("size", size), ("num_classes", num_classes)):
+        for name, number in (("size", size), ("num_classes", num_classes), ("length", length)):
             if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
                 raise TypeError(f"{name}: got {number!r}, expected an int")
             if number is not None and number < 1:
                 raise ValueError(f"{name}: got {number}, expected 1 or more")
+        if multilabel is not None and not isinstance(multilabel, bool):
+            raise TypeError(f"multilabel: got {multilabel!r}, expected True, False or None")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"generator: got {generator!r}, expected a torch.Generator; for a seed pass "
+                "torch.Generator().manual_seed(seed)"
+            )
+        if generator is not None and generator.device.type != "cpu":
+            raise ValueError(f"generator: got one on {generator.device}, expected one on the CPU")
         self.size = size
-        self.presence, self.classes = _presence(labels, num_classes, multilabel, ignore_index)
-        if generator is None:
-            generator = torch.Generator()
-            generator.manual_seed(int(torch.randint(2**62, ())))
-        self.generator = generator
-        self._known_cover = self._find_cover()
+        self.length = length
+        with torch.device("cpu"):  # whatever the default device is
+            self.presence, self.classes = _presence(labels, num_classes, multilabel, ignore_index)
+            if generator is None:
+                generator = torch.Generator()
+                generator.manual_seed(int(torch.randint(2**62, ())))
+            self.generator = generator
+            self._known_cover = self._find_cover()
 
     def sample(self) -> list[int]:
         """Draw once: ``size`` indices into the labels, in random order."""
+        with torch.device("cpu"):
+            return self._draw()
+
+    def _draw(self) -> list[int]:
         for _ in range(_MAX_REJECTIONS):
             draw = self._uniform(self.size)
             if bool(self.presence[draw].any(0).all()):
@@ -91,8 +112,19 @@ class ReferencePool(Sampler[list[int]]):
         return draw[torch.randperm(self.size, generator=self.generator)].tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
-        while True:
+        draws = itertools.repeat(None) if self.length is None else itertools.repeat(None, self.length)
+        for _ in draws:
             yield self.sample()
+
+    def __len__(self) -> int:
+        """Return the draws in one iteration.
+
+        Raises:
+            TypeError: it never ends.
+        """
+        if self.length is None:
+            raise TypeError("length: got None, so iteration never ends; for an epoch of N draws pass length=N")
+        return self.length
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return where the stream of draws stands.  A loader with workers has drawn ahead of what it has yielded."""
@@ -191,9 +223,12 @@ def _presence(
 
     maps = [_as_map(i, labels[i]) for i in range(len(labels))]
     if multilabel is None:
-        multilabel = maps[0].ndim >= 3 and all(
-            bool(((m == 0) | (m == 1) | is_ignored(m, ignore_index)).all()) for m in maps
-        )
+        multilabel = maps[0].is_floating_point() and maps[0].ndim >= 3
+        if not multilabel and maps[0].ndim >= 3 and all(_is_binary(m, ignore_index) for m in maps):
+            raise ValueError(
+                f"multilabel: got None for label maps {describe(maps[0])} of 0 and 1 alone, which may be "
+                f"{len(maps[0])} labels (C, *S) or volumes of two classes; say multilabel=True or multilabel=False"
+            )
     if multilabel:
         counts = {len(m) for m in maps}
         if len(counts) > 1 or num_classes not in (None, len(maps[0])):
@@ -207,13 +242,20 @@ def _presence(
 
     for i, m in enumerate(maps):
         if m.is_floating_point():
-            raise TypeError(f"labels[{i}]: got {describe(m)}, expected class indices of an integer dtype")
+            raise TypeError(
+                f"labels[{i}]: got {describe(m)}, expected class indices of an integer dtype; convert them with .long() "
+                "(maps with a channel axis, as MONAI loads them, with label[0].long())"
+            )
         check_labels(f"labels[{i}]", m, multilabel=False, ignore_index=ignore_index, num_classes=num_classes)
     present = [torch.unique(m[~is_ignored(m, ignore_index)].long()) for m in maps]
     classes = torch.arange(num_classes) if num_classes else torch.unique(torch.cat(present))
     if len(classes) == 0:
         raise ValueError(f"labels: got ignore_index={ignore_index} at every pixel, expected some labeled pixels")
     return torch.stack([torch.isin(classes, found) for found in present]), classes
+
+
+def _is_binary(labels: Tensor, ignore_index: int) -> bool:
+    return bool(((labels == 0) | (labels == 1) | is_ignored(labels, ignore_index)).all())
 
 
 def _as_map(i: int, label: Any) -> Tensor:

@@ -137,8 +137,53 @@ def test_label_maps(container, dtype):
 def test_label_vectors(dtype):
     maps = torch.zeros(3, 2, 4, 4)
     maps[0, 0, 1] = maps[1, 1, 2] = 1
-    pool = ReferencePool(list(maps.to(dtype)), 2)
+    pool = ReferencePool(list(maps.to(dtype)), 2, multilabel=None if dtype.is_floating_point else True)
     assert pool.presence.tolist() == [[True, False], [False, True], [False, False]]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_volumes_of_two_classes_and_label_vectors_must_be_told_apart(dtype):
+    every_slice_holds_both = torch.tensor([0, 1]).repeat(4, 16, 8, 4).to(dtype)
+    with pytest.raises(ValueError, match=r"multilabel: got None .*\(16, 8, 8\).*16 labels .*or volumes"):
+        ReferencePool(list(every_slice_holds_both), 1)
+    assert ReferencePool(list(every_slice_holds_both), 1, multilabel=True).presence.shape == (4, 16)
+    assert ReferencePool(list(every_slice_holds_both), 1, multilabel=False).presence.shape == (4, 2)
+
+
+def test_maps_with_a_channel_axis_of_floats_name_the_remedy():
+    with pytest.raises(TypeError, match=r"labels\[0\].*label\[0\].long\(\)"):
+        ReferencePool([torch.tensor([[0.0, 2.0]])], 1)
+    with pytest.raises(TypeError, match=r"label\[0\].long\(\)"):
+        ReferencePool([torch.tensor([[[0.0, 2.0]]])], 1, multilabel=False)
+
+
+def test_an_epoch_of_so_many_draws():
+    pool = ReferencePool(torch.eye(3), 3, length=4, generator=torch.Generator().manual_seed(0))
+    endless = iter(ReferencePool(torch.eye(3), 3, generator=torch.Generator().manual_seed(0)))
+    assert len(pool) == len(loader := DataLoader(range(3), batch_sampler=pool)) == 4
+    assert len(list(loader)) == 4
+    assert list(pool) == [next(endless) for _ in range(8)][4:]  # the stream goes on
+
+
+def test_an_endless_pool_has_no_length():
+    with pytest.raises(TypeError, match="length"):
+        len(ReferencePool(torch.eye(3), 3))
+
+
+def test_the_default_device_has_no_part_in_it():
+    with torch.device("meta"):
+        pool = ReferencePool(torch.eye(3, device="cpu"), 3)
+        assert sorted(pool.sample()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "name"),
+    [({"generator": 5}, TypeError, "generator"), ({"length": 0}, ValueError, "length"),
+     ({"length": 2.0}, TypeError, "length"), ({"multilabel": 1}, TypeError, "multilabel")],
+)  # fmt: skip
+def test_options_of_the_wrong_kind_are_named(options, error, name):
+    with pytest.raises(error, match=f"{name}: got"):
+        ReferencePool(torch.eye(3), 3, **options)
 
 
 def test_volumes_of_two_classes_are_not_mistaken_for_label_vectors_when_told():
@@ -146,7 +191,7 @@ def test_volumes_of_two_classes_are_not_mistaken_for_label_vectors_when_told():
     volumes[0, 2] = 1
     assert ReferencePool(list(volumes), 1, multilabel=False).presence.tolist() == [[True, True], [True, False]]
     with pytest.raises(ValueError, match=r"first axes \[5\].*expected 2 labels; pass multilabel=False"):
-        ReferencePool(list(volumes), 1, num_classes=2)
+        ReferencePool(list(volumes), 1, num_classes=2, multilabel=True)
 
 
 def test_volumes_of_several_classes_are_recognized():
@@ -159,7 +204,7 @@ def test_ignored_pixels_hold_no_class():
     pool = ReferencePool(maps, 2, ignore_index=255)
     assert pool.presence.tolist() == [[True, False], [False, True]]
     vectors = [torch.tensor([[[-100, 0]], [[1, 0]]]), torch.tensor([[[1, 0]], [[-100, 0]]])]
-    assert ReferencePool(vectors, 2).presence.tolist() == [[False, True], [True, False]]
+    assert ReferencePool(vectors, 2, multilabel=True).presence.tolist() == [[False, True], [True, False]]
 
 
 def test_class_numbers_need_not_be_dense():
