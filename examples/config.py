@@ -302,7 +302,7 @@ def defaults(dataset: str) -> dict[str, Any]:
     return {**plain, "unlabeled_batch": paper_schedule(dataset).unlabeled_batch}
 
 
-def typed(name: str, value: object, hint: Any) -> object:
+def typed(name: str, value: object, hint: Any) -> Any:
     """Return a value as an option of that type holds it.
 
     Raises:

@@ -45,7 +45,10 @@ class Division:
         Raises:
             TypeError: it is no division.
         """
-        division = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
+        }
+        division = cls(**fields)
         names = [*division.labeled, *division.unlabeled, *division.validation, *division.test, *division.digests]
         if not all(isinstance(name, str) for name in names):
             raise TypeError("images are not named")

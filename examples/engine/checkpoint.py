@@ -127,7 +127,7 @@ def atomic_write(path: Path, *parts: bytes | memoryview, flush: bool = True) -> 
     Raises:
         OSError: it could not be written; the old content is as it was.
     """
-    aside = path.with_name(path.name + ".tmp")
+    aside = path.with_name(path.name[:60] + ".tmp")  # of 255 bytes at most
     try:
         with aside.open("wb") as file:
             file.writelines(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ from examples.data.files import GRAY_MODES, SUFFIXES, open_image
 from examples.data.jsrt import open_radiograph
 from examples.data.resize import Placement, to_square
 from examples.data.retouch.index import placed
+from examples.data.retouch.mhd import TYPES, check_values, read_header
 from examples.data.retouch.retina import find_retina, scale
 
 VOLUMES = (".mhd", ".mha")
 READABLE = (*SUFFIXES, ".img", *VOLUMES)
+LONGEST_NAME = 240  # bytes of a volume's, after which files of slices are named
 OCT, REFERENCE = "oct.mhd", "reference.mhd"  # RETOUCH's names, the same in every volume's folder
 
 
@@ -72,7 +75,7 @@ def find_inputs(paths: Sequence[Path]) -> list[Input]:
 
     Raises:
         FileNotFoundError: one of the paths is not there, or a folder with nothing to read.
-        ValueError: there are none, a file is of no known kind, or two would be called the same.
+        ValueError: there are none, a file is of no known kind or its name too long, or two would be called the same.
     """
     if not paths:
         raise ValueError("images: none given, expected files or folders of them")
@@ -90,6 +93,11 @@ def find_inputs(paths: Sequence[Path]) -> list[Input]:
             files = [path]
         for file in files:
             name = file.resolve().parent.name if file.name == OCT else file.stem
+            if file.suffix.lower() in VOLUMES and (length := len(os.fsencode(name))) > LONGEST_NAME:
+                raise ValueError(
+                    f"images: {file} has a name of {length} bytes, too long for its masks to be named after it; shorten"
+                    f" it to {LONGEST_NAME}"
+                )
             if name in found and found[name].resolve() != file.resolve():
                 raise ValueError(
                     f"images: {found[name]} and {file} would both be written as {name}; predict them into two folders"
@@ -154,6 +162,14 @@ def read_image(path: Path, *, keep_type: bool) -> NDArray[Any]:
 
 
 def read_volume(path: Path) -> SimpleITK.Image:
+    """Read a volume, or an image that is one slice of such a file, with its geometry."""
+    header = read_header(path)
+    if len(header.size) not in (2, 3) or header.components != 1 or header.type not in TYPES.values():
+        raise ValueError(
+            f"{path} has {len(header.size)} dimensions and {header.components} values ({header.type}) a pixel, expected"
+            " 2 or 3 dimensions and one number"
+        )
+    check_values(header)
     try:
         volume = SimpleITK.ReadImage(str(path))
     except RuntimeError as error:
@@ -161,9 +177,4 @@ def read_volume(path: Path) -> SimpleITK.Image:
             f"{path} cannot be read as a volume: {str(error).strip().splitlines()[-1]}; is it, or the file of values"
             " that it names, cut or missing?"
         ) from error
-    dimensions, values = volume.GetDimension(), volume.GetNumberOfComponentsPerPixel()
-    if dimensions not in (2, 3) or values != 1:
-        raise ValueError(
-            f"{path} has {dimensions} dimensions and {values} values a pixel, expected 2 or 3 dimensions and one value"
-        )
     return volume

@@ -97,7 +97,7 @@ def write_csv(evaluation: Evaluation) -> None:
         for name, row, *sizes in zip(evaluation.classes, of_image.tolist(), true, predicted, strict=True):
             lines.writerow([image, name, *(f"{value:.6g}" for value in row), *sizes])
     evaluation.csv.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(evaluation.csv, text.getvalue().encode())
+    atomic_write(evaluation.csv, text.getvalue().encode(errors="surrogateescape"))
 
 
 def table(evaluation: Evaluation) -> Table:

@@ -13,6 +13,7 @@ import tyro
 from rich.progress import track
 from torch import nn
 
+from examples.data.folder.masks import is_line
 from examples.data.fusing import fuse_masks
 from examples.engine.metrics import predicted_masks
 from examples.inference.inputs import Plane, find_inputs, read
@@ -93,6 +94,8 @@ def written_labels(trained: Trained, options: Predict) -> Labels:
         if labels.fused is None:
             raise ValueError(f"fused: {trained.path} was trained without --fuse; leave --fused out")
         labels = Labels(tuple(labels.fused), multilabel=True)  # unions may overlap
+    if unfit := [name for name in labels.names if not is_line(name)]:
+        raise ValueError(f"checkpoint: {trained.path} has a label {unfit[0]!r}, which cannot be a line of classes.txt")
     bad = [name for name in labels.names if Path(name).name != name or name.startswith(".")]
     if labels.multilabel and bad:
         raise ValueError(f"checkpoint: {trained.path} has a label {bad[0]!r}, which cannot be the name of a folder")

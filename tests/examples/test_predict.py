@@ -287,7 +287,7 @@ def test_damaged_files_are_named_and_the_others_predicted(damage, checkpoint, im
     status, text, errors = command(monkeypatch, capsys, checkpoint, images, "--out", tmp_path / "out", "--overlays")
     assert status == 1
     assert "masks of 3 of 6 files" in text
-    for name, why in (("scan2.png", "cannot be read"), ("volume.mhd", "cannot be read"), ("nan.mhd", "not finite")):
+    for name, why in (("scan2.png", "cannot be read"), ("volume.raw", "bytes of values"), ("nan.mhd", "not finite")):
         assert [line for line in errors.splitlines() if line.startswith("error: ") and name in line and why in line]
     assert {path.stem for path in (tmp_path / "out" / "masks").rglob("*.*")} == {"scan0", "scan1", "scan3"}
 
@@ -299,11 +299,57 @@ def test_pages_colors_and_fractions_that_cannot_be_meant_are_refused(tmp_path):
         inputs.read(Input(tmp_path / "pages.tif", "pages"), config())
     color = SimpleITK.GetImageFromArray(np.zeros((4, 5, 3), np.uint8), isVector=True)
     SimpleITK.WriteImage(color, str(tmp_path / "color.mhd"))
-    with pytest.raises(ValueError, match=r"color\.mhd has 2 dimensions and 3 values a pixel"):
+    with pytest.raises(ValueError, match=r"color\.mhd has 2 dimensions and 3 values \(vector of 8-bit .*\) a pixel"):
         inputs.read(Input(tmp_path / "color.mhd", "color"), config())
     write_volume(tmp_path / "fractions.mhd", np.float32)
     with pytest.raises(ValueError, match=r"fractions\.mhd holds float32, expected integers"):
         inputs.read(Input(tmp_path / "fractions.mhd", "fractions"), config("retouch"))
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".mha"])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_volumes_in_one_file_or_two_are_read(suffix, compressed, tmp_path):
+    values = np.random.default_rng(0).integers(0, 200, (3, 20, 44), np.uint16)
+    path = tmp_path / f"scan{suffix}"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(path), compressed)
+    assert (SimpleITK.GetArrayFromImage(inputs.read_volume(path)) == values).all()
+    values_file = next((file for file in tmp_path.iterdir() if file != path), path)
+    values_file.write_bytes(values_file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"{values_file.name} holds [0-9]+ bytes of values, expected 5280"):
+        inputs.read_volume(path)
+
+
+def test_volumes_that_cannot_be_meant_are_named_and_the_others_predicted(checkpoint, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "volumes"
+    secret = tmp_path / "secret.raw"
+    for name in ("empty", "far", "outside", "usual"):
+        write_image(folder / f"{name}.mhd", np.random.default_rng(0).integers(0, 200, (3, 20, 44)).astype(np.uint16))
+    secret.write_bytes((folder / "outside.raw").read_bytes())
+    for name, old, new in (
+        ("empty", "44 20 3", "44 20 0"),
+        ("far", "44 20 3", "4194304 4194304 1048576"),
+        ("outside", "outside.raw", "../secret.raw"),
+    ):
+        header = folder / f"{name}.mhd"
+        header.write_text(header.read_text().replace(old, new))
+    status, text, errors = command(monkeypatch, capsys, checkpoint, folder, "--out", tmp_path / "out")
+    assert status == 1
+    assert "masks of 1 of 4 files" in text
+    for name, why in (("empty", "is empty"), ("far", "more than can be read"), ("outside", "in the same folder")):
+        assert [line for line in errors.splitlines() if line.startswith("error: ") and name in line and why in line]
+    assert {path.stem for path in (tmp_path / "out" / "masks").rglob("*.mhd")} == {"usual"}
+
+
+def test_long_names_are_predicted_or_refused_before_anything_is(checkpoint, tmp_path, monkeypatch, capsys):
+    for name in ("a" * 251, "\u00e9" * 125):
+        Image.fromarray(picture(9, 9)).save(tmp_path / f"{name}.png")
+    status, *_ = command(monkeypatch, capsys, checkpoint, tmp_path, "--out", tmp_path / "out", "--overlays")
+    assert status == 0
+    assert {len(path.stem) for path in (tmp_path / "out" / "overlays").iterdir()} == {251, 125}
+    write_image(tmp_path / f"{'v' * 248}.mhd", np.zeros((3, 9, 9), np.uint8))
+    status, *_ = command(monkeypatch, capsys, checkpoint, tmp_path, "--out", tmp_path / "volumes")
+    assert "vvv.mhd has a name of 248 bytes, too long for its masks to be named after it; shorten it to 240" in status
+    assert not (tmp_path / "volumes").exists()
 
 
 def test_nothing_is_written_over_without_the_flag(labels, checkpoint, images, tmp_path, monkeypatch, capsys):
@@ -424,4 +470,8 @@ def test_options_that_cannot_be_meant_are_refused(images, tmp_path):
     escaping = write_checkpoint(tmp_path / "escaping.pt", config(), Labels(("../../lung",), multilabel=True))
     with pytest.raises(ValueError, match=r"a label '\.\./\.\./lung', which cannot be the name of a folder"):
         predict.predict(predict.Predict(escaping, (images,), out))
+    for name in ("left\nlung", "lung ", "", "lung\udcff"):
+        unfit = write_checkpoint(tmp_path / "unfit.pt", config(), Labels((name, "heart"), multilabel=False))
+        with pytest.raises(ValueError, match=r"a label '.*', which cannot be a line of classes\.txt"):
+            predict.predict(predict.Predict(unfit, (images,), out))
     assert not out.exists()

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +184,12 @@ def damage(path: Path) -> None:
     path.write_bytes(values)
 
 
+def change_header(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
 def references(change) -> np.ndarray:
     values = draw_volume(0)[1]
     change(values)
@@ -212,11 +221,27 @@ FAULTS = {
     ),
     "fractions": (
         lambda f: write_image(f / "oct.mhd", np.zeros((SCANS, HEIGHT, WIDTH), np.float32)),
-        r"oct\.mhd holds 32-bit float, expected uint8 or uint16",
+        r"oct\.mhd holds float32, expected uint8 or uint16",
     ),
     "two dimensions": (
         lambda f: write_image(f / "oct.mhd", np.zeros((HEIGHT, WIDTH), np.uint8)),
         r"oct\.mhd has 2 dimensions, expected 3",
+    ),
+    "no B-scans": (
+        lambda f: change_header(f / "oct.mhd", f"{WIDTH} {HEIGHT} {SCANS}", f"{WIDTH} {HEIGHT} 0"),
+        r"oct\.mhd is empty \(64 x 48 x 0\), expected 1 or more pixels along every side",
+    ),
+    "values of another volume": (
+        lambda f: change_header(f / "reference.mhd", "reference.raw", "../TRAIN026/reference.raw"),
+        r"reference\.mhd names \.\./TRAIN026/reference\.raw as its values, expected a file in the same folder",
+    ),
+    "values anywhere": (
+        lambda f: change_header(f / "reference.mhd", "reference.raw", str(f.parent / "TRAIN026" / "reference.raw")),
+        r"TRAIN026/reference\.raw as its values, expected a file in the same folder",
+    ),
+    "absurd sizes": (
+        lambda f: change_header(f / "oct.mhd", f"{WIDTH} {HEIGHT} {SCANS}", "4194304 4194304 1048576"),
+        r"oct\.mhd says that it is 4194304 x 4194304 x 1048576, more than can be read",
     ),
     "twice": (
         lambda f: shutil.copytree(f, f.parent / "copy" / f.name),
@@ -240,6 +265,22 @@ def test_damaged_compressed_values_are_refused(tmp_path):
     damage(tmp_path / "TRAIN025" / "oct.zraw")
     (error,) = survey(tmp_path, "spectralis").errors
     assert error.startswith(f"{tmp_path / 'TRAIN025' / 'oct.zraw'} cannot be unpacked")
+
+
+def test_values_are_unpacked_no_further_than_the_header_says(tmp_path):
+    """A file of a few KB may hold GB of zeros."""
+    write_volume(tmp_path / "TRAIN025", compressed=True)
+    packed = tmp_path / "TRAIN025" / "oct.zraw"
+    packer = zlib.compressobj(9)
+    piece = bytes(2**20)
+    packed.write_bytes(b"".join(packer.compress(piece) for _ in range(300)) + packer.flush())
+    change_header(packed.with_suffix(".mhd"), "CompressedDataSize", "Comment")
+    tracemalloc.start()
+    (error,) = survey(tmp_path, "spectralis").errors
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert re.search(r"oct\.zraw holds \d+ or more bytes of values, expected 24576 .* is it of another volume\?", error)
+    assert peak < 30 * 2**20
 
 
 def test_all_faults_are_found_at_once(own_tree):

@@ -104,6 +104,11 @@ def read_names(path: Path) -> tuple[str, ...] | None:
     return names
 
 
+def is_line(name: str) -> bool:
+    """Return whether a name can be a line of classes.txt."""
+    return name.isprintable() and name == name.strip() and bool(name)
+
+
 def read_label_masks(
     root: Path, images: Mapping[str, Path], names: tuple[str, ...] | None, size: int
 ) -> tuple[Tensor, tuple[str, ...], list[str], Callable[[str], Tensor]]:
@@ -114,7 +119,7 @@ def read_label_masks(
         of labels at the original size by image.
     """
     folders = {path.name: path for path in label_folders(root / "masks")}
-    if unfit := [name for name in folders if [line.strip() for line in name.splitlines()] != [name]]:
+    if unfit := [name for name in folders if not is_line(name)]:
         raise ValueError(
             f"{root / 'masks'} has a folder {unfit[0]!r}, expected a name that is one line of a classes.txt; rename it"
         )

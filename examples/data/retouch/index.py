@@ -24,11 +24,12 @@ from examples.config import RetinaView, Vendor
 from examples.data.base import digest
 from examples.data.resize import Placement
 from examples.data.retouch import mhd, retina
-from examples.data.retouch.mhd import TYPES, check_values, read_header, read_slice
+from examples.data.retouch.mhd import check_values, read_header, read_slice
 from examples.data.retouch.retina import Retina, find_retina, scale
 from examples.data.splits.draw_retouch import TRAINING_IDS
 
 CLASSES = ("IRF", "SRF", "PED")  # values 1, 2, 3 of a reference
+INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 VENDORS: tuple[Vendor, ...] = get_args(Vendor)
 HEIGHTS: dict[tuple[int, str], Vendor] = {  # and types of B-scans
     (496, "uint16"): "spectralis",
@@ -226,7 +227,7 @@ def examine(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path} has {len(this.size)} dimensions, expected 3: width, height, B-scans")
     if oct_header.type not in ("uint8", "uint16"):
         raise ValueError(f"{paths[0]} holds {oct_header.type}, expected uint8 or uint16 (MET_UCHAR, MET_USHORT)")
-    if header.type not in TYPES.values():
+    if header.type not in INTEGERS:
         raise ValueError(f"{paths[1]} holds {header.type}, expected integers (MET_UCHAR)")
     if header.size != oct_header.size:
         shapes = [" x ".join(map(str, this.size)) for this in (header, oct_header)]

@@ -1,10 +1,12 @@
-"""MetaImage files (.mhd): headers, and one slice of their values at a time."""
+"""MetaImage files (.mhd, .mha): headers, which are not trusted, and one slice of their values at a time."""
 
 from __future__ import annotations
 
+import math
+import re
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import SimpleITK
@@ -17,64 +19,107 @@ TYPES = {
     SimpleITK.sitkInt16: "int16",
     SimpleITK.sitkUInt32: "uint32",
     SimpleITK.sitkInt32: "int32",
+    SimpleITK.sitkUInt64: "uint64",
+    SimpleITK.sitkInt64: "int64",
+    SimpleITK.sitkFloat32: "float32",
+    SimpleITK.sitkFloat64: "float64",
 }
+LONGEST_HEADER = 2**16  # bytes
+MOST_PIXELS = 2**31
+PIECE = 2**20  # bytes that are unpacked at a time
+LAST_ENTRY = re.compile(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*(.*?)[ \t]*\r?(?:\n|\Z)", re.MULTILINE)
 
 
 class Header(NamedTuple):
-    """What an .mhd file says."""
+    """What the header of a MetaImage file says.
 
-    size: tuple[int, ...]  # x, y, z
+    Attributes:
+        size: x, y, z.
+        type: Of the values, as NumPy names it; other types as SimpleITK does.
+        components: Values a pixel.
+        data: File of the values.
+        compressed: Whether they are.
+        offset: Bytes before the values; -1: they are the last of the file.
+    """
+
+    size: tuple[int, ...]
     type: str
+    components: int
     data: Path
     compressed: bool
-    offset: int  # bytes before the values
+    offset: int
 
 
 def read_header(path: Path) -> Header:
-    """Read an .mhd file.
+    """Read what a .mhd or .mha file says about its values.
 
     Raises:
-        ValueError: it is missing or unreadable, or the file of values that it names is missing.
+        ValueError: it is missing or unreadable; it holds no value, or more than can be meant; or the file of values
+            that it names is missing, or in another folder.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing")
-    lines = path.read_text(encoding="latin-1").splitlines()
-    entries = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
-    data = path.parent / entries.get("ElementDataFile", "")
-    if not entries.get("ElementDataFile"):
+    with path.open("rb") as file:
+        start = file.read(LONGEST_HEADER)
+    last = LAST_ENTRY.search(start)
+    if last is None or not last[1]:
         raise ValueError(f"{path} cannot be read: it has no ElementDataFile, expected a MetaImage header")
+    lines = start[: last.end()].decode("latin-1").splitlines()
+    entries = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+    name = entries["ElementDataFile"]
+    inside = name.upper() == "LOCAL"
+    data = path if inside else path.parent / name
+    if Path(name).name != name:
+        raise ValueError(f"{path} names {name} as its values, expected a file in the same folder")
     if not data.is_file():
-        raise ValueError(f"{path} names {data.name} as its values, which is missing")
+        raise ValueError(f"{path} names {name} as its values, which is missing")
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-        size = reader.GetSize()
-        kind = TYPES.get(reader.GetPixelID(), SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()))
-        offset = int(entries.get("HeaderSize", "0"))
+        offset = last.end() if inside else int(entries.get("HeaderSize", "0"))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
-    return Header(size, kind, data, entries.get("CompressedData", "").lower() == "true", offset)
+    kind = TYPES.get(reader.GetPixelID(), SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()))
+    compressed = entries.get("CompressedData", "").lower().startswith(("t", "1"))
+    header = Header(reader.GetSize(), kind, reader.GetNumberOfComponents(), data, compressed, offset)
+    shape = " x ".join(map(str, header.size))
+    if min(header.size) < 1:
+        raise ValueError(f"{path} is empty ({shape}), expected 1 or more pixels along every side")
+    if math.prod(header.size) > MOST_PIXELS:
+        raise ValueError(f"{path} says that it is {shape}, more than can be read; is the header damaged?")
+    return header
 
 
 def check_values(header: Header) -> None:
-    """Refuse a file of values that holds fewer or more of them than the header says."""
-    expected = int(np.prod(header.size)) * np.dtype(header.type).itemsize
+    """Refuse a file of values of one component that holds fewer or more of them than the header says."""
+    expected = math.prod(header.size) * np.dtype(header.type).itemsize
     if header.compressed:
-        stream = zlib.decompressobj(wbits=47)  # zlib or gzip
-        try:
-            held = len(stream.decompress(header.data.read_bytes()))
-        except zlib.error as error:
-            raise ValueError(f"{header.data} cannot be unpacked ({error}); copy it again") from error
+        with header.data.open("rb") as file:
+            file.seek(max(header.offset, 0))
+            held = unpacked_bytes(file, header.data, enough=expected + 1)
     else:
         held = header.data.stat().st_size - max(header.offset, 0)
-        expected = min(held, expected) if header.offset < 0 else expected  # -1: the values are the last bytes
+        expected = min(held, expected) if header.offset < 0 else expected
     if held != expected:
         shape = " x ".join(map(str, header.size))
+        more = " or more" if held > expected and header.compressed else ""
         raise ValueError(
-            f"{header.data} holds {held} bytes of values, expected {expected} ({shape} of {header.type});"
+            f"{header.data} holds {held}{more} bytes of values, expected {expected} ({shape} of {header.type});"
             f" is it {'cut' if held < expected else 'of another volume'}?"
         )
+
+
+def unpacked_bytes(file: BinaryIO, path: Path, enough: int) -> int:
+    """Count the bytes that zlib or gzip data hold, up to ``enough``, without keeping them."""
+    stream = zlib.decompressobj(wbits=47)
+    held = 0
+    try:
+        while held < enough and not stream.eof and (packed := stream.unconsumed_tail or file.read(PIECE)):
+            held += len(stream.decompress(packed, PIECE))
+    except zlib.error as error:
+        raise ValueError(f"{path} cannot be unpacked ({error}); copy it again") from error
+    return held
 
 
 def read_slice(path: Path, scan: int) -> NDArray[Any]:
