@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_map_only
 
 from .checks import check_floating, describe
 
@@ -16,6 +21,11 @@ _PASSED_ON = re.compile(
     r"(Upsample\w+|ToCopy|View|UnsafeView|ReshapeAlias|Permute|Transpose|T|Clone|Slice|Squeeze|Unsqueeze|Alias"
     r"|ConstantPadNd)Backward\d*"
 )
+_PICKED = re.compile(r"(Select|Unbind)Backward\d*")  # one of several stacked outputs
+_LAYERS = re.compile(r"(\w*Convolution\w*|Addmm|Mm|Linear|Bmm|Baddbmm)Backward\d*")
+
+# Hooks are registered under a lock: torch numbers them without one.
+_LOCK = threading.RLock()
 
 
 class Entered(NamedTuple):
@@ -27,7 +37,7 @@ class Entered(NamedTuple):
     @classmethod
     def of(cls, args: Any, kwargs: Any) -> Entered:
         value = next(iter((*args, *kwargs.values())), None)
-        return cls(value, version_of(value))
+        return cls(value, _version_of(value))
 
 
 class Call(NamedTuple):
@@ -41,33 +51,141 @@ class Call(NamedTuple):
     version: int | None
 
 
+def record_entries(layer: nn.Module, forward: Callable[[], Any]) -> tuple[Any, list[Entered]]:
+    """Return what ``forward()`` returns, and what entered the layer."""
+    entered: list[Entered] = []
+
+    def record(module: nn.Module, args: Any, kwargs: Any) -> None:
+        entered.append(Entered.of(args, kwargs))
+
+    with _hooked([layer], record, before=True):
+        output = forward()
+    return output, entered
+
+
+def record_calls(net: nn.Module, forward: Callable[[], Any]) -> tuple[Any, list[Call]]:
+    """Return what ``forward()`` returns, and the calls of all convolutions and linear layers of ``net``."""
+    names: dict[nn.Module, str] = {
+        m: name for name, m in net.named_modules() if name and isinstance(m, (nn.Linear, _ConvNd))
+    }
+    calls: list[Call] = []
+
+    def record(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        calls.append(Call(names[module], module, Entered.of(args, kwargs), output, output.grad_fn, _version_of(output)))
+
+    with _hooked(names, record, before=False):
+        output = forward()
+    return output, calls
+
+
 @contextmanager
-def removed_after(handles: Sequence[Any]) -> Iterator[None]:
-    """Remove hooks at the end, also when the forward raises."""
+def _hooked(modules: Iterable[nn.Module], record: Callable[..., None], *, before: bool) -> Iterator[None]:
+    """Call ``record`` before or after each call of the modules by this thread; no hook stays, also after an error."""
+    thread = threading.get_ident()
+
+    def hook(module: nn.Module, *call: Any) -> None:
+        # Other threads run the same layers, or replicas that share their hooks (DataParallel).
+        if threading.get_ident() == thread:
+            record(module, *call)
+
+    with _LOCK:
+        handles = [
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+            if before
+            else module.register_forward_hook(hook, with_kwargs=True)
+            for module in modules
+        ]
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        with _LOCK:
+            for handle in handles:
+                handle.remove()
 
 
-def version_of(value: Any) -> int | None:
-    """Return how often a tensor has been changed in place; None where torch does not count."""
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
+def logits_apart(net: nn.Module, select: Callable[[Any], Tensor], args: Any, kwargs: Any) -> Tensor:
+    """Return logits with their graph, of a forward that leaves no trace in buffers or random streams."""
+    state = itertools.chain(net.parameters(), net.buffers())
+    devices = {tensor.device for tensor in state if tensor.is_cuda}
+    with _LOCK, torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
+        copies = {name: buffer.detach().clone() for name, buffer in net.named_buffers()}
+        # What was made in inference mode cannot be part of a graph.
+        copies |= {name: _copy_with_gradient(p) for name, p in net.named_parameters() if p.is_inference()}
+        args, kwargs = tree_map_only(Tensor, _copy_with_gradient, (args, kwargs))
+        return select(torch.func.functional_call(net, copies, args, kwargs))
+
+
+def _copy_with_gradient(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    # No leaf, so that the network may change it in place.
+    return copy.requires_grad_().clone() if copy.is_floating_point() else copy
 
 
 def source_of(logits: Tensor, calls: list[Call]) -> Call | None:
     """Return the call whose output the logits are."""
     by_node: dict[Any, Call] = {call.node: call for call in calls if call.node is not None}
-    node: Any = logits.grad_fn
-    while node is not None and node not in by_node and _PASSED_ON.fullmatch(node.name()):
-        node = next((before for before, _ in node.next_functions if before is not None), None)
-    if node in by_node:
-        return by_node[node]
-    # Without a graph: the same memory, unchanged since.
-    memory = logits.untyped_storage().data_ptr()
+    for node in _way_back(logits):
+        if node in by_node:
+            return by_node[node]
+    # Without a graph, or with one that checkpoints hide: the same memory, unchanged since.
+    memory = _memory_of(logits)
     unchanged = [call for call in calls if call.version is not None and call.version == call.output._version]
-    return next((call for call in unchanged if call.output.untyped_storage().data_ptr() == memory), None)
+    return next((call for call in unchanged if memory and _memory_of(call.output) == memory), None)
+
+
+def _way_back(logits: Tensor) -> Iterator[Any]:
+    """Yield the nodes of the graph from the logits back to the first that does more than to pass values on."""
+    node, number = logits.grad_fn, logits.output_nr
+    while node is not None:
+        yield node
+        edges = node.next_functions
+        if _PASSED_ON.fullmatch(node.name()):
+            node, number = next((edge for edge in edges if edge[0] is not None), (None, 0))
+        elif _PICKED.fullmatch(node.name()):
+            node, number = _picked(node, number)
+        else:
+            return
+
+
+def _picked(node: Any, number: int) -> tuple[Any, int]:
+    """Return the edge of what ``stack(outputs, axis).select(axis, index)`` or ``.unbind(axis)[index]`` took."""
+    stack: Any = node.next_functions[0][0]
+    if stack is None or not stack.name().startswith("StackBackward"):
+        return None, 0
+    axes, outputs = len(stack._input_metadata[0].shape), stack.next_functions
+    # Negative numbers are saved modulo 2^64.
+    if _signed(node._saved_dim) % axes != _signed(stack._saved_dim) % axes:
+        return None, 0
+    index = _signed(node._saved_index) % len(outputs) if node.name().startswith("Select") else number
+    edge: tuple[Any, int] = outputs[index]
+    return edge
+
+
+def _signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _version_of(value: Any) -> int | None:
+    """Return how often a tensor has been changed in place; None where torch does not count."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
+
+
+def _memory_of(tensor: Tensor) -> int:
+    """Return the address of a tensor's memory, 0 where it has none."""
+    return 0 if not _has_values(tensor) else tensor.untyped_storage().data_ptr()
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and not tensor.is_meta and not hasattr(tensor, "fake_mode")
+
+
+def look_like_probabilities(logits: Tensor) -> bool:
+    """Return whether logits are not the output of a layer and all lie in [0, 1]; waits for the device if need be."""
+    nodes = list(_way_back(logits))
+    if not _has_values(logits) or (nodes and _LAYERS.fullmatch(nodes[-1].name())):
+        return False
+    low, high = torch.stack(logits.detach().aminmax()).tolist()
+    return bool(0 <= low < high <= 1)
 
 
 def not_found(net: nn.Module, logits: Tensor, calls: list[Call]) -> str:
@@ -76,14 +194,20 @@ def not_found(net: nn.Module, logits: Tensor, calls: list[Call]) -> str:
     def width(module: Any) -> int:
         return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
 
-    fitting = [call for call in calls if width(call.module) == logits.shape[1]] or calls[-3:]
-    lines = {f"\n  {call.name!r}: {call.module}, {describe(call.entered.value)} entered it" for call in fitting}
-    untraced = (
-        "" if logits.requires_grad else "without gradients, logits that were resized cannot be traced to their layer; "
-    )
+    fitting = [call for call in calls if width(call.module) == logits.shape[1]]
+    hints = ""
+    if look_like_probabilities(logits):
+        hints += "they all lie in [0, 1]: if the network ends in a softmax or sigmoid, take it out; "
+    if calls and not fitting:
+        hints += "if these are several outputs in one tensor, say which, FeatureTap(net, logits=lambda o: o[:, 0]); "
+    if not logits.requires_grad:
+        hints += "no gradient leads from them to a layer, they may be detached; "
+    lines = {
+        f"\n  {call.name!r}: {call.module}, {describe(call.entered.value)} entered it" for call in fitting or calls[-3:]
+    }
     return (
         f"layer: the logits {describe(logits)} that {type(net).__name__} returned are not the output of one "
-        f"convolution or linear layer; {untraced}name the layer whose input to take, FeatureTap(net, layer=...). "
+        f"convolution or linear layer; {hints}name the layer whose input to take, FeatureTap(net, layer=...). "
         "Candidates:" + ("".join(sorted(lines)) or " none, no such layer ran")
     )
 
@@ -91,10 +215,10 @@ def not_found(net: nn.Module, logits: Tensor, calls: list[Call]) -> str:
 def only_entry(name: str, entered: list[Entered]) -> Tensor:
     """Return what entered the layer in the only call of it."""
     if len(entered) != 1:
-        raise ValueError(
-            f"layer: {name!r} ran {len(entered)} times in one forward, expected once; name a layer that runs once "
-            "(layers within DataParallel or compiled code run hidden: wrap or compile the tap instead)"
-        )
+        advice = "name a layer that runs once"
+        if not entered:
+            advice += "; layers within DataParallel or compiled code run hidden: wrap or compile the tap instead"
+        raise ValueError(f"layer: {name!r} ran {len(entered)} times in one forward, expected once; {advice}")
     value, version = entered[0]
     check_floating(f"layer: what entered {name!r}", value)
     if version is not None and version != value._version:

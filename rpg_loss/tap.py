@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from .checks import check_floating, describe
-from .layer_search import Call, Entered, not_found, only_entry, removed_after, source_of, version_of
+from .layer_search import (
+    Call,
+    Entered,
+    logits_apart,
+    look_like_probabilities,
+    not_found,
+    only_entry,
+    record_calls,
+    record_entries,
+    source_of,
+)
 
 
 class FeatureTap(nn.Module):
@@ -25,12 +35,15 @@ class FeatureTap(nn.Module):
     also when the forward raises.  Copies of a tap (a teacher, ``AveragedModel``) tap the copied network.  Every call
     returns its own features.  They are part of the graph; RPGLoss takes no gradient through them.
 
-    - ``state_dict`` keys are the network's with ``net.`` before them; to save the network alone, save ``tap.net``.
-    - DistributedDataParallel: wrap the tap, as you would the network.
+    - ``state_dict`` has the network's keys with ``net.`` before them, and the layer's name (``_extra_state``), which a
+      tap without a layer takes over; to save the network alone, save ``tap.net``.
+    - DistributedDataParallel, DataParallel: wrap the tap, as you would the network.  (Name the layer for DataParallel:
+      its replicas forget what they find.)
     - ``torch.compile``: compile the tap, not the network in it.  With ``fullgraph=True`` name the layer, or call the
       tap once before.
-    - Memory: the first call keeps the inputs and outputs of all convolutions and linear layers until it returns, unless
-      ``layer`` is named.
+    - The first call, unless the layer is named: it keeps the inputs and outputs of all convolutions and linear layers
+      until it returns.  Compiled, or where logits have no gradient and are not a layer's very output, it runs the
+      network once more to find the layer, with gradients, on copies of its buffers and of the random streams.
 
     Args:
         net: any network.  DataParallel inside a tap is refused when called.
@@ -80,6 +93,17 @@ class FeatureTap(nn.Module):
         self.logits = logits
         self.layout = layout
         self.training = net.training
+        self._logits_checked = False
+
+    def get_extra_state(self) -> Tensor:
+        """Return the layer's name for ``state_dict``, as bytes in a tensor, which every format of checkpoints takes."""
+        return torch.tensor(list((self.layer or "").encode()), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the layer of a checkpoint, unless one is known or the network has none of that name."""
+        name = bytes(state.tolist()).decode()
+        if self.layer is None and name in dict(self.net.named_modules(remove_duplicate=False)):
+            self.layer = name or None
 
     def extra_repr(self) -> str:
         return f"layer={self.layer!r}, logits={self.logits!r}, layout={self.layout!r}"
@@ -90,33 +114,31 @@ class FeatureTap(nn.Module):
         Returns:
             Logits ``(B, C, *S)`` and features ``(B, D, *S')``.
 
+        Warns:
+            UserWarning: once, where logits look like probabilities: the losses take what comes before a softmax or
+                sigmoid.
+
         Raises:
             ValueError: see :class:`FeatureTap`.
         """
-        if self.layer is None:
+        compiling = torch.compiler.is_compiling()
+        if self.layer is None and compiling:
             # Not a decorator, which would load the compiler with this module.
-            find: Any = self._find_layer
-            if torch.compiler.is_compiling():
-                find = torch.compiler.disable(find)
-            logits, entered = find(args, kwargs)
+            torch.compiler.disable(self._find_apart)(args, kwargs)
+        if self.layer is None:
+            logits, entered = self._find(args, kwargs)
         else:
-            run = self._run_compiled if torch.compiler.is_compiling() else self._run
+            run = self._run_compiled if compiling else self._run
             output, calls = run(self.layer, args, kwargs)
-            logits, entered = _select_logits(output, self.logits), only_entry(self.layer, calls)
+            logits, entered = self._select(output), only_entry(self.layer, calls)
+        if not compiling and not self._logits_checked:
+            self._check_logits(logits)
         return logits, self._arrange(entered, logits)
 
     def _run(self, name: str, args: Any, kwargs: Any) -> tuple[Any, list[Entered]]:
         """Return the network's output, and what entered the layer."""
         _check_not_compiled(self.net, name)
-        layer = self.net.get_submodule(name)
-        entered: list[Entered] = []
-
-        def record(module: nn.Module, args: Any, kwargs: Any) -> None:
-            entered.append(Entered.of(args, kwargs))
-
-        with removed_after([layer.register_forward_pre_hook(record, with_kwargs=True)]):
-            output = self.net(*args, **kwargs)
-        return output, entered
+        return record_entries(self.net.get_submodule(name), lambda: self.net(*args, **kwargs))
 
     def _run_compiled(self, name: str, args: Any, kwargs: Any) -> tuple[Any, list[Entered]]:
         """Return the same under a compiler, which does not follow hooks set while it traces.
@@ -136,27 +158,57 @@ class FeatureTap(nn.Module):
                 setattr(parent, attribute, layer)
         return output, stand_in.entered
 
-    def _find_layer(self, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+    def _find(self, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
         """Find the layer in a forward, and return its logits and what entered the layer."""
-        names: dict[nn.Module, str] = {
-            m: name for name, m in self.net.named_modules() if name and isinstance(m, (nn.Linear, _ConvNd))
-        }
-        calls: list[Call] = []
+        output, calls = record_calls(self.net, lambda: self.net(*args, **kwargs))
+        logits = self._select(output)
+        if source_of(logits, calls) is None and not logits.requires_grad:
+            self._find_apart(args, kwargs)
+            name = str(self.layer)
+            return logits, only_entry(name, [call.entered for call in calls if call.name == name])
+        return logits, self._keep_source(logits, calls)
 
-        def record(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            entered = Entered.of(args, kwargs)
-            calls.append(Call(names[module], module, entered, output, output.grad_fn, version_of(output)))
+    def _find_apart(self, args: Any, kwargs: Any) -> None:
+        """Find the layer in a forward of its own, with gradients."""
+        logits, calls = record_calls(self.net, lambda: logits_apart(self.net, self._select, args, kwargs))
+        self._keep_source(logits, calls)
 
-        with removed_after([module.register_forward_hook(record, with_kwargs=True) for module in names]):
-            output = self.net(*args, **kwargs)
-        logits = _select_logits(output, self.logits)
+    def _keep_source(self, logits: Tensor, calls: list[Call]) -> Tensor:
+        """Keep the layer that made the logits, and return what entered it."""
         source = source_of(logits, calls)
         if source is None:
             raise ValueError(not_found(self.net, logits, calls))
         _check_not_compiled(self.net, source.name)
         entered = only_entry(source.name, [call.entered for call in calls if call.name == source.name])
-        self.layer = source.name
-        return logits, entered
+        self.layer, self._logits_checked = source.name, True
+        return entered
+
+    def _check_logits(self, logits: Tensor) -> None:
+        """Warn of probabilities, in the first call: on a GPU every look at values waits for the device."""
+        self._logits_checked = logits.numel() > 0
+        if look_like_probabilities(logits):
+            warnings.warn(
+                f"logits: all values of {describe(logits)} lie in [0, 1], as after a softmax or sigmoid, which the "
+                "losses apply themselves; let the network return what comes before, or say which part of its output "
+                "the logits are",
+                stacklevel=3,
+            )
+
+    def _select(self, output: Any) -> Tensor:
+        """Return the logits in the network's output."""
+        logits: Tensor
+        if self.logits is None:
+            logits = _default_logits(output)
+        elif callable(self.logits):
+            logits = self.logits(output)
+        else:
+            try:
+                by_attribute = isinstance(self.logits, str) and not isinstance(output, Mapping)
+                logits = getattr(output, str(self.logits)) if by_attribute else output[self.logits]
+            except (AttributeError, LookupError, TypeError):
+                raise ValueError(f"logits: got {self.logits!r}, but the network returned {_parts(output)}") from None
+        check_floating("logits", logits)
+        return logits
 
     def _arrange(self, entered: Tensor, logits: Tensor) -> Tensor:
         """Return features ``(B, D, *S)`` of what entered the layer."""
@@ -210,22 +262,6 @@ def _check_not_compiled(net: nn.Module, name: str) -> None:
                 f"net: got a {type(module).__name__} that is compiled and holds layer {name!r}, expected a plain "
                 "module; compile the tap instead, torch.compile(FeatureTap(net))"
             )
-
-
-def _select_logits(output: Any, selector: int | str | Callable[[Any], Tensor] | None) -> Tensor:
-    logits: Tensor
-    if selector is None:
-        logits = _default_logits(output)
-    elif callable(selector):
-        logits = selector(output)
-    else:
-        try:
-            by_attribute = isinstance(selector, str) and not isinstance(output, Mapping)
-            logits = getattr(output, str(selector)) if by_attribute else output[selector]
-        except (AttributeError, LookupError, TypeError):
-            raise ValueError(f"logits: got {selector!r}, but the network returned {_parts(output)}") from None
-    check_floating("logits", logits)
-    return logits
 
 
 def _default_logits(output: Any) -> Any:

@@ -2,14 +2,18 @@
 
 import copy
 import dataclasses
+import functools
 import pickle
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
@@ -67,6 +71,11 @@ def tokens(net, features):
     return F.interpolate(logits, features.shape[2:], mode="bicubic")
 
 
+def stacked(net, features):
+    """Deep supervision in one tensor."""
+    return torch.stack([net.last(features), F.interpolate(net.head(features), scale_factor=1)], dim=1)
+
+
 def hooks_of(net):
     return [
         (*m._forward_hooks, *m._forward_pre_hooks) for m in net.modules() if m._forward_hooks or m._forward_pre_hooks
@@ -107,29 +116,140 @@ def test_the_layer_makes_the_logits_of_the_features(dim):
     assert torch.equal(net[2](features), logits)
 
 
-@pytest.mark.parametrize("end", [plain, cropped_padded_cast])
-def test_without_gradients(end):
-    """What is a layer's very output is found without a graph as well; what was copied on the way is not guessed."""
-    net = Net(end)
-    with torch.no_grad():
-        if end is plain:
-            tap = FeatureTap(net)
-            tap(IMAGES)
-            assert tap.layer == "head"
-        else:
-            with pytest.raises(
-                ValueError, match=r"(?s)layer: .*without gradients, .* cannot be traced.*'head': Conv2d"
-            ):
-                FeatureTap(net)(IMAGES)
+PICKED = {
+    "select": lambda output: output[:, 1],
+    "select from the end": lambda output: output[:, -1],
+    "select an axis from the end": lambda output: output.select(-4, 1),
+    "unbind": lambda output: output.unbind(1)[1],
+    "unbind an axis from the end": lambda output: output.unbind(-4)[1],
+}
 
 
-def test_inference_mode_with_a_layer_that_is_known():
-    tap = FeatureTap(Net(), "head").eval()
+@pytest.mark.parametrize("pick", PICKED.values(), ids=PICKED)
+def test_one_of_several_outputs_in_one_tensor(pick):
+    net = Net(stacked, last=nn.Conv2d(4, 3, 1)).eval()
+    for grad in (True, False):
+        tap = FeatureTap(net, logits=pick)
+        with torch.set_grad_enabled(grad):
+            logits, features = tap(IMAGES)
+        assert tap.layer == "head"
+        assert torch.equal(logits, net.head(features))
+
+
+def test_what_is_picked_of_another_axis_is_not_the_output_of_a_layer():
+    net = Net(stacked, last=nn.Conv2d(4, 3, 1))
+    for pick in (lambda output: output[:, :, 1], lambda output: (output + 0)[:, 1], lambda output: output.unbind(2)[0]):
+        with pytest.raises(ValueError, match="not the output of one"):
+            FeatureTap(net, logits=pick)(IMAGES)
+    with pytest.raises(ValueError, match=r"several outputs in one tensor, .*logits=lambda o: o\[:, 0\]"):
+        FeatureTap(net)(IMAGES)
+    with pytest.raises(ValueError, match="not the output of one"):
+        FeatureTap(Net(lambda net, x: torch.stack([x.detach(), x.detach()], 1)), logits=lambda o: o[:, 0])(IMAGES)
+
+
+# --- without gradients ---
+
+
+@pytest.mark.parametrize("end", [plain, resized, cropped_padded_cast])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(end, mode):
+    """As in the validation that Lightning runs before the first step, or in a test after loading."""
+    net = Net(end).eval()
+    tap = FeatureTap(net)
+    with mode():
+        logits, features = tap(IMAGES)
+        assert tap.layer == "head"
+        assert torch.equal(logits, net(IMAGES))
+        assert torch.equal(features, net.body(IMAGES))
+    assert not hooks_of(net)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_networks_made_in_inference_mode(named):
     with torch.inference_mode():
+        tap = FeatureTap(Net(), "head" if named else None).eval()
         logits, features = tap(IMAGES)
         assert torch.equal(tap.net.head(features), logits)
-        with pytest.raises(ValueError, match="layer: the logits"):  # torch does not tell what is changed in place
-            FeatureTap(Net())(IMAGES)
+        assert tap.layer == "head"
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_frozen_networks(grad):
+    net = Net(resized).requires_grad_(False)
+    with torch.set_grad_enabled(grad):
+        tap = FeatureTap(net)
+        logits, _ = tap(IMAGES)
+    assert tap.layer == "head"
+    assert not logits.requires_grad
+    detached = Net(lambda net, x: net.head(x).detach() * 1)
+    with pytest.raises(ValueError, match="no gradient leads from them to a layer, they may be detached"):
+        FeatureTap(detached)(IMAGES)
+
+
+def test_the_search_leaves_no_trace():
+    """Neither in the statistics of batch norm, nor in random streams, nor in the images."""
+
+    def in_place(net, features):
+        return resized(net, F.dropout(features, 0.5))
+
+    class InPlace(Net):
+        def forward(self, images):
+            images *= 2
+            return super().forward(images)
+
+    one, other = InPlace(in_place), InPlace(in_place)
+    other.load_state_dict(one.state_dict())
+    outputs = []
+    for net, name in ((one, None), (other, "head")):
+        torch.manual_seed(1)
+        images = IMAGES.clone()
+        with torch.no_grad():
+            outputs.append([*FeatureTap(net, name)(images), images, torch.rand(3)])
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+def test_the_layer_is_in_the_checkpoint(tmp_path):
+    tap = FeatureTap(Net(resized))
+    before = tap.state_dict()
+    tap(IMAGES)
+    torch.save(tap.state_dict(), tmp_path / "checkpoint.pt")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+
+    loaded, unknown, named = FeatureTap(Net(resized)), FeatureTap(Net(resized)), FeatureTap(Net(resized), "body.0")
+    loaded.load_state_dict(state)
+    assert loaded.layer == "head"
+    named.load_state_dict(state)
+    assert named.layer == "body.0"
+    unknown.load_state_dict(before)
+    assert unknown.layer is None
+    other = FeatureTap(nn.Sequential(nn.Conv2d(1, 3, 1)))
+    other.load_state_dict({"_extra_state": state["_extra_state"]}, strict=False)
+    assert other.layer is None
+
+
+EMPTY = {
+    "no images": (lambda: torch.zeros(0, 1, 8, 8), None),
+    "meta": (lambda: IMAGES.to("meta"), "meta"),
+    "fake": (lambda: FakeTensorMode(allow_non_fake_inputs=True).from_tensor(IMAGES), None),
+}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(("images", "device"), EMPTY.values(), ids=EMPTY)
+def test_tensors_without_memory_are_not_mistaken_for_each_other(images, device, grad):
+    """The address of each is 0."""
+    net = Net(lambda net, x: (net.last(x), net.head(x))[1], last=nn.Conv2d(4, 3, 1)).eval()
+    tap = FeatureTap(net if device is None else net.to(device))
+    with torch.set_grad_enabled(grad):
+        _, features = tap(images())
+    assert tap.layer == "head"
+    assert features.shape[1:] == (4, 8, 8)
+
+
+# --- what cannot be the logits ---
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -150,11 +270,50 @@ def test_candidates_are_those_with_as_many_outputs():
     message = str(caught.value)
     assert "'head': Conv2d(4, 3, kernel_size=(1, 1), stride=(1, 1)), (2, 4, 8, 8) float32 entered it" in message
     assert "body" not in message
+    assert "resized" not in message
+    assert "they all lie in [0, 1]: if the network ends in a softmax or sigmoid, take it out" in message
     with pytest.raises(ValueError, match=r"Candidates:\s+'body.0'"):
         FeatureTap(Net(lambda net, x: x[:, :2].relu()))(IMAGES)
     with pytest.raises(ValueError, match="Candidates: none, no such layer ran"):
         FeatureTap(nn.ReLU())(IMAGES)
     assert not hooks_of(net)
+
+
+PROBABILITIES = {
+    "softmax": lambda net, x: net.head(x).softmax(1),
+    "sigmoid": lambda net, x: net.head(x).sigmoid(),
+    "resized": lambda net, x: F.interpolate(net.head(x).softmax(1), scale_factor=2),
+}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("end", PROBABILITIES.values(), ids=PROBABILITIES)
+def test_probabilities_are_warned_of_once(end, grad):
+    tap = FeatureTap(Net(end), "head")
+    with torch.set_grad_enabled(grad):
+        with pytest.warns(UserWarning, match=r"logits: all values of \(2, 3, .* lie in \[0, 1\], as after a softmax"):
+            tap(IMAGES)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tap(IMAGES)
+
+
+def test_logits_are_not_warned_of():
+    """Neither what a layer gives, wherever it lies, nor zeros, nor no values at all."""
+    positive = Net(lambda net, x: net.head(0 * x + 0.1 * torch.rand(2, 1, 8, 8)))
+    nn.init.constant_(positive.head.weight, 0.1)
+    nn.init.constant_(positive.head.bias, 0.5)
+    zero = Net(lambda net, x: net.head(x) + net.head.bias.view(-1, 1, 1))
+    nn.init.zeros_(zero.head.weight)
+    nn.init.zeros_(zero.head.bias)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for net in (positive, zero, Net(), Net(lambda net, x: net.head(x).log_softmax(1))):
+            FeatureTap(net, "head")(IMAGES)
+        tap = FeatureTap(Net(lambda net, x: net.head(x).softmax(1)), "head").eval()
+        tap(IMAGES[:0])
+    with pytest.warns(UserWarning, match="logits: all values"):  # the first that there are
+        tap(IMAGES)
 
 
 # --- what the network returns ---
@@ -383,7 +542,7 @@ def test_parameters_state_modes_and_dtypes_are_the_networks():
     net = Net().eval()
     tap = FeatureTap(net)
     assert not tap.training
-    assert list(tap.state_dict()) == [f"net.{name}" for name in net.state_dict()]
+    assert list(tap.state_dict()) == ["_extra_state", *(f"net.{name}" for name in net.state_dict())]
     assert [id(p) for p in tap.parameters()] == [id(p) for p in net.parameters()]
     other = Net()
     FeatureTap(other).load_state_dict(tap.state_dict())
@@ -495,6 +654,22 @@ def test_compiled_before_the_first_call(compiler):
         torch.testing.assert_close(compiled(factor * IMAGES), FeatureTap(net, "head")(factor * IMAGES))
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_compiled_with_batch_norm(compiler, named):
+    """Two forwards and then the backward, as in every step, from the first step on."""
+    images = [IMAGES, 2 * IMAGES, IMAGES + 1]
+    results = []
+    net = Net(resized)
+    for compiles in (False, True):
+        tap = FeatureTap(copy.deepcopy(net), "head" if named or not compiles else None)
+        forward = torch.compile(tap, backend=compiler) if compiles else tap
+        for _ in range(2):
+            tap.zero_grad()
+            sum(output.square().mean() for x in images for output in forward(x)).backward()
+        results.append([*(p.grad for p in tap.parameters()), *tap.buffers()])
+    torch.testing.assert_close(*results)
+
+
 def test_compiled_with_a_layer_of_two_names_and_a_broken_graph(compiler):
     def broken(net, features):
         torch._dynamo.graph_break()
@@ -552,3 +727,67 @@ def test_compiled_and_distributed(one_process, compiler):
     net = Net(resized).eval()
     tap = nn.parallel.DistributedDataParallel(FeatureTap(net, "head"))
     torch.testing.assert_close(torch.compile(tap, backend=compiler)(IMAGES), tap(IMAGES))
+
+
+# --- threads ---
+
+
+def in_threads(calls):
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return [future.result() for future in [threads.submit(call) for call in calls]]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_threads_share_a_tap(named):
+    net = Net(resized).eval()
+    taps = [FeatureTap(net, "head" if named else None) for _ in range(5)]
+    start = threading.Barrier(8)
+
+    def calls(number):
+        start.wait()
+        for tap in taps:
+            for _ in range(8):
+                logits, features = tap(number * IMAGES)
+                assert torch.equal(features, net.body(number * IMAGES))
+                assert torch.equal(logits, resized(net, features))
+
+    in_threads([functools.partial(calls, number) for number in range(8)])
+    assert not hooks_of(net)
+
+
+def replica_of(module):
+    """What DataParallel runs: shallow copies, which share the dictionaries of hooks."""
+    replica = module._replicate_for_data_parallel()
+    for name, child in module._modules.items():
+        replica._modules[name] = replica_of(child)
+        setattr(replica, name, replica._modules[name])
+    for name, parameter in module._parameters.items():
+        setattr(replica, name, None if parameter is None else parameter.clone())
+    return replica
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_replicas_of_data_parallel(named):
+    net = Net(resized).eval()
+    tap = FeatureTap(net, "head" if named else None)
+    start = threading.Barrier(4)
+
+    def calls(number):
+        replica = replica_of(tap)
+        start.wait()
+        logits, features = zip(*(replica(number * IMAGES) for _ in range(20)), strict=True)
+        assert all(torch.equal(f, net.body(number * IMAGES)) for f in features)
+        return logits[0].sum()
+
+    torch.stack(in_threads([functools.partial(calls, number) for number in range(4)])).sum().backward()
+    assert net.head.weight.grad is not None
+    assert not hooks_of(net)
+
+
+def test_layers_in_threads_of_their_own_are_refused():
+    net = Net(lambda net, x: in_threads([lambda: net.head(x)])[0])
+    with pytest.raises(ValueError, match=r"'head' ran 0 times .*DataParallel or compiled code run hidden: wrap"):
+        FeatureTap(net, "head")(IMAGES)
+    twice = Net(lambda net, x: net.head(x) + net.head(x))
+    with pytest.raises(ValueError, match=r"expected once; name a layer that runs once$"):
+        FeatureTap(twice, "head")(IMAGES)

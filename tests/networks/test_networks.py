@@ -31,6 +31,17 @@ def seg_resnet(dim):
     return monai().SegResNet(dim, 8, 1, CLASSES, blocks_down=(1, 1, 1), blocks_up=(1, 1))
 
 
+def dyn_unet(dim):
+    """In training its outputs at several resolutions come stacked in one tensor, (B, outputs, C, *S)."""
+    return monai().DynUNet(
+        dim, 1, CLASSES, [3, 3, 3], [1, 2, 2], [2, 2], filters=(8, 16, 32), deep_supervision=True, deep_supr_num=1
+    )
+
+
+def first_of_stacked(dim):
+    return lambda output: output[:, 0] if output.ndim == dim + 3 else output
+
+
 def swin_unetr(dim):
     pytest.importorskip("einops", reason=EXTRA)
     sizes = dict(feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), window_size=2)
@@ -131,6 +142,12 @@ CASES = {
     ),
     "MONAI SegResNet, 2-D": Case(lambda: seg_resnet(2), "conv_final.2.conv", (8, 16, 16), (16, 16)),
     "MONAI SegResNet, 3-D": Case(lambda: seg_resnet(3), "conv_final.2.conv", (8, 16, 16, 8), (16, 16, 8)),
+    "MONAI DynUNet, 2-D": Case(
+        lambda: dyn_unet(2), "output_block.conv.conv", (8, 16, 16), (16, 16), {"logits": first_of_stacked(2)}
+    ),
+    "MONAI DynUNet, 3-D": Case(
+        lambda: dyn_unet(3), "output_block.conv.conv", (8, 16, 16, 8), (16, 16, 8), {"logits": first_of_stacked(3)}
+    ),
     "MONAI SwinUNETR, 2-D": Case(lambda: swin_unetr(2), "out.conv.conv", (12, 64, 32), (64, 32)),
     "MONAI SwinUNETR, 3-D": Case(lambda: swin_unetr(3), "out.conv.conv", (12, 64, 32, 32), (64, 32, 32)),
     "Segformer": Case(
@@ -183,6 +200,8 @@ def test_features_are_what_enters_the_last_layer(case):
     again, same = tap(images)
     assert torch.equal(features, same)
     assert torch.equal(logits, again)
+    with torch.no_grad():
+        tap(images)  # DynUNet keeps outputs of its last forward, which can only be copied without a graph
     other, changed = copy.deepcopy(tap)(images + 1)
     assert not torch.equal(features, changed)
     assert not torch.equal(logits, other)
@@ -237,3 +256,14 @@ def test_a_sum_of_two_layers_is_not_guessed():
         ValueError, match=r"(?s)layer: the logits .* of one convolution.*'model\.2\.0\.conv': ConvTranspose"
     ):
         FeatureTap(unet(2, num_res_units=2))(torch.randn(2, 1, 16, 16))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_outputs_stacked_in_training(grad):
+    tap = FeatureTap(dyn_unet(2), logits=lambda output: output[:, 0])
+    with torch.set_grad_enabled(grad):
+        logits, features = tap(torch.randn(2, 1, 16, 16))
+    assert tap.layer == "output_block.conv.conv"
+    torch.testing.assert_close(tap.net.output_block.conv.conv(features), logits)
+    with pytest.raises(ValueError, match=r"several outputs in one tensor, say which, FeatureTap\(net, logits=lambda o"):
+        FeatureTap(dyn_unet(2))(torch.randn(2, 1, 16, 16))
