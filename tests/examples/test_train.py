@@ -25,7 +25,7 @@ from examples.train import main
 KEYS = {
     "dataset", "method", "labeled", "split", "seed", "iterations", "image_size", "commit", "miou", "miou_pooled",
     "iou_per_class", "iou_per_class_pooled", "iou_percentiles", "miou_unlabeled", "validation", "seconds",
-    "data", "device", "threads", "torch", "score",
+    "data", "division", "device", "threads", "torch", "score",
     "config", "history", "pictures", "environment", "earlier_environments",
 }  # fmt: skip
 MEASURES = {f"pseudo_label_{name}" for name in ("precision", "recall", "weight", "share", "true_share", "weight_share")}
