@@ -19,6 +19,8 @@ _MAX_REJECTIONS = 1000
 _FIRST_SEARCH_STEPS = 20_000
 _DRAW_SEARCH_STEPS = 1_000
 
+_CHANNEL_HINT = " (with a channel axis of length 1, as MONAI loads maps: label[0].long(), of a batch y[:, 0].long())"
+
 
 class ReferencePool(Sampler[list[int]]):
     """Batch sampler over the labeled images: every draw holds every class.
@@ -27,8 +29,8 @@ class ReferencePool(Sampler[list[int]]):
 
     Iteration never ends unless ``length`` says so; zip it with the loader of the unlabeled images.  Draws are without
     replacement where there are at least ``size`` labeled images, else with.  They are uniform over the draws that cover
-    all classes, by rejection, as long as one in about a thousand draws does; where covering draws are rarer, a randomized
-    search constructs one: draws then still vary, but not all covers come up equally often.
+    all classes, by rejection, as long as one in about a thousand draws does; where covering draws are rarer, a
+    randomized search constructs one: draws then still vary, but not all covers come up equally often.
 
     Args:
         labels: labels of the labeled images: a sequence or map-style data set of label maps, tensors or arrays, each
@@ -74,13 +76,11 @@ class ReferencePool(Sampler[list[int]]):
                 raise ValueError(f"{name}: got {number}, expected 1 or more")
         if multilabel is not None and not isinstance(multilabel, bool):
             raise TypeError(f"multilabel: got {multilabel!r}, expected True, False or None")
-        if generator is not None and not isinstance(generator, torch.Generator):
+        if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
             raise TypeError(
-                f"generator: got {generator!r}, expected a torch.Generator; for a seed pass "
+                f"generator: got {generator!r}, expected a torch.Generator on the CPU; for a seed pass "
                 "torch.Generator().manual_seed(seed)"
             )
-        if generator is not None and generator.device.type != "cpu":
-            raise ValueError(f"generator: got one on {generator.device}, expected one on the CPU")
         self.size = size
         self.length = length
         with torch.device("cpu"):  # whatever the default device is
@@ -125,6 +125,9 @@ class ReferencePool(Sampler[list[int]]):
         if self.length is None:
             raise TypeError("length: got None, so iteration never ends; for an epoch of N draws pass length=N")
         return self.length
+
+    def __bool__(self) -> bool:
+        return True  # or Python would ask for the length
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return where the stream of draws stands.  A loader with workers has drawn ahead of what it has yielded."""
@@ -215,26 +218,29 @@ def _presence(
     if getattr(labels, "ndim", None) == 2:
         matrix = upcast_unsigned(torch.as_tensor(labels))
         check_labels("labels", matrix, multilabel=True, ignore_index=ignore_index)
-        if num_classes not in (None, matrix.shape[1]):
+        if matrix.shape[1] == 0 or num_classes not in (None, matrix.shape[1]):
             raise ValueError(
-                f"labels: got a presence matrix {describe(matrix)}, expected {num_classes} columns (num_classes)"
+                f"labels: got a presence matrix {describe(matrix)}, expected {num_classes or 'one or more'} columns "
+                "(num_classes)"
             )
         return matrix == 1, torch.arange(matrix.shape[1])
 
     maps = [_as_map(i, labels[i]) for i in range(len(labels))]
     if multilabel is None:
-        multilabel = maps[0].is_floating_point() and maps[0].ndim >= 3
+        # Class indices have no fractions, and a channel axis of length 1 may be left over from loading.
+        multilabel = maps[0].is_floating_point() and maps[0].ndim >= 3 and len(maps[0]) != 1
         if not multilabel and maps[0].ndim >= 3 and all(_is_binary(m, ignore_index) for m in maps):
             raise ValueError(
                 f"multilabel: got None for label maps {describe(maps[0])} of 0 and 1 alone, which may be "
                 f"{len(maps[0])} labels (C, *S) or volumes of two classes; say multilabel=True or multilabel=False"
+                f"{_CHANNEL_HINT if len(maps[0]) == 1 else ''}"
             )
     if multilabel:
         counts = {len(m) for m in maps}
-        if len(counts) > 1 or num_classes not in (None, len(maps[0])):
+        if counts == {0} or len(counts) > 1 or num_classes not in (None, len(maps[0])):
             raise ValueError(
                 f"labels: got label maps with first axes {sorted(counts)}, read as (C, *S) 0/1, expected "
-                f"{num_classes or 'one number of'} labels; pass multilabel=False for volumes of class indices"
+                f"{num_classes or 'one number above 0 of'} labels; pass multilabel=False for volumes of class indices"
             )
         for i, m in enumerate(maps):
             check_labels(f"labels[{i}]", m, multilabel=True, ignore_index=ignore_index)
@@ -243,8 +249,8 @@ def _presence(
     for i, m in enumerate(maps):
         if m.is_floating_point():
             raise TypeError(
-                f"labels[{i}]: got {describe(m)}, expected class indices of an integer dtype; convert them with .long() "
-                "(maps with a channel axis, as MONAI loads them, with label[0].long())"
+                f"labels[{i}]: got {describe(m)}, expected class indices of an integer dtype; convert them with .long()"
+                f"{_CHANNEL_HINT}"
             )
         check_labels(f"labels[{i}]", m, multilabel=False, ignore_index=ignore_index, num_classes=num_classes)
     present = [torch.unique(m[~is_ignored(m, ignore_index)].long()) for m in maps]
@@ -259,10 +265,12 @@ def _is_binary(labels: Tensor, ignore_index: int) -> bool:
 
 
 def _as_map(i: int, label: Any) -> Tensor:
-    try:
-        return upcast_unsigned(torch.as_tensor(label))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"labels[{i}]: got {type(label).__name__}, expected a label map as tensor or array; for a data set of "
-            "(image, label) pairs pass [label for _, label in dataset]"
-        ) from error
+    # Nested lists are refused: they look like a presence matrix, and would be read as label maps.
+    if isinstance(label, Tensor) or hasattr(label, "__array__") or hasattr(label, "__array_interface__"):
+        label_map = upcast_unsigned(torch.as_tensor(label))
+        if label_map.ndim > 0:
+            return label_map
+    raise TypeError(
+        f"labels[{i}]: got {type(label).__name__}, expected a label map as tensor or array; for a data set of (image, "
+        "label) pairs pass [label for _, label in dataset], for a presence matrix torch.tensor(labels)"
+    )

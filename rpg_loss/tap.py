@@ -122,7 +122,7 @@ class FeatureTap(nn.Module):
             ValueError: see :class:`FeatureTap`.
         """
         compiling = torch.compiler.is_compiling()
-        if self.layer is None and compiling:
+        if compiling and self.layer is None:
             # Not a decorator, which would load the compiler with this module.
             torch.compiler.disable(self._find_apart)(args, kwargs)
         if self.layer is None:

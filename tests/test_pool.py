@@ -150,6 +150,36 @@ def test_volumes_of_two_classes_and_label_vectors_must_be_told_apart(dtype):
     assert ReferencePool(list(every_slice_holds_both), 1, multilabel=False).presence.shape == (4, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+@pytest.mark.parametrize("highest", [1, 2])
+def test_maps_as_monai_loads_them(dtype, highest):
+    """(1, H, W), as floating point: what they should be is said; volumes of one slice are read as what they are."""
+    maps = list(torch.arange(highest + 1).expand(2, 1, 4, highest + 1).to(dtype))
+    if dtype == torch.int64 and highest == 2:
+        assert ReferencePool(maps, 1).presence.shape == (2, 3)
+        return
+    error, name = (ValueError, "multilabel") if highest == 1 else (TypeError, r"labels\[0\]")
+    with pytest.raises(error, match=rf"{name}: got .* label\[0\].long\(\), of a batch y\[:, 0\].long\(\)"):
+        ReferencePool(maps, 1)
+
+
+def test_lists_of_lists_are_not_mistaken_for_label_maps():
+    """As an array it is a presence matrix."""
+    rows = [[1, 0], [0, 1]]
+    assert ReferencePool(np.array(rows), 2).presence.tolist() == [[True, False], [False, True]]
+    with pytest.raises(TypeError, match=r"labels\[0\]: got list, .*for a presence matrix torch.tensor\(labels\)"):
+        ReferencePool(rows, 2)
+    with pytest.raises(TypeError, match=r"labels\[0\]: got int64, expected a label map"):
+        ReferencePool(np.array([0, 1]), 2)
+
+
+def test_no_classes_are_refused():
+    with pytest.raises(ValueError, match=r"presence matrix \(2, 0\).*expected one or more columns"):
+        ReferencePool(torch.ones(2, 0))
+    with pytest.raises(ValueError, match=r"first axes \[0\], .* expected one number above 0 of labels"):
+        ReferencePool([torch.ones(0, 4, 4)], 1, multilabel=True)
+
+
 def test_maps_with_a_channel_axis_of_floats_name_the_remedy():
     with pytest.raises(TypeError, match=r"labels\[0\].*label\[0\].long\(\)"):
         ReferencePool([torch.tensor([[0.0, 2.0]])], 1)
@@ -166,6 +196,7 @@ def test_an_epoch_of_so_many_draws():
 
 
 def test_an_endless_pool_has_no_length():
+    assert ReferencePool(torch.eye(3), 3)
     with pytest.raises(TypeError, match="length"):
         len(ReferencePool(torch.eye(3), 3))
 

@@ -641,6 +641,7 @@ def test_what_compilers_trace_equals_what_runs_without_them(monkeypatch):
     expected = tap(IMAGES)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     torch.testing.assert_close(tap(IMAGES), expected)
+    torch.testing.assert_close(FeatureTap(net)(IMAGES), expected)
     assert type(net.head) is nn.Conv2d
     with pytest.raises(RuntimeError, match="channels"):
         tap(IMAGES.repeat(1, 2, 1, 1))
