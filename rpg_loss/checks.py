@@ -187,9 +187,10 @@ def _check_logits(logits_u: Tensor, logits_ref: Tensor | None, feat_u: Tensor, f
     num_classes = logits_u.shape[1]
     multilabel = y_ref.ndim == feat_ref.ndim
     if multilabel and y_ref.shape[1] != num_classes:
+        hint = "; for a class map with a channel axis, as MONAI loads it, pass y[:, 0].long()"
         raise ValueError(
             f"y_ref: got {y_ref.shape[1]} labels (axis 1 of {tuple(y_ref.shape)}), expected one per channel of "
-            f"logits_u {tuple(logits_u.shape)}"
+            f"logits_u {tuple(logits_u.shape)}{hint if y_ref.shape[1] == 1 else ''}"
         )
     if not multilabel and num_classes == 1:
         raise ValueError(

@@ -129,6 +129,7 @@ LOSS = {
     "class beyond the logits": ((LU, U, R, with_value(Y, 3)), {}, r"the values 3, expected class indices in \[0, 3\)"),
     "mask 0/255": ((LU, U, R, (Y > 0) * 255), {}, r"the values 255, .*use mask // 255"),
     "channels": ((LU, U, R, V), {}, r"y_ref: got 2 labels .*expected one per channel of logits_u"),
+    "channel axis": ((LU, U, R, Y[:, None].float()), {}, r"y_ref: got 1 labels .*MONAI.* pass y\[:, 0\].long\(\)"),
     "one channel": ((LU[:, :1], U, R, Y), {}, r"logits_u: got one channel .*pass y_ref as \(P, 1, \*R\)"),
     "logits_ref": ((LU, U, R, Y, LR[..., 1:]), {}, r"logits_ref: .*expected \(3, 3, 7, 8\) to go with y_ref"),
     "valid_u": ((LU, U, R, Y), {"valid_u": torch.ones(2, 5, 6)}, r"valid_u: got \(2, 5, 6\) float32, expected"),
