@@ -27,6 +27,7 @@ class PseudoLabels(NamedTuple):
         labels: ``(B, *S)`` int64 class map, or ``(B, C, *S)`` 0/1 in the dtype of ``y_ref``.  Flat input
             gives ``(M,)`` or ``(M, C)``.
         weights: ``(B, *S)`` float32 in [0, 1], W of Eq. 7.  Flat input gives ``(M,)``.
+            Those of FixMatch are 0 or 1, and one for each of overlapping labels, see :func:`fixmatch_targets`.
 
     Example:
         >>> feat_ref, y_ref = torch.eye(3), torch.tensor([0, 1, 1])
