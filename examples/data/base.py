@@ -189,7 +189,7 @@ class Dataset:
         labeled: The N_l labeled images.
         unlabeled: Images without labels to the method; theirs are held back to log how good pseudo-labels are.
         validation: Chooses the best checkpoint.
-        test: Visualization once, at the end.
+        test: Looked at once, at the end.
         class_names: The classes without background, in the order of the label channels (or of class ids 1, 2, ...).
         flip_pairs: Classes, as indices into class_names, that change places in a mirrored image.
         multilabel: Whether labels may overlap (sigmoid) or not (softmax with background).

@@ -551,6 +551,15 @@ def test_a_finished_run_started_again_says_so(finished, monkeypatch, capsys):
         examples.train.run_command()
 
 
+@pytest.fixture
+def heard():
+    """SIGINT as in a terminal: a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_while_images_are_read_promises_no_checkpoint(tmp_path, monkeypatch, capsys):
     def interrupted(config):
         os.kill(os.getpid(), signal.SIGINT)
