@@ -118,9 +118,7 @@ def test_what_does_not_fit_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"not those of a UNet of 2 base channels for 3 classes \(size mismatch"):
         read_trained(path).net()
     write_checkpoint(path, of_run, FLUIDS, config={**of_run.plain(), "depth": 3})
-    with pytest.raises(
-        ValueError, match=r"best\.pt is not what this version writes \(depth: no option of"
-    ):
+    with pytest.raises(ValueError, match=r"best\.pt is not what this version writes \(depth: no option of"):
         read_trained(path)
     write_checkpoint(path, of_run, FLUIDS)
     with pytest.raises(ValueError, match="device: got nowhere, expected auto"):
