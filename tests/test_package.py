@@ -77,8 +77,8 @@ def test_the_loop_in_the_readme():
     scope = {
         "net": net,
         "optimizer": torch.optim.SGD(net.parameters(), 0.1),
-        "labelled": list(zip(torch.randn(4, 1, 16, 16), labels, strict=True)),
-        "unlabelled": list(torch.randn(6, 1, 16, 16)),
+        "labeled": list(zip(torch.randn(4, 1, 16, 16), labels, strict=True)),
+        "unlabeled": list(torch.randn(6, 1, 16, 16)),
     }
     exec(block, scope)
     assert scope["loss"].isfinite()

@@ -103,15 +103,6 @@ def recipe_list(folder: Path = RECIPES) -> str:
     return "\n".join(lines) or "There is no recipe in this checkout."
 
 
-def readme(heading: str) -> str:
-    """A section of the README without its heading and the sections below it."""
-    text = (ROOT / "README.md").read_text()
-    match = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^##+ |\Z)", text, re.MULTILINE | re.DOTALL)
-    if not match:
-        raise ValueError(f"README.md has no heading {heading!r}; name one that it has")
-    return match[1].strip()
-
-
 def options() -> str:
     """Every option of the trainer with its values, default and help, by the groups that --help shows."""
     modules = [griffe.load(f"examples.{name}", search_paths=[ROOT]) for name in ("config", "command_line")]
@@ -181,7 +172,7 @@ def training_step() -> str:
         ]
         parts.append(
             f"{tables.markdown(['pseudo-labels by', 'median ms a step'], rows)}\n\n*{problem['size']} px, UNet of "
-            f"{problem['base_channels']} channels, {problem['unlabeled']} unlabeled and {problem['pool']} labelled "
+            f"{problem['base_channels']} channels, {problem['unlabeled']} unlabeled and {problem['pool']} labeled "
             f"images, map {problem['map_size']}, k {tables.percent(problem['k'])}; `{command(figures)}`: "
             f"{conditions(figures['environment'])}.*"
         )
@@ -259,7 +250,6 @@ BLOCKS: dict[str, Callable[..., str]] = {
         measured,
         options,
         plots,
-        readme,
         recipe_list,
         reference_list,
         results,

@@ -130,10 +130,3 @@ def test_no_recipe_is_no_error(generated, tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         assert generated.recipe_pages(folder) == {}
         assert "no recipe" in generated.recipe_list(folder)
-
-
-def test_a_section_of_the_readme_that_is_not_there_is_named(generated):
-    assert "images/" in generated.readme("Your own images")
-    assert "### " not in generated.readme("The trainer")
-    with pytest.raises(ValueError, match="'Nowhere'"):
-        generated.readme("Nowhere")
