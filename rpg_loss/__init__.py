@@ -11,6 +11,7 @@ Semantic Segmentation", AAAI 2022.  "Eq. n" throughout refers to its equations.
 
 from .cross_entropy import segmentation_cross_entropy
 from .fixmatch import FixMatchSegLoss, fixmatch_targets
+from .frozen import FrozenFeatures
 from .loss import RPGLoss
 from .pool import ReferencePool
 from .pseudo_labels import PseudoLabels, rpg_pseudo_labels
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FeatureTap",
     "FixMatchSegLoss",
+    "FrozenFeatures",
     "PseudoLabels",
     "RPGLoss",
     "ReferencePool",

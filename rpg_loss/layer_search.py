@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,31 @@ _LAYERS = re.compile(r"(\w*Convolution\w*|Addmm|Mm|Linear|Bmm|Baddbmm)Backward\d
 
 # Hooks are registered under a lock: torch numbers them without one.
 _LOCK = threading.RLock()
+
+
+def check_layer_name(argument: str, net: nn.Module, name: Any) -> None:
+    """Raise unless ``name`` is that of a layer in ``net``."""
+    if not isinstance(name, str):
+        raise TypeError(
+            f"{argument}: got {type(name).__name__}, expected the name of a layer, as in net.named_modules()"
+        )
+    names = [path for path, _ in net.named_modules(remove_duplicate=False) if path]
+    if name not in names:
+        close = get_close_matches(name, names, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see net.named_modules()"
+        raise ValueError(f"{argument}: got {name!r}, which is not in {type(net).__name__}; {hint}")
+
+
+def check_not_compiled(argument: str, net: nn.Module, name: str, advice: str) -> None:
+    """Refuse a layer within compiled code, which does not run hooks set after it was compiled."""
+    parts = name.split(".")
+    for depth in range(len(parts) + 1):
+        module = net.get_submodule(".".join(parts[:depth]))
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise ValueError(
+                f"{argument}: got a {type(module).__name__} that is compiled and holds layer {name!r}, expected a "
+                f"plain module; {advice}"
+            )
 
 
 class Entered(NamedTuple):
@@ -58,7 +84,7 @@ def record_entries(layer: nn.Module, forward: Callable[[], Any]) -> tuple[Any, l
     def record(module: nn.Module, args: Any, kwargs: Any) -> None:
         entered.append(Entered.of(args, kwargs))
 
-    with _hooked([layer], record, before=True):
+    with hooked([layer], record, before=True):
         output = forward()
     return output, entered
 
@@ -73,13 +99,13 @@ def record_calls(net: nn.Module, forward: Callable[[], Any]) -> tuple[Any, list[
     def record(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
         calls.append(Call(names[module], module, Entered.of(args, kwargs), output, output.grad_fn, _version_of(output)))
 
-    with _hooked(names, record, before=False):
+    with hooked(names, record, before=False):
         output = forward()
     return output, calls
 
 
 @contextmanager
-def _hooked(modules: Iterable[nn.Module], record: Callable[..., None], *, before: bool) -> Iterator[None]:
+def hooked(modules: Iterable[nn.Module], record: Callable[..., None], *, before: bool) -> Iterator[None]:
     """Call ``record`` before or after each call of the modules by this thread; no hook stays, also after an error."""
     thread = threading.get_ident()
 

@@ -1,10 +1,12 @@
-"""Layouts: maps ``(B, D, *S)`` as flat pixels, and sub-sampled maps."""
+"""Layouts: maps ``(B, D, *S)`` as flat pixels, of tokens, and on other grids."""
 
 from __future__ import annotations
 
+import math
 from types import EllipsisType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -25,3 +27,39 @@ def subsample(tensor: Tensor, grid: tuple[int, ...]) -> Tensor:
     # All axes in one step: compiled for CPUs, the gradient of an index_select was wrong in torch 2.13.
     everywhere: tuple[EllipsisType | Tensor, ...] = (..., *places)
     return tensor[everywhere]
+
+
+def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return ``(B, D, *S)`` as ``(B, D, *size)``: averages along axes that are longer, linear along shorter ones."""
+    smaller = tuple(min(axis) for axis in zip(maps.shape[2:], size, strict=True))
+    # Not interpolated where finer: that would look at every so many-th pixel and pass over the rest.
+    maps = F.interpolate(maps, smaller, mode="area")
+    return F.interpolate(maps, size, mode=("linear", "bilinear", "trilinear")[len(size) - 1])
+
+
+def places(size: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return unit vectors ``(2 * len(size), *size)``; their cosine is the mean cosine of the distances along the axes.
+
+    The length of an axis is a right angle.  So the cosine falls with distance, alike everywhere, and is never negative.
+    """
+    axes = torch.meshgrid(*((torch.arange(side, device=device) + 0.5) / side for side in size), indexing="ij")
+    angles = torch.stack(axes) * (math.pi / 2)
+    return torch.cat([angles.cos(), angles.sin()]) / math.sqrt(len(size))
+
+
+def tokens_to_map(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return tokens ``(B, N, D)`` of patches of equal sides of an image of that size as ``(B, D, *S)``.
+
+    Up to five tokens before them are left out: that of the class, and registers.
+    """
+    grids = {tuple(side // patch for side in size) for patch in range(1, min(size) + 1)}
+    fitting = [grid for grid in grids if 0 <= tokens.shape[1] - math.prod(grid) <= 5]
+    if len(fitting) != 1:
+        found = " and ".join(map(str, sorted(fitting))) or "no grid"
+        raise ValueError(
+            f"layout: 'tokens' of {tuple(tokens.shape)} fit {found} of equal patches of images {size}, expected one, "
+            "behind up to five tokens of the whole image; pass a function that makes (B, D, *S) of them"
+        )
+    (grid,) = fitting
+    maps: Tensor = tokens[:, -math.prod(grid) :].transpose(1, 2).unflatten(2, grid)
+    return maps

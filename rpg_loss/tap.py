@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from .checks import check_floating, describe
 from .layer_search import (
     Call,
     Entered,
+    check_layer_name,
+    check_not_compiled,
     logits_apart,
     look_like_probabilities,
     not_found,
@@ -22,6 +23,8 @@ from .layer_search import (
     record_entries,
     source_of,
 )
+
+_COMPILE_THE_TAP = "compile the tap instead, torch.compile(FeatureTap(net))"
 
 
 class FeatureTap(nn.Module):
@@ -83,7 +86,7 @@ class FeatureTap(nn.Module):
         if not isinstance(net, nn.Module):
             raise TypeError(f"net: got {type(net).__name__}, expected a torch.nn.Module")
         if layer is not None:
-            _check_name(net, layer)
+            check_layer_name("layer", net, layer)
         if layout is not None and not callable(layout):
             raise TypeError(
                 f"layout: got {layout!r}, expected a function that makes (B, D, *S) of what enters the layer"
@@ -137,7 +140,7 @@ class FeatureTap(nn.Module):
 
     def _run(self, name: str, args: Any, kwargs: Any) -> tuple[Any, list[Entered]]:
         """Return the network's output, and what entered the layer."""
-        _check_not_compiled(self.net, name)
+        check_not_compiled("net", self.net, name, _COMPILE_THE_TAP)
         return record_entries(self.net.get_submodule(name), lambda: self.net(*args, **kwargs))
 
     def _run_compiled(self, name: str, args: Any, kwargs: Any) -> tuple[Any, list[Entered]]:
@@ -178,7 +181,7 @@ class FeatureTap(nn.Module):
         source = source_of(logits, calls)
         if source is None:
             raise ValueError(not_found(self.net, logits, calls))
-        _check_not_compiled(self.net, source.name)
+        check_not_compiled("net", self.net, source.name, _COMPILE_THE_TAP)
         entered = only_entry(source.name, [call.entered for call in calls if call.name == source.name])
         self.layer, self._logits_checked = source.name, True
         return entered
@@ -240,28 +243,6 @@ class _StandIn(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.entered.append(Entered((*args, *kwargs.values())[0], None))
         return self.layer(*args, **kwargs)
-
-
-def _check_name(net: nn.Module, name: Any) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"layer: got {type(name).__name__}, expected the name of a layer, as in net.named_modules()")
-    names = [path for path, _ in net.named_modules(remove_duplicate=False) if path]
-    if name not in names:
-        close = get_close_matches(name, names, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see net.named_modules()"
-        raise ValueError(f"layer: got {name!r}, which is not in {type(net).__name__}; {hint}")
-
-
-def _check_not_compiled(net: nn.Module, name: str) -> None:
-    """Refuse a layer within compiled code, which does not run hooks set after it was compiled."""
-    parts = name.split(".")
-    for depth in range(len(parts) + 1):
-        module = net.get_submodule(".".join(parts[:depth]))
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise ValueError(
-                f"net: got a {type(module).__name__} that is compiled and holds layer {name!r}, expected a plain "
-                "module; compile the tap instead, torch.compile(FeatureTap(net))"
-            )
 
 
 def _default_logits(output: Any) -> Any:

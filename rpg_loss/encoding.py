@@ -1,0 +1,60 @@
+"""What the layers of an encoder give in a forward, and a fingerprint of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checks import describe
+from .layer_search import hooked
+
+
+class _AllSeen(BaseException):
+    """Ends a forward after the last layer that is needed; no Exception, which networks may catch."""
+
+
+def outputs_of(
+    encoder: nn.Module, layers: Sequence[str], images: Tensor, make: Callable[[str, Any], Tensor], *, stop: bool
+) -> list[Tensor]:
+    """Return what ``make(name, output)`` makes of the output of every layer, in a forward that may stop at the last."""
+    names = {encoder.get_submodule(name): name for name in layers}
+    made: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        # At once: the network may change its output in place.
+        made[names[module]].append(make(names[module], output))
+        if stop and all(made.values()):
+            raise _AllSeen
+
+    with suppress(_AllSeen), hooked(names, record, before=False):
+        encoder(images)
+    for name, found in made.items():
+        if len(found) != 1:
+            raise ValueError(
+                f"layers: {name!r} ran {len(found)} times in one forward, expected once; name a layer that runs once, "
+                "within no compiled code or DataParallel"
+            )
+    return [part for (part,) in made.values()]
+
+
+def first_tensor(output: Any) -> Any:
+    """Return a tensor, or the first in a tuple, list or dict; None if there is none."""
+    if isinstance(output, Tensor) or not isinstance(output, Iterable):
+        return output
+    parts = output.values() if isinstance(output, Mapping) else output
+    return next((part for part in parts if isinstance(part, Tensor)), None)
+
+
+def fingerprint_of(encoder: nn.Module) -> bytes:
+    """Return a hash of all weights, the same on every device."""
+    digest = sha256()
+    for name, value in encoder.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {describe(value)}".encode())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
