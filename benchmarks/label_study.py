@@ -29,7 +29,7 @@ from examples.engine.metrics import class_masks, known_pixels, predicted_masks, 
 from examples.inference.trained import read_trained
 from examples.logging.environment import environment
 from examples.logging.run_folder import write_json
-from examples.models.unet import UNet
+from examples.models.base import Network
 from rpg_loss import RPGLoss
 from rpg_loss.maps import subsample
 
@@ -140,7 +140,7 @@ class Tally:
 
 
 @torch.no_grad()
-def study(net: UNet, data: Dataset, config: Config, batches: int) -> dict[str, dict[str, Any]]:
+def study(net: Network, data: Dataset, config: Config, batches: int) -> dict[str, dict[str, Any]]:
     """Return the measures (see ``Tally``) of every variant that the data allows, by name."""
     net.train()  # views have their own batch statistics, as in training
     unlabeled = UnlabeledBatches(data, config.unlabeled_batch or 1, Generator().manual_seed(config.seed))

@@ -162,6 +162,10 @@ class ScheduleOptions:
 class MethodOptions:
     """The network, and what the methods have in the paper."""
 
+    network: str = "unet"
+    """unet: the paper's. unet_lite0: a UNet on a pretrained encoder. module:callable: yours, which
+    callable(in_channels, num_outputs) returns; it makes logits of images (B, 1, H, W)."""
+
     base_channels: int = 64
     """Width of the UNet's first level; each deeper level doubles it (paper: 64, up to 1024)."""
 
@@ -244,6 +248,11 @@ class Config(
         require(0 <= self.warm_up < 1, "warm_up", self.warm_up, "a share in [0, 1)")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "more than 0, and finite")
         require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more, and finite")
+        networks = ("unet", "unet_lite0")
+        known = self.network in networks or ":" in self.network
+        require(known, "network", self.network, f"{', '.join(networks)} or module:callable")
+        levels = self.method != "mlds" or self.network in networks
+        require(levels, "network", self.network, f"{' or '.join(networks)} for mlds, which puts heads on every level")
         references = self.pool_size * self.side**2
         if isinstance(self.k, int):
             expected = f"1 to pool_size * map_size^2 = {references}, or a share such as 0.57"

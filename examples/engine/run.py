@@ -35,7 +35,7 @@ from examples.logging.progress import phase
 from examples.logging.run_folder import write_json
 from examples.logging.run_log import RunLog
 from examples.methods import METHODS
-from examples.models.unet import UNet
+from examples.models import build_network
 
 EVAL_PASSES = 10  # over the unlabeled images, from one validation to the next (paper)
 BN_CALIBRATION_POOLS = 20  # labeled pools that batch-norm statistics for evaluation are taken from
@@ -82,7 +82,7 @@ class Run:
         self.iterations = single * (2 if config.double_length else 1)
         self.eval_every = config.eval_every or EVAL_PASSES * per_pass
 
-        self.net = UNet(1, self.data.num_outputs, config.base_channels, precision).to(config.device)
+        self.net = build_network(config, self.data.num_outputs, precision).to(config.device)
         self.method = METHODS[config.method](config, self.data, self.net, self.iterations).to(config.device)
         if config.sync_batch_norm:
             parallel.with_synced_batch_norm(self.net)

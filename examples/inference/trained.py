@@ -14,7 +14,7 @@ from examples.data import Dataset
 from examples.data.division import Division
 from examples.engine.checkpoint import HEADER
 from examples.engine.distributed import resolve_device
-from examples.models.unet import UNet
+from examples.models import Network, build_network
 
 EXPECTED = "expected the best.pt or last.pt of a run, or its folder"
 
@@ -81,25 +81,29 @@ class Trained:
     labels: Labels
     division: Division
 
-    def net(self) -> UNet:
+    def net(self) -> Network:
         """Return the network, ready to predict, on ``config.device``.
 
         Raises:
             ValueError: the weights are not those of such a network, or the device cannot be used.
         """
-        net = UNet(1, self.labels.num_outputs, self.config.base_channels)
+        net = build_network(self.config, self.labels.num_outputs)
         try:
             net.load_state_dict(self.weights)
         except RuntimeError as error:
             outputs = f"{len(self.labels.names)} classes" + " that may overlap" * self.labels.multilabel
             raise ValueError(
-                f"checkpoint: the weights in {self.path} are not those of a UNet of {self.config.base_channels} base"
-                f" channels for {outputs} ({str(error).splitlines()[-1].strip()})"
+                f"checkpoint: the weights in {self.path} are not those of a {self.config.network} of"
+                f" {self.config.base_channels} base channels for {outputs} ({str(error).splitlines()[-1].strip()})"
             ) from error
         try:
             return net.to(self.config.device).eval()
         except RuntimeError as error:  # there are fewer GPUs
             raise ValueError(f"device: {self.config.device} cannot be used ({str(error).splitlines()[0]})") from error
+
+
+def as_float32(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
 
 
 def read_trained(path: Path, device: str = "auto") -> Trained:
@@ -129,7 +133,7 @@ def read_trained(path: Path, device: str = "auto") -> Trained:
     try:
         config = Config.from_plain({**content["config"], "device": device})
         labels, division = Labels.from_plain(content["labels"]), Division.from_plain(content["division"])
-        weights = {str(name): value.float() for name, value in content["model"].items()}
+        weights = {str(name): as_float32(value) for name, value in content["model"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"checkpoint: {path} is not what this version writes ({error}); {EXPECTED}") from error
     return Trained(path, config, weights, labels, division)

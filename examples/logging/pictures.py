@@ -21,7 +21,7 @@ from examples.data.augment import View
 from examples.data.fusing import fuse_masks
 from examples.engine.metrics import IoU, class_masks, known_pixels, predicted_masks
 from examples.methods import Method
-from examples.models.unet import UNet
+from examples.models.base import Network
 
 ROWS = 4
 PICTURE_SIDE = 192  # of the pictures for grids
@@ -45,7 +45,7 @@ class Visualization(NamedTuple):
 
 
 @torch.no_grad()
-def visualize(images: ImageSet, net: UNet, method: Method, pool: View, data: Dataset) -> Visualization:
+def visualize(images: ImageSet, net: Network, method: Method, pool: View, data: Dataset) -> Visualization:
     """Return predictions in evaluation mode, and the pseudo-labels by the given pool of references."""
     net.eval()
     classes = len(data.class_names)
@@ -76,7 +76,7 @@ def evenly(count: int, most: int = ROWS) -> list[int]:
     return torch.linspace(0, count - 1, min(most, count)).long().tolist()
 
 
-def save_overlays(path: Path, net: UNet, method: Method, pool: View, data: Dataset) -> None:
+def save_overlays(path: Path, net: Network, method: Method, pool: View, data: Dataset) -> None:
     """Draw one row for each of a few test images, evenly spaced.
 
     Columns: image, truth, prediction and, for methods that have them, pseudo-label and weight, as the given pool of

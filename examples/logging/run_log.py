@@ -30,7 +30,7 @@ from examples.logging.pictures import columns, evenly, strips, visualize
 from examples.logging.progress import RunProgress
 from examples.logging.run_folder import write_json
 from examples.methods import Method, Step
-from examples.models.unet import UNet
+from examples.models.base import Network
 from examples.reporting.run_page import config_table, write_page
 
 LOG_EVERY = 20  # steps from one line of metrics.jsonl to the next
@@ -214,7 +214,7 @@ class RunLog:
         praise = ", the best so far" if best else ""
         self.progress.say(f"step {step}/{self.iterations}  validation mIoU {iou['miou']:.3f}{praise}")
 
-    def log_images(self, step: int, net: UNet, method: Method, pool: View) -> None:
+    def log_images(self, step: int, net: Network, method: Method, pool: View) -> None:
         """At a validation: bring report.html up to date and, ten times a run, draw pictures for it and TensorBoard.
 
         Args:
@@ -237,14 +237,14 @@ class RunLog:
                         self.board.add_image(tag, picture, step, dataformats="HWC")
         self.report()
 
-    def finish(self, net: UNet, method: Method, pool: View) -> None:
+    def finish(self, net: Network, method: Method, pool: View) -> None:
         """Draw the test images and write the last report.html; result.json is there."""
         with log_errors("pictures", self.progress.say):
             self.draw("test", self.iterations, self.data.test, evenly(len(self.data.test)), net, method, pool)
         self.report(state="finished")
 
     def draw(
-        self, part: str, step: int, images: Images, chosen: Sequence[int], net: UNet, method: Method, pool: View
+        self, part: str, step: int, images: Images, chosen: Sequence[int], net: Network, method: Method, pool: View
     ) -> dict[str, NDArray[np.uint8]]:
         """Write strips of a few images to pictures/ and name them in the status.
 

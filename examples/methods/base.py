@@ -13,7 +13,7 @@ from examples.data import Dataset
 from examples.data.augment import View
 from examples.engine.distributed import group
 from examples.methods.ema import EMA
-from examples.models.unet import UNet
+from examples.models.base import Network
 from rpg_loss import PseudoLabels
 
 
@@ -48,7 +48,7 @@ class Method(nn.Module, ABC):
         iterations: Steps of the whole run.
     """
 
-    def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
+    def __init__(self, config: Config, data: Dataset, net: Network, iterations: int) -> None:
         super().__init__()
         self.config = config
         self.multilabel = data.multilabel
@@ -65,27 +65,27 @@ class Method(nn.Module, ABC):
         self.generator.set_state(state.cpu())
 
     @abstractmethod
-    def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
+    def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
         """Return the loss of one step, counted from 1; ``net(images)`` returns logits and features."""
 
     def lambda_u(self, step: int) -> float:
         """Return the weight of the loss on unlabeled images at a step, counted from 1."""
         return self.config.lambda_u if step > self.config.warm_up * self.iterations else 0.0
 
-    def after_step(self, net: UNet, step: int) -> None:
+    def after_step(self, net: Network, step: int) -> None:
         """Do what has to be done when the optimizer has moved the network."""
         if self.ema is not None:
             self.ema.update(net, step)
 
-    def evaluated(self, net: UNet) -> UNet:
+    def evaluated(self, net: Network) -> Network:
         """Return the network to validate, test and keep."""
         return net if self.ema is None else self.ema.net
 
-    def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels | None:
+    def pseudo_labels(self, net: Network, pool: View, images: Tensor) -> PseudoLabels | None:
         """Return the method's pseudo-labels of these images, for pictures; None where it uses none."""
         return None
 
-    def forward_views(self, net: UNet, *views: Tensor, target: int | None = None) -> list[tuple[Tensor, Tensor]]:
+    def forward_views(self, net: Network, *views: Tensor, target: int | None = None) -> list[tuple[Tensor, Tensor]]:
         """Return logits and features of every batch, with its own statistics or (--batch-norm shared) those of all.
 
         Args:

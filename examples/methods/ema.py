@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from examples.models.unet import UNet
+from examples.models.base import Network
 
 EARLY, LATE = 0.99, 0.999  # decay of the average before and after the first seventh of the run
 MEMORY = 1 / 6  # longest memory in shares of the run: in a short run .999 would remember the untrained network
@@ -22,7 +22,7 @@ class EMA(nn.Module):
         iterations: Steps of the whole run.
     """
 
-    def __init__(self, net: UNet, iterations: int) -> None:
+    def __init__(self, net: Network, iterations: int) -> None:
         super().__init__()
         self.net = copy.deepcopy(net).requires_grad_(False)
         self.iterations = iterations
@@ -34,7 +34,7 @@ class EMA(nn.Module):
         return logits
 
     @torch.no_grad()
-    def update(self, net: UNet, step: int) -> None:
+    def update(self, net: Network, step: int) -> None:
         """Move the average after a step of the network, counted from 1."""
         alpha = decay(step, self.iterations)
         for average, parameter in zip(self.net.parameters(), net.parameters(), strict=True):

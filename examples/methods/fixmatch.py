@@ -7,19 +7,19 @@ from examples.data import Dataset
 from examples.data.augment import StrongAugmentation, View
 from examples.engine.sharding import on_whole_batch
 from examples.methods.base import Method, Step
-from examples.models.unet import UNet
+from examples.models.base import Network
 from rpg_loss import FixMatchSegLoss, PseudoLabels, fixmatch_targets, segmentation_cross_entropy
 
 
 class FixMatch(Method):
-    def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
+    def __init__(self, config: Config, data: Dataset, net: Network, iterations: int) -> None:
         super().__init__(config, data, net, iterations)
         self.strong = StrongAugmentation(self.generator)
         self.criterion = FixMatchSegLoss(
             config.threshold, multilabel=data.multilabel, cutout=config.cutout, group=self.group
         )
 
-    def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
+    def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
         strong = on_whole_batch(self.strong, unlabeled.images)
         (logits_ref, _), (logits_u, _), (logits_strong, _) = self.forward_views(
             net, pool.images, unlabeled.images, strong.images, target=1
@@ -34,5 +34,5 @@ class FixMatch(Method):
     def kept_predictions(self, logits: Tensor) -> PseudoLabels:
         return fixmatch_targets(logits, self.config.threshold, multilabel=self.multilabel)
 
-    def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels:
+    def pseudo_labels(self, net: Network, pool: View, images: Tensor) -> PseudoLabels:
         return self.kept_predictions(net(images)[0])

@@ -14,7 +14,7 @@ from examples.data.augment import View, WeakAugmentation
 from examples.engine.distributed import all_reduce_sum
 from examples.engine.sharding import on_whole_batch
 from examples.methods.base import Method, Step
-from examples.models.unet import UNet
+from examples.models.base import Network
 from rpg_loss import segmentation_cross_entropy
 
 CLUSTERS_PER_CLASS = 5  # background counted as a class
@@ -23,13 +23,13 @@ WEIGHT = 0.1
 
 
 class IIC(Method):
-    def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
+    def __init__(self, config: Config, data: Dataset, net: Network, iterations: int) -> None:
         super().__init__(config, data, net, iterations)
-        self.clusters = nn.Conv2d(net.head.in_channels, CLUSTERS_PER_CLASS * (len(data.class_names) + 1), 1)
+        self.clusters = nn.Conv2d(net.feature_channels, CLUSTERS_PER_CLASS * (len(data.class_names) + 1), 1)
         self.reach = math.ceil(REACH * config.image_size)
         self.weak = WeakAugmentation(data.flip_pairs, self.generator)
 
-    def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
+    def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
         other, flip = on_whole_batch(self.other_view, unlabeled.images)
         (logits_ref, _), (_, features), (_, features_other) = self.forward_views(
             net, pool.images, unlabeled.images, other

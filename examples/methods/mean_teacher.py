@@ -10,7 +10,7 @@ from examples.data.augment import View
 from examples.engine.distributed import all_reduce_mean
 from examples.methods.base import Method, Step
 from examples.methods.ema import EMA, ramp_up
-from examples.models.unet import UNet
+from examples.models.base import Network
 from rpg_loss import PseudoLabels, segmentation_cross_entropy
 
 WEIGHT = 20.0  # of the consistency once ramped up
@@ -19,10 +19,10 @@ WEIGHT = 20.0  # of the consistency once ramped up
 class MeanTeacher(Method):
     ema: EMA
 
-    def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
+    def __init__(self, config: Config, data: Dataset, net: Network, iterations: int) -> None:
         super().__init__(replace(config, ema=True), data, net, iterations)
 
-    def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
+    def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
         (logits_ref, _), (logits_u, _) = self.forward_views(net, pool.images, unlabeled.images)
         supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
         target = unlabeled.carry(self.probabilities(self.ema(unlabeled.clean)))
@@ -40,5 +40,5 @@ class MeanTeacher(Method):
         labels = (probabilities > 0.5).float() if self.multilabel else probabilities.argmax(1)
         return PseudoLabels(labels, probabilities.new_ones(len(labels), *labels.shape[-2:]))
 
-    def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels:
+    def pseudo_labels(self, net: Network, pool: View, images: Tensor) -> PseudoLabels:
         return self.rounded(self.probabilities(net(images)[0]))

@@ -16,7 +16,7 @@ from examples.engine.metrics import class_masks, with_background
 from examples.engine.sharding import on_whole_batch
 from examples.methods.base import Method, Step
 from examples.methods.ema import EMA, ramp_up
-from examples.models.unet import UNet
+from examples.models.base import Network, PyramidNetwork
 from rpg_loss import PseudoLabels, segmentation_cross_entropy
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 class MLDS(Method):
     ema: EMA
 
-    def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
+    def __init__(self, config: Config, data: Dataset, net: Network, iterations: int) -> None:
         super().__init__(replace(config, ema=True), data, net, iterations)
+        assert isinstance(net, PyramidNetwork)  # the configuration has refused others
         self.num_classes = len(data.class_names)
         self.heads = nn.ModuleList(
             nn.Sequential(
@@ -40,7 +41,7 @@ class MLDS(Method):
         )
         self.augment = WeakAugmentation(data.flip_pairs, self.generator, multilabel=data.multilabel)
 
-    def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
+    def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
         supervised, scales = self.losses(net, pool)
         target = self.predicted(self.ema(unlabeled.images))
         known = unlabeled.valid[:, None] if self.multilabel else unlabeled.valid
@@ -51,8 +52,9 @@ class MLDS(Method):
         terms = {"supervised": supervised, "scales": scales, "teacher": teacher, "teacher_scales": scales_teacher}
         return Step(loss, terms, self.trusted(target))
 
-    def losses(self, net: UNet, view: View) -> tuple[Tensor, Tensor]:
+    def losses(self, net: Network, view: View) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy of the network's own logits, and the sum of those of the further heads."""
+        assert isinstance(net, PyramidNetwork)
         levels = net.levels(view.images)
         masks, known = one_hot(view.labels, self.num_classes)
         scales = [
@@ -67,7 +69,7 @@ class MLDS(Method):
     def trusted(self, labels: Tensor) -> PseudoLabels:
         return PseudoLabels(labels, torch.ones(len(labels), *labels.shape[-2:], device=labels.device))
 
-    def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels:
+    def pseudo_labels(self, net: Network, pool: View, images: Tensor) -> PseudoLabels:
         return self.trusted(self.predicted(net(images)[0]))
 
 

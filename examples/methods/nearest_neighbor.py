@@ -5,9 +5,9 @@ from dataclasses import replace
 from examples.config import Config
 from examples.data import Dataset
 from examples.methods.rpg import RPG
-from examples.models.unet import UNet
+from examples.models.base import Network
 
 
 class NearestNeighbor(RPG):
-    def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
+    def __init__(self, config: Config, data: Dataset, net: Network, iterations: int) -> None:
         super().__init__(replace(config, weighted=False), data, net, iterations)

@@ -4,12 +4,12 @@ from torch import Tensor
 
 from examples.data.augment import View
 from examples.methods.base import Method, Step
-from examples.models.unet import UNet
+from examples.models.base import Network
 from rpg_loss import PseudoLabels, fixmatch_targets, segmentation_cross_entropy
 
 
 class PseudoLabel(Method):
-    def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
+    def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
         (logits_ref, _), (logits_u, _) = self.forward_views(net, pool.images, unlabeled.images)
         supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
         pseudo_labels = self.targets(logits_u)
@@ -23,5 +23,5 @@ class PseudoLabel(Method):
         # Lee's rule, p > tau or p < 1 - tau, is Eq. 10: |p - 0.5| > |0.5 - tau|.
         return fixmatch_targets(logits.detach(), self.config.threshold, multilabel=self.multilabel)
 
-    def pseudo_labels(self, net: UNet, pool: View, images: Tensor) -> PseudoLabels:
+    def pseudo_labels(self, net: Network, pool: View, images: Tensor) -> PseudoLabels:
         return self.targets(net(images)[0])

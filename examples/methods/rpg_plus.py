@@ -6,19 +6,19 @@ from examples.data.augment import StrongAugmentation, View
 from examples.engine.sharding import on_whole_batch
 from examples.methods.base import Step
 from examples.methods.rpg import RPG
-from examples.models.unet import UNet
+from examples.models.base import Network
 from rpg_loss import FixMatchSegLoss, segmentation_cross_entropy
 
 
 class RPGPlus(RPG):
-    def __init__(self, config: Config, data: Dataset, net: UNet, iterations: int) -> None:
+    def __init__(self, config: Config, data: Dataset, net: Network, iterations: int) -> None:
         super().__init__(config, data, net, iterations)
         self.strong = StrongAugmentation(self.generator)
         self.fixmatch = FixMatchSegLoss(
             config.threshold, multilabel=data.multilabel, cutout=config.cutout, group=self.group
         )
 
-    def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
+    def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
         strong = on_whole_batch(self.strong, unlabeled.images)
         (logits_ref, feat_ref), (logits_u, feat_u), (logits_strong, _) = self.forward_views(
             net, pool.images, unlabeled.images, strong.images

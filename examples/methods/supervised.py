@@ -2,12 +2,12 @@
 
 from examples.data.augment import View
 from examples.methods.base import Method, Step
-from examples.models.unet import UNet
+from examples.models.base import Network
 from rpg_loss import segmentation_cross_entropy
 
 
 class Supervised(Method):
-    def forward(self, net: UNet, pool: View, unlabeled: View, step: int) -> Step:
+    def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
         logits, _ = net(pool.images)
         loss = segmentation_cross_entropy(logits, pool.labels, group=self.group)
         return Step(loss, {"supervised": loss})

@@ -8,53 +8,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from examples.models.base import PyramidNetwork, initialize
 
-class UNet(nn.Module):
-    """A UNet of five levels that also returns the features its last layer sees.
+
+class UNet(PyramidNetwork):
+    """A UNet of five levels: widths 8, 4, 2, 1 and 1 times ``base_channels`` from the bottom upwards.
 
     Args:
         in_channels: Channels of the image.
         num_outputs: Channels of the logits.
         base_channels: Width of the first level; the deepest is 16 times as wide (paper: 64 to 1024).
-        precision: Of what is computed below the head, by autocast. Weights, logits and features are float32 anyhow.
-
-    Raises:
-        ValueError: in ``forward``, if a side is not a multiple of 16.
+        precision: As for :class:`Network`.
     """
 
     def __init__(
         self, in_channels: int, num_outputs: int, base_channels: int = 64, precision: torch.dtype = torch.float32
-    ):
-        super().__init__()
-        self.precision = precision
+    ) -> None:
+        super().__init__(precision)
         w1, w2, w3, w4, w5 = (base_channels * 2**level for level in range(5))
         levels = [(in_channels, w1), (w1, w2), (w2, w3), (w3, w4)]
         self.down = nn.ModuleList([nn.Sequential(*conv(i, o), *conv(o, o)) for i, o in levels])
         self.bottom = nn.Sequential(*conv(w4, w5), *conv(w5, w4))
-        self.up = nn.ModuleList([UpBlock(w4, w3), UpBlock(w3, w2), UpBlock(w2, w1), UpBlock(w1, w1)])
+        self.up = nn.ModuleList([UpBlock(w4, w4, w3), UpBlock(w3, w3, w2), UpBlock(w2, w2, w1), UpBlock(w1, w1, w1)])
         self.widths = (w4, w3, w2, w1, w1)
+        self.feature_channels = w1
         self.head = nn.Conv2d(w1, num_outputs, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialize(self)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, num_outputs, H, W), features (B, base_channels, H, W) of images (B, in_channels, H, W)."""
-        features = self.levels(images)[-1]
-        return self.head(features), features
-
-    def levels(self, images: Tensor) -> list[Tensor]:
-        """Return the outputs of the bottom and of each block upwards: widths 8, 4, 2, 1 and 1 times base_channels."""
-        if images.shape[-2] % 16 or images.shape[-1] % 16:
-            raise ValueError(f"images: got {tuple(images.shape)}, expected sides divisible by 16; resize or pad")
-        if self.precision == torch.float32:
-            return self.blocks(images)
-        with torch.autocast(images.device.type, self.precision):
-            outputs = self.blocks(images)
-        return [output.float() for output in outputs]
 
     def blocks(self, images: Tensor) -> list[Tensor]:
         x, skips = images, []
@@ -69,20 +49,20 @@ class UNet(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Doubles the size, joins the skip connection, and narrows to the next level's width.
+    """Takes the size of the skip connection, joins it, and narrows to the next level's width.
 
     A convolution over two concatenated inputs is the sum of one over each. Written so, nothing has to be copied
     together.
     """
 
-    def __init__(self, width: int, out_channels: int):
+    def __init__(self, width: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
         self.from_below = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.from_skip = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.from_skip = nn.Conv2d(skip_channels, width, 3, padding=1, bias=False)
         self.rest = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), *conv(width, out_channels))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        x = F.interpolate(x, skip.shape[-2:], mode="bilinear", align_corners=False)
         joined: Tensor = self.rest(self.from_below(x) + self.from_skip(skip))
         return joined
 

@@ -41,8 +41,8 @@ def in_double_precision() -> None:
     shrink()
     for name, count in (("TRAIN", 11), ("VALIDATION", 1), ("TEST", 3)):  # one validates nothing
         setattr(phantom, name, count)
-    load, net = examples.engine.run.load, examples.engine.run.UNet
-    examples.engine.run.UNet = lambda *sizes: net(*sizes).double()
+    load, build = examples.engine.run.load, examples.engine.run.build_network
+    examples.engine.run.build_network = lambda *given: build(*given).double()
     for name, method in METHODS.items():
         METHODS[name] = lambda *parts, method=method: method(*parts).double()
 

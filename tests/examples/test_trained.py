@@ -115,7 +115,7 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path):
 def test_what_does_not_fit_is_said(tmp_path):
     of_run = config("oct_phantom")
     path = write_checkpoint(tmp_path / "best.pt", of_run, FLUIDS, model=talkative(9).state_dict())
-    with pytest.raises(ValueError, match=r"not those of a UNet of 2 base channels for 3 classes \(size mismatch"):
+    with pytest.raises(ValueError, match=r"not those of a unet of 2 base channels for 3 classes \(size mismatch"):
         read_trained(path).net()
     write_checkpoint(path, of_run, FLUIDS, config={**of_run.plain(), "depth": 3})
     with pytest.raises(ValueError, match=r"best\.pt is not what this version writes \(depth: no option of"):

@@ -1,0 +1,71 @@
+"""Any other network: ``--network module:callable``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from examples.models.base import Network
+from rpg_loss import FeatureTap
+
+
+def named(name: str, option: str) -> Callable[..., Any]:
+    """Return what ``module:callable`` names; modules are looked for in the working folder, too.
+
+    Raises:
+        ValueError: there is no such module or callable; the message names the option.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"{option}: got {name!r}, expected module:callable, as my_networks:make_unet")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{option}: {name} cannot be imported ({error})") from error
+    if not callable(found):
+        raise ValueError(f"{option}: {name} is a {type(found).__name__}, expected something to call")
+    return found
+
+
+class TappedNetwork(Network):
+    """A network that returns logits alone, with the features tapped from it.
+
+    Args:
+        net: Makes logits (B, num_outputs, H, W) of images (B, 1, H, W).
+        name: Of the network, for messages.
+        num_outputs: Channels of the logits.
+        image_size: Side of an image that is forwarded once, to find the layer.
+        precision: As for :class:`Network`.
+
+    Raises:
+        ValueError: what the network makes is not that, or its last layer is not found.
+    """
+
+    def __init__(
+        self, net: nn.Module, name: str, num_outputs: int, image_size: int, precision: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(precision)
+        self.tap = FeatureTap(net.eval())
+        expected = (1, num_outputs, image_size, image_size)
+        try:
+            with torch.no_grad():
+                logits, features = self.tap(torch.zeros(1, 1, image_size, image_size))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"network: {name} cannot be used for images (1, 1, {image_size}, {image_size}): {error}"
+                             ) from error  # fmt: skip
+        if tuple(logits.shape) != expected:
+            raise ValueError(f"network: {name} makes logits {tuple(logits.shape)}, expected {expected}")
+        self.feature_channels = features.shape[1]
+        self.train()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = self.in_precision(lambda x: list(self.tap(x)), images)
+        return logits, features
