@@ -1,4 +1,4 @@
-"""What the layers of an encoder give in a forward, and a fingerprint of its weights."""
+"""Images as an encoder takes them, what its layers give in a forward, and a fingerprint of its weights."""
 
 from __future__ import annotations
 
@@ -16,6 +16,27 @@ from .layer_search import hooked
 
 class _AllSeen(BaseException):
     """Ends a forward after the last layer that is needed; no Exception, which networks may catch."""
+
+
+def as_numbers(values: float | Sequence[float]) -> tuple[float, ...]:
+    """Return one number or several as a tuple."""
+    return tuple(map(float, values)) if isinstance(values, Iterable) else (float(values),)
+
+
+def prepared(
+    encoder: nn.Module, images: Tensor, channels: int | None, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    """Return images with the channels, the scale and the dtype that the encoder takes."""
+    images = images.expand(-1, channels or -1, *[-1] * (images.ndim - 2))
+    if mean != (0,) or std != (1,):
+        count = images.shape[1]
+        mean, std = (values * count if len(values) == 1 else values for values in (mean, std))
+        if not len(mean) == len(std) == count:
+            raise ValueError(f"mean, std: got {mean}, {std}, expected one number, or one for each of {count} channels")
+        # Channel by channel, with numbers: a tensor of them would have to go to the device, which waits.
+        images = torch.cat([(x - m) / s for x, m, s in zip(images.split(1, 1), mean, std, strict=True)], dim=1)
+    weight = next((p for p in encoder.parameters() if p.is_floating_point()), images)
+    return images.to(weight.dtype)
 
 
 def outputs_of(

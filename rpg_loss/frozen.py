@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .checks import check_finite, check_floating, check_same_device
-from .encoding import fingerprint_of, first_tensor, outputs_of
+from .encoding import as_numbers, fingerprint_of, first_tensor, outputs_of, prepared
 from .layer_search import check_layer_name, check_not_compiled
 from .maps import places, resize, tokens_to_map
 
@@ -45,8 +45,8 @@ class FrozenFeatures(nn.Module):
         layers: names of layers that run once in a forward, as in ``encoder.named_modules()``.  Of an output with
             several parts (a tuple, list or dict) the first tensor is taken.
         size: sides of the grid, one int or one per spatial axis.  As ``map_size`` of :class:`RPGLoss`, or finer.
-        positions: length of the place's part, beside 1 for each layer; 0: none.  Its share of the cosine of two
-            pixels is the cosine of their distance along each axis, the axis's length being a right angle.
+        positions: length of the place's part, beside 1 for each layer; 0: none.  Along each axis the place is an angle,
+            from 0 at one border to half a turn at the other: the cosine of two places falls with their distance.
         layout: function that makes ``(B, D, *S)`` of outputs in another layout, as in :class:`FeatureTap`; or
             ``"tokens"``, for ``(B, N, D)`` of a vision transformer: row-major patches of equal sides, behind up to five
             tokens of the whole image, which are left out.  None: they are ``(B, D, *S)`` already.
@@ -109,7 +109,7 @@ class FrozenFeatures(nn.Module):
         self.in_channels = convolutions[0].in_channels if in_channels is None and convolutions else in_channels
         if not (self.in_channels is None or self.in_channels > 0):
             raise ValueError(f"in_channels: got {in_channels!r}, expected 1 or more, or None")
-        self.mean, self.std = _numbers(mean), _numbers(std)
+        self.mean, self.std = as_numbers(mean), as_numbers(std)
         if 0 in self.std:
             raise ValueError(f"std: got {std!r}, expected no zeros")
         self.check_values = check_values
@@ -165,7 +165,8 @@ class FrozenFeatures(nn.Module):
         self.encoder.eval()
         make = partial(self._part, images=images, size=size)
         with torch.autocast(images.device.type, enabled=False):
-            parts = outputs_of(self.encoder, self.layers, self._prepare(images), make, stop=self._stops)
+            entering = prepared(self.encoder, images, self.in_channels, self.mean, self.std)
+            parts = outputs_of(self.encoder, self.layers, entering, make, stop=self._stops)
         self._stops = True  # every layer ran once: from now on it is enough to have seen them
         if self.positions:
             place = self.positions * places(size, images.device)
@@ -193,21 +194,6 @@ class FrozenFeatures(nn.Module):
             )
         return size
 
-    def _prepare(self, images: Tensor) -> Tensor:
-        """Return images with the channels, the scale and the dtype that the encoder takes."""
-        images = images.expand(-1, self.in_channels or -1, *[-1] * (images.ndim - 2))
-        if self.mean != (0,) or self.std != (1,):
-            count = images.shape[1]
-            mean, std = (values * count if len(values) == 1 else values for values in (self.mean, self.std))
-            if not len(mean) == len(std) == count:
-                raise ValueError(
-                    f"mean, std: got {mean}, {std}, expected one number, or one for each of {count} channels"
-                )
-            # Channel by channel, with numbers: a tensor of them would have to go to the device, which waits.
-            images = torch.cat([(x - m) / s for x, m, s in zip(images.split(1, 1), mean, std, strict=True)], dim=1)
-        weight = next((p for p in self.encoder.parameters() if p.is_floating_point()), images)
-        return images.to(weight.dtype)
-
     def _part(self, name: str, output: Any, *, images: Tensor, size: tuple[int, ...]) -> Tensor:
         """Return what a layer gave on the grid, at unit length."""
         maps = first_tensor(output)
@@ -234,7 +220,3 @@ def _checked_size(size: Any) -> tuple[int, ...]:
     if not sides or min(sides) < 1:
         raise ValueError(f"size: got {size!r}, expected sides of 1 or more")
     return sides
-
-
-def _numbers(values: float | Sequence[float]) -> tuple[float, ...]:
-    return tuple(map(float, values)) if isinstance(values, Iterable) else (float(values),)

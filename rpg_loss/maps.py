@@ -40,10 +40,10 @@ def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
 def places(size: tuple[int, ...], device: torch.device) -> Tensor:
     """Return unit vectors ``(2 * len(size), *size)``; their cosine is the mean cosine of the distances along the axes.
 
-    The length of an axis is a right angle.  So the cosine falls with distance, alike everywhere, and is never negative.
+    The length of an axis is half a turn.  So the cosine falls with distance, alike everywhere.
     """
     axes = torch.meshgrid(*((torch.arange(side, device=device) + 0.5) / side for side in size), indexing="ij")
-    angles = torch.stack(axes) * (math.pi / 2)
+    angles = torch.stack(axes) * math.pi
     return torch.cat([angles.cos(), angles.sin()]) / math.sqrt(len(size))
 
 
