@@ -37,6 +37,8 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "pool_size": METHOD_NAMES,
     "map_size": ("nearest_neighbor", "rpg", "rpg_plus"),
     "weighted": ("rpg", "rpg_plus"),
+    "features": ("nearest_neighbor", "rpg", "rpg_plus"),
+    "positions": ("nearest_neighbor", "rpg", "rpg_plus"),
     "threshold": ("pseudolabel", "fixmatch", "rpg_plus"),
     "cutout": ("fixmatch", "rpg_plus"),
     "batch_norm": METHOD_NAMES,
@@ -163,8 +165,7 @@ class MethodOptions:
     """The network, and what the methods have in the paper."""
 
     network: str = "unet"
-    """unet: the paper's. unet_lite0: a UNet on a pretrained encoder. module:callable: yours, which
-    callable(in_channels, num_outputs) returns; it makes logits of images (B, 1, H, W)."""
+    """unet (the paper's), unet_lite0 (on a pretrained encoder) or module:callable of (in_channels, num_outputs)."""
 
     base_channels: int = 64
     """Width of the UNet's first level; each deeper level doubles it (paper: 64, up to 1024)."""
@@ -188,6 +189,12 @@ class AblationOptions:
 
     weighted: bool = True
     """rpg, rpg_plus: weigh pseudo-labels by the entropy of their proximities; if not, all alike (W = 1)."""
+
+    features: Literal["network", "frozen", "both"] = "network"
+    """rpg, rpg_plus, nearest_neighbor: match pixels in features of the network, a frozen EfficientNet-lite0, or both."""
+
+    positions: float = 0.0
+    """With --features frozen or both: length of the pixel's place among the features; each layer has length 1."""
 
     lambda_u: float = 1.0
     """Weight of the loss on unlabeled images (paper: 1)."""
@@ -244,6 +251,9 @@ class Config(
         require(self.side <= self.image_size, "map_size", self.side, f"at most --image-size {self.image_size}")
         require(self.cache_mib >= 0, "cache_mib", self.cache_mib, "0 or more")
         require(0.5 <= self.threshold < 1, "threshold", self.threshold, "in [0.5, 1)")
+        require(0 <= self.positions < math.inf, "positions", self.positions, "0 or more, and finite")
+        placed = self.positions == 0 or self.features != "network"
+        require(placed, "positions", self.positions, "0 with --features network")
         require(0 <= self.lambda_u < math.inf, "lambda_u", self.lambda_u, "0 or more, and finite")
         require(0 <= self.warm_up < 1, "warm_up", self.warm_up, "a share in [0, 1)")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "more than 0, and finite")

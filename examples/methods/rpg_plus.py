@@ -24,6 +24,7 @@ class RPGPlus(RPG):
             net, pool.images, unlabeled.images, strong.images
         )
         supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
+        feat_ref, feat_u = self.matched(pool.images, feat_ref), self.matched(unlabeled.images, feat_u)
         rpg, pseudo_labels = self.criterion(
             logits_u, feat_u, feat_ref, pool.labels, valid_u=unlabeled.valid, return_pseudo_labels=True
         )

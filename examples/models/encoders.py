@@ -14,6 +14,8 @@ from examples.models.unet import UpBlock, conv
 
 # The last block before each halving of the size, and its channels.
 LITE0_STAGES = ((0, 16), (2, 24), (4, 40), (10, 112), (15, 320))
+# Those that pixels are matched in: before them there is little but edges, behind them hardly a place.
+LITE0_LAYERS = ("_blocks.2", "_blocks.4", "_blocks.10")
 
 
 def lite0(*, pretrained: bool = True) -> Any:

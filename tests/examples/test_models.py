@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 from examples.config import Config
+from examples.data import load
+from examples.data.augment import View
 from examples.inference.evaluation import Evaluate, measure
+from examples.methods import METHODS
 from examples.models import UNetLite0, build_network
-from examples.models.encoders import lite0
+from examples.models.encoders import LITE0_LAYERS, lite0
 from examples.train import train
+from rpg_loss import FrozenFeatures
 from tests.examples.tiny import shrink, tiny
 
 HERE = "tests.examples.test_models"
@@ -70,11 +74,13 @@ def test_a_run_is_measured_again_as_it_was(network, method, tmp_path):
     assert again.measures.per_image().nanmean(0).tolist() == pytest.approx([*result["iou_per_class"].values()])
 
 
-@pytest.mark.parametrize("network", ["unet_lite0", f"{HERE}:plain"])
-def test_a_stopped_run_goes_on_to_the_same_end(network, tmp_path, monkeypatch):
-    need(network)
-    config = tiny(tmp_path / "whole", network=network, ema=True, iterations=6, checkpoint_every=3)
-    whole = train(config)
+@pytest.mark.parametrize(
+    "options", [{"network": "unet_lite0", "features": "both"}, {"network": f"{HERE}:plain"}], ids=["lite0", "plain"]
+)
+def test_a_stopped_run_goes_on_to_the_same_end(options, tmp_path, monkeypatch):
+    need(options["network"])
+    config = tiny(tmp_path / "stopped", iterations=6, checkpoint_every=3, **options)
+    whole = train(replace(config, out=tmp_path / "whole"))
 
     def stop(method, net, step):
         if step == 5:
@@ -83,11 +89,8 @@ def test_a_stopped_run_goes_on_to_the_same_end(network, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("examples.methods.rpg_plus.RPGPlus.after_step", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(replace(config, out=tmp_path / "stopped", ema=False, iterations=6))
-    stopped = train(replace(config, out=tmp_path / "stopped", ema=False, iterations=6), resume=True)
-    straight = train(replace(config, out=tmp_path / "straight", ema=False, iterations=6))
-    assert stopped["iou_per_class"] == straight["iou_per_class"]
-    assert whole["config"]["network"] == network
+            train(config)
+    assert train(config, resume=True)["iou_per_class"] == whole["iou_per_class"]
 
 
 def test_the_pretrained_network_makes_what_the_paper_s_does():
@@ -151,3 +154,33 @@ def test_a_network_that_is_none_is_refused_before_anything_is_read(network, mess
 def test_options_that_do_not_go_together_are_refused(network, method):
     with pytest.raises(ValueError, match=r"network: got .*, expected unet"):
         Config("phantom", network=network, method=method)
+
+
+@pytest.mark.parametrize("method", ["rpg", "rpg_plus", "nearest_neighbor"])
+@pytest.mark.parametrize("features", ["frozen", "both"])
+def test_pixels_are_matched_in_the_frozen_features_of_their_image(method, features, tmp_path):
+    """The same pseudo-labels as with features made by hand; a run with them goes on and is kept."""
+    need_encoder()
+    config = tiny(tmp_path / "run", method=method, features=features, positions=0.5, iterations=4)
+    data = load(config)
+    net = build_network(config, data.num_outputs)
+    rpg = METHODS[method](config, data, net, 4)
+    pool, images = data.labeled[range(3)], data.unlabeled[range(2)].images
+    frozen = FrozenFeatures(lite0(), LITE0_LAYERS, size=8, positions=0.5)
+
+    def by_hand(images):
+        own = net(images)[1][..., ::4, ::4]
+        parts = [own / own.norm(dim=1, keepdim=True).clamp(min=1e-12)] * (features == "both")
+        return torch.cat([*parts, frozen(images)], dim=1)
+
+    view = View(pool.images, pool.labels, torch.ones(3, 32, 32, dtype=torch.bool), pool.images, None)
+    expected = rpg.criterion.pseudo_labels(by_hand(images), by_hand(pool.images), pool.labels)
+    found = rpg.pseudo_labels(net, view, images)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.allclose(found.weights, expected.weights, atol=1e-6)
+    assert train(config)["config"]["features"] == features
+
+
+def test_places_need_frozen_features():
+    with pytest.raises(ValueError, match=r"positions: got 0\.5, expected 0 with --features network"):
+        Config("phantom", positions=0.5)
