@@ -191,7 +191,7 @@ class AblationOptions:
     """rpg, rpg_plus: weigh pseudo-labels by the entropy of their proximities; if not, all alike (W = 1)."""
 
     features: Literal["network", "frozen", "both"] = "network"
-    """rpg, rpg_plus, nearest_neighbor: match pixels in features of the network, a frozen EfficientNet-lite0, or both."""
+    """rpg, rpg_plus, nearest_neighbor: match in features of the network, of a frozen EfficientNet-lite0, or of both."""
 
     positions: float = 0.0
     """With --features frozen or both: length of the pixel's place among the features; each layer has length 1."""
