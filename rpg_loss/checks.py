@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER = (
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64
+)  # fmt: skip
 
 
 def describe(tensor: Tensor) -> str:
@@ -16,18 +22,51 @@ def describe(tensor: Tensor) -> str:
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Raise TypeError unless ``value`` is a tensor."""
+    """Raise TypeError unless ``value`` is a dense tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a torch.Tensor")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{name}: got a {kind} tensor, expected a dense one; make one of equal shapes, or .to_dense()")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
     """Raise TypeError unless ``tensor`` is a real floating-point tensor."""
     check_tensor(name, tensor)
-    if not tensor.is_floating_point():
+    if tensor.dtype not in FLOATING:
         raise TypeError(
-            f"{name}: got {describe(tensor)}, expected a real floating-point dtype; convert it with .float()"
+            f"{name}: got {describe(tensor)}, expected a real floating-point dtype of 16 bits or more; convert it with "
+            ".float()"
         )
+
+
+def check_label_dtype(name: str, labels: Tensor, multilabel: bool) -> None:
+    """Raise TypeError unless ``labels`` are a class map of integers, or label vectors of a real dtype."""
+    check_tensor(name, labels)
+    if not multilabel and labels.dtype not in INTEGER:
+        raise TypeError(
+            f"{name}: got a class map {describe(labels)}, expected an integer dtype; convert it with .long(), or pass "
+            "0/1 label vectors with a channel axis"
+        )
+    check_real(name, labels)
+
+
+def check_real(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless torch computes with the dtype of ``tensor`` as with real numbers."""
+    if tensor.dtype not in (*FLOATING, *INTEGER, torch.bool):
+        raise TypeError(f"{name}: got {describe(tensor)}, expected a real dtype, of floats one of 16 bits or more")
+
+
+def check_int(name: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is an int."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: got {value!r}, expected an int")
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r}, expected True or False")
 
 
 def check_mask(name: str, mask: Any, shape: tuple[int, ...], goes_with: str) -> None:
@@ -40,12 +79,14 @@ def check_mask(name: str, mask: Any, shape: tuple[int, ...], goes_with: str) -> 
 
 
 def check_same_device(**tensors: Tensor | None) -> None:
-    """Raise ValueError unless all tensors that are given lie on one device."""
+    """Raise ValueError unless all tensors that are given lie on one device, and hold values there."""
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     devices = {tensor.device for tensor in present.values()}
     if len(devices) > 1:
         listing = ", ".join(f"{name} on {tensor.device}" for name, tensor in present.items())
         raise ValueError(f"{', '.join(present)}: got {listing}, expected one device; move them with .to(device)")
+    if any(device.type == "meta" for device in devices):
+        raise ValueError(f"{', '.join(present)}: got tensors on the meta device, expected one where they have values")
 
 
 def check_finite(**tensors: Tensor | None) -> None:
@@ -90,7 +131,7 @@ def check_labels(
     if not perhaps_255 and not bool((outside & ~ignored).any()):
         return
     values = torch.unique(labels[~ignored])
-    is_mask_255 = int(values.max()) == 255 and bool(((values == 0) | (values == 255)).all())
+    is_mask_255 = float(values.max()) == 255 and bool(((values == 0) | (values == 255)).all())
     hint = "this looks like a mask of 0/255: use mask // 255" if is_mask_255 else ""
     if multilabel:
         wrong = values[(values != 0) & (values != 1)]
@@ -103,7 +144,8 @@ def check_labels(
         expected = f"class indices in [0, {num_classes})" if num_classes else "class indices of 0 and up"
         hint = hint or "renumber the classes, or name the value that marks unlabeled pixels as ignore_index"
     if wrong.numel():
-        listing = ", ".join(f"{value:g}" for value in wrong[:8].tolist()) + (", ..." if wrong.numel() > 8 else "")
+        texts = list(dict.fromkeys(f"{value:g}" for value in wrong.tolist()))  # no NaN equals another
+        listing = ", ".join(texts[:8]) + (", ..." if len(texts) > 8 else "")
         raise ValueError(
             f"{name}: got the values {listing}, expected {expected} (or ignore_index={ignore_index}); {hint}"
         )
@@ -169,13 +211,7 @@ def _check_reference_labels(feat_ref: Tensor, y_ref: Tensor, maps: bool) -> None
             f"y_ref: got shape {tuple(y_ref.shape)}, expected a class map {class_map} or label vectors "
             f"({images}, C{pixels}) to go with feat_ref {tuple(feat_ref.shape)}; {advice}"
         )
-    if not multilabel and (y_ref.is_floating_point() or y_ref.is_complex() or y_ref.dtype == torch.bool):
-        raise TypeError(
-            f"y_ref: got a class map {describe(y_ref)}, expected an integer dtype; convert it with .long(), or pass "
-            "0/1 label vectors with a channel axis"
-        )
-    if y_ref.is_complex():
-        raise TypeError(f"y_ref: got {describe(y_ref)}, expected a real dtype")
+    check_label_dtype("y_ref", y_ref, multilabel)
 
 
 def _check_logits(logits_u: Tensor, logits_ref: Tensor | None, feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor) -> None:

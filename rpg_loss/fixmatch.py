@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_choice, check_floating, check_mask, check_same_device
-from .cross_entropy import segmentation_cross_entropy
+from .checks import check_bool, check_choice, check_floating, check_mask, check_same_device
+from .cross_entropy import mean_cross_entropy
 from .pseudo_labels import PseudoLabels
+from .union import agree, raise_on_all_ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -161,22 +162,28 @@ class FixMatchSegLoss(nn.Module):
             TypeError: logits are not floating point, or ``warp`` returns something else than a floating-point tensor.
             ValueError: shapes that do not fit, one channel without ``multilabel``, or a ``warp`` that changes shapes.
         """
-        check_floating("logits_weak", logits_weak)
-        check_floating("logits_strong", logits_strong)
-        if logits_weak.shape != logits_strong.shape or logits_weak.ndim < 3 or logits_weak.numel() == 0:
-            raise ValueError(
-                f"logits_weak, logits_strong: got shapes {tuple(logits_weak.shape)} and {tuple(logits_strong.shape)}, "
-                "expected the same non-empty (B, C, *spatial)"
+        with raise_on_all_ranks(self.group):
+            check_floating("logits_weak", logits_weak)
+            check_floating("logits_strong", logits_strong)
+            if logits_weak.shape != logits_strong.shape or logits_weak.ndim < 3 or logits_weak.numel() == 0:
+                raise ValueError(
+                    f"logits_weak, logits_strong: got shapes {tuple(logits_weak.shape)} and "
+                    f"{tuple(logits_strong.shape)}, expected the same non-empty (B, C, *spatial)"
+                )
+            _check_classes("logits_weak, logits_strong", logits_weak, self.multilabel)
+            shape = (len(logits_weak), *logits_weak.shape[2:])
+            check_mask("cutout_mask", cutout_mask, shape, "the logits")
+            check_mask("valid_weak", valid_weak, shape, "the logits")
+            check_same_device(
+                logits_weak=logits_weak, logits_strong=logits_strong, cutout_mask=cutout_mask, valid_weak=valid_weak
             )
-        _check_classes("logits_weak, logits_strong", logits_weak, self.multilabel)
-        shape = (len(logits_weak), *logits_weak.shape[2:])
-        check_mask("cutout_mask", cutout_mask, shape, "the logits")
-        check_mask("valid_weak", valid_weak, shape, "the logits")
-        check_same_device(
-            logits_weak=logits_weak, logits_strong=logits_strong, cutout_mask=cutout_mask, valid_weak=valid_weak
+            pseudo_labels, valid = self._targets(logits_weak, warp, cutout_mask, valid_weak)
+        channels = logits_weak.shape[1]
+        agree(
+            self.group,
+            {"threshold": self.threshold, "multilabel": self.multilabel, "cutout": self.cutout, "channels": channels},
         )
-        pseudo_labels, valid = self._targets(logits_weak, warp, cutout_mask, valid_weak)
-        loss = segmentation_cross_entropy(logits_strong, *pseudo_labels, valid=valid, group=self.group)
+        loss = mean_cross_entropy(logits_strong, *pseudo_labels, valid, -100, self.group)
         return (loss, pseudo_labels) if return_pseudo_labels else loss
 
     @torch.no_grad()
@@ -222,8 +229,7 @@ def _check_options(threshold: float, multilabel: bool) -> None:
         raise TypeError(f"threshold: got {threshold!r}, expected a number, a probability in [0, 1]")
     if not 0 <= threshold <= 1:  # also refuses NaN
         raise ValueError(f"threshold: got {threshold}, expected a probability in [0, 1]")
-    if not isinstance(multilabel, bool):
-        raise TypeError(f"multilabel: got {multilabel!r}, expected True (labels overlap) or False")
+    check_bool("multilabel", multilabel)
 
 
 def _check_classes(name: str, logits: Tensor, multilabel: bool) -> None:

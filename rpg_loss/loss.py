@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from .checks import check_floating, check_inputs, check_labels, upcast_unsigned
-from .cross_entropy import segmentation_cross_entropy
+from .checks import check_bool, check_floating, check_inputs, check_labels, upcast_unsigned
+from .cross_entropy import mean_cross_entropy
 from .maps import subsample
 from .matching import Impl
 from .options import Options
@@ -75,6 +75,7 @@ class RPGLoss(nn.Module):
             raise TypeError(f"map_size: got {map_size!r}, expected an int, a tuple of ints or None")
         if any(side < 1 for side in sides):
             raise ValueError(f"map_size: got {map_size!r}, expected sides of 1 or more (None for no sub-sampling)")
+        check_bool("weighted", weighted)
         self.map_size = map_size
         self.weighted = weighted
         self.group = group
@@ -104,7 +105,7 @@ class RPGLoss(nn.Module):
         with raise_on_all_ranks(self.group):
             check_inputs(feat_u, feat_ref, y_ref, valid_u, maps=True)
             grid_u, grid_ref = self._grid(feat_u, valid_u), self._grid(feat_ref, y_ref)
-        return self._on_map(feat_u, feat_ref, upcast_unsigned(y_ref), valid_u, grid_u, grid_ref)
+        return self._on_map(feat_u, feat_ref, upcast_unsigned(y_ref), valid_u, grid_u, grid_ref, {})
 
     @overload
     def forward(
@@ -170,18 +171,13 @@ class RPGLoss(nn.Module):
             if self.options.check_values:
                 multilabel = y_ref.ndim == feat_ref.ndim
                 y_ref = _checked_labels(y_ref, multilabel, self.options.ignore_index, logits_u.shape[1])
-        pseudo = self._on_map(feat_u, feat_ref, y_ref, valid_u, grid_u, grid_ref)
-        loss = segmentation_cross_entropy(
-            subsample(logits_u, grid_u),
-            *pseudo,
-            valid=None if valid_u is None else subsample(valid_u, grid_u),
-            ignore_index=self.options.ignore_index,
-            group=self.group,
-        )
+        settings = {"channels of logits_u": logits_u.shape[1], "logits_ref": logits_ref is not None}
+        pseudo = self._on_map(feat_u, feat_ref, y_ref, valid_u, grid_u, grid_ref, settings)
+        valid = None if valid_u is None else subsample(valid_u, grid_u)
+        ignore_index, group = self.options.ignore_index, self.group
+        loss = mean_cross_entropy(subsample(logits_u, grid_u), *pseudo, valid, ignore_index, group)
         if logits_ref is not None:
-            loss = loss + segmentation_cross_entropy(
-                logits_ref, y_ref, ignore_index=self.options.ignore_index, group=self.group
-            )
+            loss = loss + mean_cross_entropy(logits_ref, y_ref, None, None, ignore_index, group)
         return (loss, pseudo) if return_pseudo_labels else loss
 
     @torch.no_grad()
@@ -193,10 +189,12 @@ class RPGLoss(nn.Module):
         valid_u: Tensor | None,
         grid_u: tuple[int, ...],
         grid_ref: tuple[int, ...],
+        settings: dict[str, Any],
     ) -> PseudoLabels:
         feat_u, feat_ref, y_ref = subsample(feat_u, grid_u), subsample(feat_ref, grid_ref), subsample(y_ref, grid_ref)
         valid_u = None if valid_u is None else subsample(valid_u, grid_u)
-        labels, weights = label_queries(feat_u, feat_ref, y_ref, valid_u, self.options, self.group)
+        settings = {"map_size": self.map_size, "weighted": self.weighted, **settings}
+        labels, weights = label_queries(feat_u, feat_ref, y_ref, valid_u, self.options, self.group, settings)
         if not self.weighted:
             weights = torch.ones_like(weights) if valid_u is None else valid_u.to(weights.dtype)
         return PseudoLabels(labels, weights)

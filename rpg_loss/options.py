@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 from dataclasses import dataclass
 
-from .checks import check_choice
+from .checks import check_bool, check_choice, check_int
 from .matching import IMPLEMENTATIONS, Impl
 
 
@@ -14,7 +14,7 @@ class Options:
     """Options that :class:`RPGLoss` and :func:`rpg_pseudo_labels` share, which says what each is.
 
     Raises:
-        TypeError: ``k`` is not a number.
+        TypeError: an option is of a wrong type.
         ValueError: an option out of range.
     """
 
@@ -34,16 +34,18 @@ class Options:
             raise ValueError(
                 f"k: got the float {float(self.k)}, expected {expected}; a number of references must be an int"
             )
+        check_int("ignore_index", self.ignore_index)
         check_choice("impl", self.impl, ("auto", *IMPLEMENTATIONS))
+        check_bool("check_values", self.check_values)
+        # NumPy's numbers as Python's: compilers and operators take no others.
+        object.__setattr__(self, "k", int(self.k) if isinstance(self.k, numbers.Integral) else float(self.k))
+        object.__setattr__(self, "ignore_index", int(self.ignore_index))
 
     def nearest_of(self, n: int) -> int:
         """Return how many of ``n`` references are the k nearest."""
-        if isinstance(self.k, numbers.Integral):
-            return min(int(self.k), n)
-        return max(1, round(float(self.k) * n))
+        return min(self.k, n) if isinstance(self.k, int) else max(1, round(self.k * n))
 
     @property
     def values(self) -> tuple[int | float, int, str, bool]:
         """The options in order, as an operator takes them: ``Options(*options.values)`` is the same."""
-        k = int(self.k) if isinstance(self.k, numbers.Integral) else float(self.k)
-        return k, self.ignore_index, self.impl, self.check_values
+        return self.k, self.ignore_index, self.impl, self.check_values

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,7 +11,7 @@ from .checks import check_finite, check_inputs, check_labels, describe, is_ignor
 from .maps import flatten
 from .matching import Impl, match, resolve
 from .options import Options
-from .union import gather_references, raise_on_all_ranks
+from .union import eager_only, gather_references, raise_on_all_ranks
 from .weights import entropy_weights
 
 if TYPE_CHECKING:
@@ -111,20 +109,18 @@ def label_queries(
     valid_u: Tensor | None,
     options: Options,
     group: ProcessGroup | None,
+    settings: dict[str, Any] | None = None,
 ) -> PseudoLabels:
-    """Do what :func:`rpg_pseudo_labels` does, for input that has passed :func:`check_inputs`."""
+    """Do what :func:`rpg_pseudo_labels` does, for input that has passed :func:`check_inputs`.
+
+    ``settings`` are further arguments of a caller that must be equal on all processes of ``group``.
+    """
     if group is not None:
-        return _eager_only()(feat_u, feat_ref, y_ref, valid_u, options, group)
+        labeled: PseudoLabels = eager_only(_label_queries)(feat_u, feat_ref, y_ref, valid_u, options, group, settings)
+        return labeled
     if torch.compiler.is_compiling():
         return PseudoLabels(*_operator(feat_u.detach(), feat_ref.detach(), y_ref, valid_u, *options.values))
     return _label_queries(feat_u, feat_ref, y_ref, valid_u, options, None)
-
-
-@functools.cache
-def _eager_only() -> Callable[..., PseudoLabels]:
-    """Return what compilers are not to trace; made when needed, as torch.compiler takes a second to import."""
-    eager_only: Callable[..., PseudoLabels] = torch.compiler.disable(_label_queries)
-    return eager_only
 
 
 # The options of the two functions below are the fields of Options, in order.
@@ -160,6 +156,7 @@ def _label_queries(
     valid_u: Tensor | None,
     options: Options,
     group: ProcessGroup | None,
+    settings: dict[str, Any] | None = None,
 ) -> PseudoLabels:
     with raise_on_all_ranks(group):
         impl = resolve(options.impl, feat_u.device)
@@ -169,7 +166,7 @@ def _label_queries(
                 f"y_ref: got {describe(y_ref)} with ignore_index={options.ignore_index} at every reference, expected "
                 "at least one labeled reference; draw another reference pool"
             )
-    settings = {"k": options.k, "impl": impl, "kind of device": feat_u.device.type}
+    settings = {**vars(options), "impl": impl, "kind of device": feat_u.device.type} | (settings or {})
     union = gather_references(group, flatten(feat_u), references, labels, settings)
     k = options.nearest_of(union.shards.total)
     with torch.autocast(device_type=feat_u.device.type, enabled=False):

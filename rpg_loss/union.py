@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,13 +73,7 @@ def gather_references(
         },
     )
     own_rank = dist.get_rank(group)
-    for rank, theirs in enumerate(everyone):
-        for name, value in settings.items():
-            if theirs["settings"][name] != value:
-                raise ValueError(
-                    f"group: got {name} {value!r} on rank {own_rank} and {theirs['settings'][name]!r} on rank {rank}, "
-                    "expected the same on all processes of the group"
-                )
+    _compare(own_rank, [theirs["settings"] for theirs in everyone])
     if not any(theirs["references"] for theirs in everyone):
         raise ValueError(
             "y_ref: got no labeled reference on any process of the group, expected at least one on one of them; draw "
@@ -101,15 +96,49 @@ def gather_references(
 
 
 def exchange(group: ProcessGroup, facts: Any) -> list[Any]:
-    """Return what every process of the group says, in the order of ranks; raise an exception that one says on all."""
-    everyone: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, facts, group=group)
+    """Return what every process of the group says, in the order of ranks; raise where one was refused its arguments."""
+    everyone = _all_gather(group, facts)
     for rank, theirs in enumerate(everyone):
-        if isinstance(theirs, Exception):
-            if isinstance(facts, Exception):
-                raise facts
-            raise ValueError(f"group: rank {rank} of it was refused its arguments: {theirs}") from theirs
+        if isinstance(theirs, _Refusal):
+            raise ValueError(f"group: rank {rank} of it was refused its arguments: {theirs}")
     return everyone
+
+
+def agree(group: ProcessGroup | None, settings: dict[str, Any]) -> None:
+    """Raise on all processes of the group where arguments differ that must be equal, or one was refused its own."""
+    if group is not None:
+        eager_only(_agree)(group, settings)
+
+
+def _agree(group: ProcessGroup, settings: dict[str, Any]) -> None:
+    _compare(dist.get_rank(group), exchange(group, settings))
+
+
+def _compare(own_rank: int, everyone: list[dict[str, Any]]) -> None:
+    for rank, theirs in enumerate(everyone):
+        for name, value in everyone[own_rank].items():
+            if repr(theirs.get(name)) != repr(value):  # 1 is not 1.0
+                raise ValueError(
+                    f"group: got {name} {value!r} on rank {own_rank} and {theirs.get(name)!r} on rank {rank}, expected "
+                    "the same on all processes of the group"
+                )
+
+
+class _Refusal(str):
+    """Why a process was refused its arguments."""
+
+
+def _all_gather(group: ProcessGroup, said: Any) -> list[Any]:
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, said, group=group)
+    return everyone
+
+
+@functools.cache
+def eager_only(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what compilers are not to trace; made when needed, as torch.compiler takes a second to import."""
+    not_traced: Callable[..., Any] = torch.compiler.disable(function)
+    return not_traced
 
 
 def mean_over(group: ProcessGroup, value: Tensor) -> Tensor:
@@ -128,8 +157,9 @@ def raise_on_all_ranks(group: ProcessGroup | None) -> AbstractContextManager[Non
 def _raise_on_all_ranks(group: ProcessGroup) -> Iterator[None]:
     try:
         yield
-    except (TypeError, ValueError) as error:
-        exchange(group, error)  # raises the error itself
+    except Exception as error:
+        _all_gather(group, _Refusal(error))
+        raise
 
 
 def _gather(group: ProcessGroup, queries: Tensor, lengths: list[int]) -> Tensor:

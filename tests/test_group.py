@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rpg_loss import RPGLoss, rpg_pseudo_labels
+from rpg_loss import FixMatchSegLoss, RPGLoss, rpg_pseudo_labels, segmentation_cross_entropy
 from rpg_loss.matching import ShardedReferences, match
 from rpg_loss.matching.chunked import match_chunked
 
@@ -107,8 +107,75 @@ def check_refusals(rank, world):
         criterion(maps, maps, maps, y_map)
     with pytest.raises(ValueError, match=r"y_ref: got shape"):
         criterion.pseudo_labels(maps, maps, y_map[0] if rank == 0 else y_map)
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"y_ref: got the values {bad}"):
+            criterion(maps, maps, maps, torch.full((1, 3, 4, 4), bad if rank == 0 else 1.0))
     # The group is in step afterwards.
     check_own_queries(rank, world)
+
+
+def check_arguments_that_differ(rank, world):
+    """What would give each process another loss, or let one wait for the other, is refused on both."""
+    group = dist.group.WORLD
+    maps, y_map = torch.randn(1, 3, 4, 4), torch.randint(3, (1, 4, 4))
+
+    def refused(name):
+        return pytest.raises(ValueError, match=rf"group: got {name} .* on rank . and .* on rank ., expected the same")
+
+    for name, values in {
+        "ignore_index": (-100, 9),
+        "map_size": (2, 3),
+        "weighted": (True, False),
+        "k": (1, 1.0),
+    }.items():
+        with refused(name):
+            RPGLoss(**{"k": 4, name: values[rank]}, group=group)(maps, maps, maps, y_map)
+    with refused("logits_ref"):
+        RPGLoss(4, group=group)(maps, maps, maps, y_map, maps if rank else None)
+    with refused("channels of logits_u"):
+        RPGLoss(4, group=group)(torch.zeros(1, 3 + rank, 4, 4), maps, maps, y_map)
+    for name, values in {"threshold": (0.8, 0.9), "cutout": ("ignore", "background")}.items():
+        with refused(name):
+            FixMatchSegLoss(**{name: values[rank]}, group=group)(maps, maps)
+    with refused("multilabel"):
+        FixMatchSegLoss(multilabel=rank == 0, group=group)(maps, maps)
+    with refused("ignore_index"):
+        segmentation_cross_entropy(maps, y_map, ignore_index=rank, group=group)
+    check_own_queries(rank, world)
+
+
+def check_refusals_of_fixmatch(rank, world):
+    group, maps = dist.group.WORLD, torch.randn(2, 3, 4, 4)
+
+    def fail(maps):
+        raise RuntimeError("the warp's own")
+
+    criterion = FixMatchSegLoss(0.5, group=group)
+    cases = [
+        (
+            lambda: criterion(maps, maps[:1] if rank == 1 else maps),
+            ValueError,
+            "logits_weak, logits_strong: got",
+        ),
+        (lambda: criterion(maps, maps, warp=fail if rank == 1 else None), RuntimeError, "the warp's own"),
+        (
+            lambda: segmentation_cross_entropy(maps, maps[:, 0] if rank == 1 else maps[:, 0].long(), group=group),
+            TypeError,
+            "target: got a class map",
+        ),
+    ]
+    for call, error, message in cases:
+        expected = (error, message) if rank == 1 else (ValueError, f"group: rank 1 .* its arguments: {message}")
+        with pytest.raises(expected[0], match=expected[1]):
+            call()
+    # The group is in step afterwards, and the mean is over the pixels of all.
+    weak, strong = 3 * torch.randn(4, 3, 4, 4), torch.randn(4, 3, 4, 4)
+    valid = torch.rand(4, 4, 4) < 0.5
+    expected = FixMatchSegLoss(0.5)(weak, strong, valid_weak=valid)
+    mine = slice(0, 1) if rank == 0 else slice(1, 4)
+    loss = criterion(weak[mine], strong[mine], valid_weak=valid[mine])
+    dist.all_reduce(loss)
+    torch.testing.assert_close(loss / world, expected)
 
 
 def check_loss(rank, world):
@@ -146,7 +213,13 @@ def test_union_with_the_fused_kernels(tmp_path):
     run(functools.partial(check_union, impl="triton"), 2, tmp_path)
 
 
-@pytest.mark.parametrize("check", [check_process_without_references, check_refusals, check_loss, check_compiled])
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_process_without_references, check_refusals, check_arguments_that_differ, check_refusals_of_fixmatch,
+        check_loss, check_compiled,
+    ],
+)  # fmt: skip
 def test_group(check, tmp_path):
     run(check, 2, tmp_path)
 

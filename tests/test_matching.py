@@ -324,8 +324,7 @@ def test_autocast_and_matmul_settings_do_not_lower_the_precision():
 
 
 def test_matmul_precision_is_restored_with_the_older_torch_interface(monkeypatch):
-    monkeypatch.delattr(type(torch.backends.mkldnn), "matmul", raising=False)
-    monkeypatch.delattr(torch.backends.mkldnn, "matmul", raising=False)
+    monkeypatch.delattr(torch._C, "_set_fp32_precision_setter", raising=False)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,28 +44,76 @@ def rescaled(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return values, torch.where(zero, 0, 1 / norm), length.masked_fill_(zero, 1)
 
 
+_lock = threading.Lock()
+_inside = 0  # products under way, in whatever threads
+_before: dict[tuple[str, str], str] | str = {}
+
+
 @contextmanager
 def full_float32_matmul() -> Iterator[None]:
     """Suspend TF32 and bfloat16 shortcuts in float32 products; a cosine of 0.999 needs all its digits.
 
-    Restores what was set.  Since torch 2.9 the setting is per backend, before it is one for all; the
-    old and the new interface must not be mixed, so each is used only where it is the current one.
+    The setting is the process's: the first thread that enters sets it, and the last that leaves restores what was set.
     """
-    mkldnn: Any = torch.backends.mkldnn
-    if hasattr(mkldnn, "matmul"):
-        backends: list[Any] = [torch.backends.cuda.matmul, mkldnn.matmul]
-        before = [backend.fp32_precision for backend in backends]
-        try:
-            for backend in backends:
-                backend.fp32_precision = "ieee"
-            yield
-        finally:
-            for backend, precision in zip(backends, before, strict=True):
-                backend.fp32_precision = precision
-    else:
+    global _inside, _before
+    with _lock:
+        if _inside == 0:
+            _before = _suspend_shortcuts()
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _restore(_before)
+
+
+# Since torch 2.9 there is a setting per backend and operation; what is "none" there is inherited from the next above.
+_INHERITS = {
+    ("cuda", "matmul"): ("cuda", "all"),
+    ("mkldnn", "matmul"): ("mkldnn", "all"),
+    ("cuda", "all"): ("generic", "all"),
+    ("mkldnn", "all"): ("generic", "all"),
+}
+
+
+def _suspend_shortcuts() -> dict[tuple[str, str], str] | str:
+    """Return what was set.  The interfaces of torch before and since 2.9 must not be mixed."""
+    if not hasattr(torch._C, "_set_fp32_precision_setter"):
         legacy = torch.get_float32_matmul_precision()
-        try:
-            torch.set_float32_matmul_precision("highest")
-            yield
-        finally:
-            torch.set_float32_matmul_precision(legacy)
+        torch.set_float32_matmul_precision("highest")
+        return legacy
+    products = [key for key in _INHERITS if key[1] == "matmul" and _get(key) not in ("none", "ieee")]
+    before = {key: _own(key) for key in products}
+    for key in products:
+        _set(key, "ieee")
+    return before
+
+
+def _restore(before: dict[tuple[str, str], str] | str) -> None:
+    if isinstance(before, str):
+        torch.set_float32_matmul_precision(before)
+    else:
+        for key, precision in before.items():
+            _set(key, precision)
+
+
+def _own(key: tuple[str, str]) -> str:
+    """Return what is set for just this, "none" where it is inherited: torch tells what holds, not where it is from."""
+    precision, above = _get(key), _INHERITS.get(key)
+    if above is None or _get(above) != precision:
+        return precision
+    above_own = _own(above)
+    _set(above, "ieee")
+    inherited = _get(key) == "ieee"
+    _set(above, above_own)
+    return "none" if inherited else precision
+
+
+def _get(key: tuple[str, str]) -> str:
+    return str(torch._C._get_fp32_precision_getter(*key))
+
+
+def _set(key: tuple[str, str], precision: str) -> None:
+    torch._C._set_fp32_precision_setter(*key, precision)

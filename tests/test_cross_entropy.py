@@ -1,0 +1,115 @@
+"""The weighted cross-entropy: what is left out has no part, and arguments of a wrong kind are refused."""
+
+import pytest
+import torch
+
+from rpg_loss import FixMatchSegLoss, RPGLoss, segmentation_cross_entropy
+
+INFINITE = [float("nan"), float("inf"), -float("inf")]
+LOGITS = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+CLASSES, VECTORS = LOGITS.argmax(1), (LOGITS > 0).float()
+PIXELS = torch.ones(2, 4, 5)
+
+
+def loss_and_gradient(logits, loss_of):
+    logits = logits.clone().requires_grad_()
+    loss = loss_of(logits)
+    loss.backward()
+    return loss.detach(), logits.grad
+
+
+def assert_the_left_out_have_no_part(loss_of, out):
+    """Whatever the logits of pixels ``out`` are, loss and gradient are the same to the bit."""
+    expected, gradient = loss_and_gradient(LOGITS, loss_of)
+    assert expected > 0
+    assert not gradient.movedim(1, -1)[out].any()
+    for value in INFINITE:
+        logits = LOGITS.clone()
+        logits.movedim(1, -1)[out] = value
+        loss, got = loss_and_gradient(logits, loss_of)
+        assert torch.equal(loss, expected)
+        assert torch.equal(got, gradient)
+
+
+@pytest.mark.parametrize("by", ["ignore_index", "valid", "weights"])
+@pytest.mark.parametrize("target", [CLASSES, VECTORS])
+def test_what_is_left_out_has_no_part_whatever_its_logits(target, by):
+    out = torch.rand(2, 4, 5) < 0.4
+    given = {"weights": torch.rand(2, 4, 5)}
+    if by == "ignore_index":
+        target = target.masked_fill(out if target is CLASSES else out.unsqueeze(1), -100)
+    elif by == "valid":
+        given["valid"] = ~out
+        given["weights"] = given["weights"].masked_fill(out, float("nan"))
+    else:
+        given["weights"] = given["weights"].masked_fill(out, 0)
+    assert_the_left_out_have_no_part(lambda logits: segmentation_cross_entropy(logits, target, **given), out)
+
+
+@pytest.mark.parametrize("value", INFINITE)
+def test_what_has_a_part_is_not_hidden(value):
+    logits = torch.full_like(LOGITS, value)
+    assert not segmentation_cross_entropy(logits, CLASSES).isfinite()
+    assert not segmentation_cross_entropy(LOGITS, CLASSES, PIXELS * torch.nan).isfinite()
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("y", [CLASSES, VECTORS])
+def test_ignored_queries_and_references_of_the_rpg_loss(y, weighted):
+    features = torch.randn(2, 6, 4, 5)
+    out = torch.rand(2, 4, 5) < 0.4
+    criterion = RPGLoss(3, weighted=weighted)
+    assert_the_left_out_have_no_part(
+        lambda logits: criterion(logits, features, features, y, valid_u=~out),
+        out,
+    )
+    labels = y.masked_fill(out if y is CLASSES else out.unsqueeze(1), -100)
+    assert_the_left_out_have_no_part(lambda logits: criterion(LOGITS, features, features, labels, logits), out)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_ignored_and_unsure_pixels_of_fixmatch(multilabel):
+    weak, out = 3 * torch.randn(2, 3, 4, 5), torch.rand(2, 4, 5) < 0.4
+    criterion = FixMatchSegLoss(0.6, multilabel=multilabel, cutout="ignore")
+    assert_the_left_out_have_no_part(lambda strong: criterion(weak, strong, valid_weak=~out), out)
+    assert_the_left_out_have_no_part(lambda strong: criterion(weak, strong, cutout_mask=out), out)
+    unsure = weak.masked_fill(out.unsqueeze(1), 0)
+    assert_the_left_out_have_no_part(lambda strong: criterion(unsure, strong), out)
+
+
+REFUSED = {
+    "valid uint8": ((LOGITS, CLASSES), {"valid": torch.full((2, 4, 5), 254).byte()}, r"valid: got .* uint8, expected"),
+    "valid list": ((LOGITS, CLASSES), {"valid": [True]}, "valid: got list, expected a torch.Tensor"),
+    "valid shape": (
+        (LOGITS, CLASSES),
+        {"valid": PIXELS[:1] > 0},
+        r"valid: got shape \(1, 4, 5\), expected \(2",
+    ),
+    "float classes": ((LOGITS, CLASSES + 0.9), {}, r"target: got a class map .*float32, expected an integer dtype"),
+    "bool classes": ((LOGITS, CLASSES > 0), {}, r"target: got a class map .*bool, expected an integer dtype"),
+    "complex vectors": ((LOGITS, VECTORS.cfloat()), {}, r"target: got .*complex64, expected a real dtype"),
+    "float8 vectors": ((LOGITS, VECTORS.to(torch.float8_e5m2)), {}, r"target: got .*float8_e5m2, expected a real"),
+    "complex weights": ((LOGITS, CLASSES, PIXELS * 1j), {}, r"weights: got .*complex64, expected a real dtype"),
+    "weights list": ((LOGITS, CLASSES, [1.0]), {}, "weights: got list, expected a torch.Tensor"),
+    "weights per entry": ((LOGITS, CLASSES, LOGITS), {}, r"weights: got shape .*, expected \(2, 4, 5\)"),
+    "ignore_index": ((LOGITS, CLASSES), {"ignore_index": 1.5}, "ignore_index: got 1.5, expected an int"),
+    "one channel": ((LOGITS[:, :1], CLASSES), {}, r"logits: got one channel .* pass target as \(B, 1, \*S\)"),
+    "no channel": ((LOGITS[:, :0], CLASSES), {}, r"logits: got shape \(2, 0, 4, 5\), expected \(B, C, \*spatial\)"),
+    "no axes": ((LOGITS[0, 0, 0], CLASSES), {}, r"logits: got shape \(5,\), expected \(B, C, \*spatial\)"),
+    "devices": ((LOGITS, CLASSES.to("meta")), {}, "got logits on cpu, target on meta, expected one device"),
+    "meta": ((LOGITS.to("meta"), CLASSES.to("meta")), {}, "logits, target: got tensors on the meta device"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_arguments_that_would_mean_something_else_are_refused(case):
+    args, options, message = REFUSED[case]
+    with pytest.raises((TypeError, ValueError), match=message):
+        segmentation_cross_entropy(*args, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64])
+def test_weights_of_any_real_dtype(dtype):
+    weights = torch.rand(2, 4, 5) < 0.5
+    expected = segmentation_cross_entropy(LOGITS, CLASSES, weights.float())
+    assert torch.equal(segmentation_cross_entropy(LOGITS, CLASSES, weights.to(dtype)), expected)
