@@ -1,38 +1,29 @@
-"""Pseudo-labels from the features of a frozen foundation model instead of the network's own.
+"""References in the features of a frozen foundation model instead of the network's own.
 
     python -m examples.recipes.foundation_features    # pip install transformers
 
-Features that do not change are computed once, and so are the pseudo-labels: of all unlabeled images against all
-labeled ones, by `rpg_pseudo_labels`, before training begins. `segmentation_cross_entropy` weighs the loss. A tiny
-Dinov2 with random weights stands in, to save the download, and what it teaches is accordingly: the IoU is lower than in
-the bare loop. Yours would be `Dinov2Model.from_pretrained("facebook/dinov2-small")` on three-channel images.
+`FrozenFeatures` is all that is added to the bare loop, and takes the place of `FeatureTap`. The network needs no layer
+that could be tapped; the optimizer, checkpoints and DistributedDataParallel do not see the model. A tiny Dinov2 with
+random weights stands in, to save the download, and what it teaches is accordingly: the IoU is no higher than in the
+bare loop. Yours would be `Dinov2Model.from_pretrained("facebook/dinov2-small")`, with the `mean` and `std` that its
+images were scaled by. Images that are not augmented need encoding only once: the features do not change.
 """
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Dinov2Config, Dinov2Model
 
 from examples.recipes.plain_pytorch import network
 from examples.recipes.scans import CLASSES, draw_scans, mean_iou
-from rpg_loss import ReferencePool, rpg_pseudo_labels, segmentation_cross_entropy
-
-PATCH = 2
+from rpg_loss import FrozenFeatures, ReferencePool, RPGLoss
 
 
 def foundation_model(side: int) -> Dinov2Model:
+    """Build a model for three-channel images; the scans have one, which is repeated."""
     config = Dinov2Config(
-        num_channels=1, image_size=side, patch_size=PATCH, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
+        image_size=side, patch_size=2, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
     )
-    return Dinov2Model(config).eval()
-
-
-@torch.no_grad()
-def encode(model: Dinov2Model, images: Tensor) -> Tensor:
-    """Return features (B, D, H / PATCH, W / PATCH), one vector for each patch."""
-    tokens = model(images).last_hidden_state[:, 1:]  # the first is of the whole image
-    return tokens.transpose(1, 2).unflatten(2, [side // PATCH for side in images.shape[2:]])
+    return Dinov2Model(config)
 
 
 def main() -> tuple[float, float]:
@@ -41,23 +32,22 @@ def main() -> tuple[float, float]:
     images_u, truth_u = draw_scans(60, 32, 32)
     images_test, labels_test = draw_scans(40, 32, 32)
 
-    model = foundation_model(32)
-    feat_ref, feat_u = encode(model, images_l), encode(model, images_u)
-    center = feat_ref.mean((0, 2, 3), keepdim=True)  # what all patches share would make all cosines alike
-    y_ref = labels_l[:, ::PATCH, ::PATCH]
-    pseudo, weights = rpg_pseudo_labels(feat_u - center, feat_ref - center, y_ref, k=0.1)
-    right = (pseudo == truth_u[:, ::PATCH, ::PATCH]).float()
+    net = network()  # returns logits alone
+    features = FrozenFeatures(
+        foundation_model(32), ["encoder.layer.0", "encoder.layer.1"], size=16, layout="tokens", positions=0.5
+    )
+    criterion = RPGLoss(k=0.5, map_size=16)
+
+    pseudo, weights = criterion.pseudo_labels(features(images_u), features(images_l), labels_l)
+    right = (pseudo == truth_u[:, ::2, ::2]).float()
     precision = float((weights * right).sum() / weights.sum())
     print(f"{precision:.0%} of the weight of the pseudo-labels is on right ones, mean weight {weights.mean():.2f}")
 
-    net = network()
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
     pool = DataLoader(TensorDataset(images_l, labels_l), batch_sampler=ReferencePool(labels_l, size=3))
-    unlabeled = TensorDataset(images_u, pseudo, weights)
     for epoch in range(8):
-        for (images, labels), (batch_u, pseudo_u, weights_u) in zip(pool, DataLoader(unlabeled, 2, shuffle=True)):
-            logits_u = net(batch_u)[:, :, ::PATCH, ::PATCH]
-            loss = F.cross_entropy(net(images), labels) + segmentation_cross_entropy(logits_u, pseudo_u, weights_u)
+        for (images, labels), batch_u in zip(pool, DataLoader(images_u, batch_size=2, shuffle=True)):
+            loss = criterion(net(batch_u), features(batch_u), features(images), labels, net(images))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
