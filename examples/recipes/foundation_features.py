@@ -20,9 +20,7 @@ from rpg_loss import FrozenFeatures, ReferencePool, RPGLoss
 
 def foundation_model(side: int) -> Dinov2Model:
     """Build a model for three-channel images; the scans have one, which is repeated."""
-    config = Dinov2Config(
-        image_size=side, patch_size=2, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
+    config = Dinov2Config(image_size=side, patch_size=2, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     return Dinov2Model(config)
 
 
