@@ -34,7 +34,8 @@ def fixmatch_targets(logits: Tensor, threshold: float = 0.95, *, multilabel: boo
     Returns:
         :class:`PseudoLabels`, constants without a gradient.  Labels are an int64 class map ``(B, *S)``, or 0/1 in
         float32 ``(B, C, *S)`` for overlapping labels; they are the prediction also where it is not kept.  Weights are
-        float32 of the same shape, 1 where the label is kept and 0 elsewhere; overlapping labels are kept one by one.
+        float32 of the same shape, 1 where the label is kept, NaN where there is no telling (the probability is NaN) and
+        0 elsewhere; overlapping labels are kept one by one.
 
     Raises:
         TypeError: ``logits`` is not floating point, ``threshold`` not a number, ``multilabel`` not a bool.
@@ -47,18 +48,18 @@ def fixmatch_targets(logits: Tensor, threshold: float = 0.95, *, multilabel: boo
         PseudoLabels(labels=tensor([[0, 0]]), weights=tensor([[1., 0.]]))
     """
     check_floating("logits", logits)
-    if logits.ndim < 2:
+    if logits.ndim < 2 or logits.shape[1] == 0:
         raise ValueError(f"logits: got shape {tuple(logits.shape)}, expected (B, C, *spatial)")
     _check_options(threshold, multilabel)
     _check_classes("logits", logits, multilabel)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if multilabel:
-        p = logits.sigmoid()
-        labels, kept = p.round().float(), (p - 0.5).abs() > abs(0.5 - threshold)
+        confidence = logits.sigmoid()
+        labels, kept = confidence.round().float(), (confidence - 0.5).abs() > abs(0.5 - threshold)
     else:
         confidence, labels = logits.softmax(1).max(1)
         kept = confidence > threshold
-    return PseudoLabels(labels, kept.float())
+    return PseudoLabels(labels, kept.float().masked_fill(confidence.isnan(), torch.nan))
 
 
 class FixMatchSegLoss(nn.Module):
@@ -155,11 +156,11 @@ class FixMatchSegLoss(nn.Module):
             return_pseudo_labels: also return the targets, in the strong view's frame.
 
         Returns:
-            The loss, a scalar, 0 with a live graph where nothing is kept; with ``return_pseudo_labels`` the pair of it
-            and :class:`PseudoLabels`.
+            The loss, a scalar, 0 with a live graph where nothing is kept, and NaN where a probability of the weak view
+            is; with ``return_pseudo_labels`` the pair of it and :class:`PseudoLabels`.
 
         Raises:
-            TypeError: logits are not floating point, or ``warp`` returns something else than a floating-point tensor.
+            TypeError: logits are not floating point, ``warp`` is no function or does not return floating point.
             ValueError: shapes that do not fit, one channel without ``multilabel``, or a ``warp`` that changes shapes.
         """
         with raise_on_all_ranks(self.group):
@@ -201,6 +202,8 @@ class FixMatchSegLoss(nn.Module):
         if valid_weak is not None:
             covered = covered * valid_weak.unsqueeze(1)
         if warp is not None:
+            if not callable(warp):
+                raise TypeError(f"warp: got {type(warp).__name__}, expected a function that moves (B, K, *S)")
             # One channel per class: an interpolating warp then blurs an edge instead of inventing classes between.
             channels = labels if self.multilabel else F.one_hot(labels, num_classes).movedim(-1, 1)
             before = torch.cat([channels.float(), kept if self.multilabel else kept.unsqueeze(1), covered], dim=1)
@@ -214,14 +217,15 @@ class FixMatchSegLoss(nn.Module):
             channels, covered = after[:, :num_classes], after[:, -1:]
             labels = channels.round() if self.multilabel else channels.argmax(1)
             kept = after[:, num_classes:-1] if self.multilabel else after[:, num_classes]
-        kept, valid = kept > 0.5, covered.squeeze(1) > 0.5
+        weights = (kept > 0.5).float().masked_fill(kept.isnan(), torch.nan)
+        valid = covered.squeeze(1) > 0.5
         if cutout_mask is not None and self.cutout == "background":
             cut = cutout_mask.unsqueeze(1) if self.multilabel else cutout_mask
-            labels, kept = labels.masked_fill(cut, 0), kept | cut
+            labels, weights = labels.masked_fill(cut, 0), weights.masked_fill(cut, 1)
         elif cutout_mask is not None:
             valid = valid & ~cutout_mask
-        kept = kept & (valid.unsqueeze(1) if self.multilabel else valid)
-        return PseudoLabels(labels, kept.float()), valid
+        weights = weights.masked_fill(~(valid.unsqueeze(1) if self.multilabel else valid), 0)
+        return PseudoLabels(labels, weights), valid
 
 
 def _check_options(threshold: float, multilabel: bool) -> None:

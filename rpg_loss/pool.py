@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from .checks import check_labels, describe, is_ignored, upcast_unsigned
+from .checks import (
+    check_bool,
+    check_int,
+    check_labels,
+    check_real,
+    check_tensor,
+    describe,
+    is_ignored,
+    upcast_unsigned,
+)
 
 # Uniform draws to reject before a cover is constructed instead.
 _MAX_REJECTIONS = 1000
@@ -47,8 +56,8 @@ class ReferencePool(Sampler[list[int]]):
         ignore_index: value of pixels without a label.
 
     Raises:
-        TypeError: ``size``, ``num_classes`` or ``length`` is not an int, ``multilabel`` not a bool, ``generator`` not a
-            torch.Generator; labels are not tensors or arrays.
+        TypeError: ``size``, ``num_classes``, ``length`` or ``ignore_index`` is not an int, ``multilabel`` not a bool,
+            ``generator`` not a torch.Generator; labels are not dense tensors or arrays of a real dtype.
         ValueError: no labels, sizes out of range, values out of range, label maps that may be C labels or volumes, or
             classes that no draw of ``size`` images can cover (they are named).
 
@@ -70,12 +79,13 @@ class ReferencePool(Sampler[list[int]]):
         ignore_index: int = -100,
     ) -> None:
         for name, number in (("size", size), ("num_classes", num_classes), ("length", length)):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
-                raise TypeError(f"{name}: got {number!r}, expected an int")
-            if number is not None and number < 1:
-                raise ValueError(f"{name}: got {number}, expected 1 or more")
-        if multilabel is not None and not isinstance(multilabel, bool):
-            raise TypeError(f"multilabel: got {multilabel!r}, expected True, False or None")
+            if number is not None:
+                check_int(name, number)
+                if number < 1:
+                    raise ValueError(f"{name}: got {number}, expected 1 or more")
+        if multilabel is not None:
+            check_bool("multilabel", multilabel)
+        check_int("ignore_index", ignore_index)
         if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
             raise TypeError(
                 f"generator: got {generator!r}, expected a torch.Generator on the CPU; for a seed pass "
@@ -211,12 +221,14 @@ def _presence(
     labels: Sequence[Any] | Tensor | Any, num_classes: int | None, multilabel: bool | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """Return ``(N_l, C)`` bool, which class is present in which image, and ``(C,)``, the classes."""
-    if not hasattr(labels, "__len__"):
+    if isinstance(labels, Tensor):
+        check_tensor("labels", labels)
+    if not hasattr(labels, "__len__") or getattr(labels, "ndim", None) == 0:
         raise TypeError(f"labels: got {type(labels).__name__}, expected a sequence of label maps or an (N_l, C) matrix")
     if len(labels) == 0:
         raise ValueError("labels: got none, expected at least one labeled image")
     if getattr(labels, "ndim", None) == 2:
-        matrix = upcast_unsigned(torch.as_tensor(labels))
+        matrix = _as_tensor("labels", labels)
         check_labels("labels", matrix, multilabel=True, ignore_index=ignore_index)
         if matrix.shape[1] == 0 or num_classes not in (None, matrix.shape[1]):
             raise ValueError(
@@ -267,10 +279,20 @@ def _is_binary(labels: Tensor, ignore_index: int) -> bool:
 def _as_map(i: int, label: Any) -> Tensor:
     # Nested lists are refused: they look like a presence matrix, and would be read as label maps.
     if isinstance(label, Tensor) or hasattr(label, "__array__") or hasattr(label, "__array_interface__"):
-        label_map = upcast_unsigned(torch.as_tensor(label))
+        label_map = _as_tensor(f"labels[{i}]", label)
         if label_map.ndim > 0:
             return label_map
     raise TypeError(
         f"labels[{i}]: got {type(label).__name__}, expected a label map as tensor or array; for a data set of (image, "
         "label) pairs pass [label for _, label in dataset], for a presence matrix torch.tensor(labels)"
     )
+
+
+def _as_tensor(name: str, labels: Any) -> Tensor:
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: got {type(labels).__name__}, which cannot be read as a tensor ({error})") from error
+    check_tensor(name, tensor)
+    check_real(name, tensor)
+    return upcast_unsigned(tensor)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .checks import check_floating
 from .matching import EPS
 
 
@@ -27,6 +28,7 @@ def entropy_weights(proximities: Tensor) -> Tensor:
         Weights in [0, 1], ``(*)``, in float32, or float64 for float64 input.
 
     Raises:
+        TypeError: ``proximities`` is not floating point.
         ValueError: ``proximities`` has no axis or no label set.
 
     Example:
@@ -34,6 +36,7 @@ def entropy_weights(proximities: Tensor) -> Tensor:
         >>> entropy_weights(torch.tensor([[0.9, 0.0], [0.9, 0.9]]))
         tensor([1.0000, 0.0000])
     """
+    check_floating("proximities", proximities)
     if proximities.ndim == 0 or proximities.shape[-1] == 0:
         raise ValueError(
             f"proximities: got shape {tuple(proximities.shape)}, expected (*, |S|) with at least one label set"

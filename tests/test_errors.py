@@ -20,7 +20,8 @@ V = torch.randint(2, (3, 2, 7, 8))
 NAN, INF = U.clone(), R.clone()
 NAN[0, 0, 0, 0] = float("nan")
 INF[1, 2, 3, 4] = float("inf")
-META = torch.device("meta")
+META, F8 = torch.device("meta"), torch.float8_e5m2
+NESTED = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)])
 
 
 def with_value(labels, value):
@@ -101,6 +102,46 @@ PSEUDO_LABELS = {
         r"valid_u: .*expected \(2, 5, 6\) bool",
     ),
     "valid list": ((U, R, Y, 5), {"valid_u": [True]}, TypeError, r"valid_u: got list"),
+    "vectors of NaN": ((U, R, V * torch.nan, 5), {}, ValueError, r"y_ref: got the values nan, expected 0 or 1"),
+    "vectors of inf": ((U, R, with_value(V.float(), torch.inf), 5), {}, ValueError, r"y_ref: got the values inf, exp"),
+    "float8 features": ((U, R.to(F8), Y, 5), {}, TypeError, r"feat_ref: got .*float8_e5m2, .* with .float\(\)"),
+    "float8 vectors": ((U, R, V.to(F8), 5), {}, TypeError, r"y_ref: got .*float8_e5m2, expected a real dtype"),
+    "complex classes": (
+        (U, R, Y.cfloat(), 5),
+        {},
+        TypeError,
+        r"y_ref: got a class map .*complex64, expected an integer",
+    ),
+    "NaN reference": ((U, with_value(R, torch.nan), Y, 5), {}, ValueError, r"feat_ref: got .* with 1 NaN"),
+    "sparse": ((U, R.to_sparse(), Y, 5), {}, TypeError, r"feat_ref: got a sparse_coo tensor, expected a dense one"),
+    "sparse valid": (
+        (U, R, Y, 5),
+        {"valid_u": torch.ones(2, 5, 6).bool().to_sparse()},
+        TypeError,
+        r"valid_u: got a sparse_coo",
+    ),
+    "nested": (
+        (NESTED, R, Y, 5),
+        {},
+        TypeError,
+        r"feat_u: got a nested tensor, expected a dense one; make one of equal",
+    ),
+    "meta": ((U.to(META), R.to(META), Y.to(META), 5), {}, ValueError, r"feat_u, feat_ref, y_ref: got .* meta device"),
+    "check_values": (
+        (U, R, Y, 5),
+        {"check_values": "no"},
+        TypeError,
+        r"check_values: got 'no', expected True or False",
+    ),
+    **{
+        f"ignore_index {value}": (
+            (U, R, Y, 5),
+            {"ignore_index": value},
+            TypeError,
+            f"ignore_index: got {value!r}, expected an int",
+        )
+        for value in (None, "255", float("nan"), 1.5, True)
+    },
     "impl": ((U, R, Y, 5), {"impl": "cuda"}, ValueError, r"impl: got 'cuda', expected one of 'auto'"),
 }
 
@@ -184,6 +225,9 @@ def test_rpg_loss_types():
         ({"map_size": 64.0}, TypeError, r"map_size: got 64.0, expected an int, a tuple of ints or None"),
         ({"map_size": True}, TypeError, r"map_size: got True"),
         ({"impl": "cuda"}, ValueError, r"impl: got 'cuda', expected one of 'auto', 'reference', 'chunked'"),
+        ({"weighted": "no"}, TypeError, r"weighted: got 'no', expected True or False"),
+        ({"check_values": None}, TypeError, r"check_values: got None, expected True or False"),
+        ({"ignore_index": 1.5}, TypeError, r"ignore_index: got 1.5, expected an int"),
     ],
 )
 def test_rpg_loss_options(options, error, message):
@@ -211,6 +255,14 @@ def test_entropy_weights(shape):
         entropy_weights(torch.ones(shape))
 
 
+@pytest.mark.parametrize(
+    "proximities", [[0.5, 0.1], torch.ones(2, 3).long(), torch.ones(2, 3) * 1j, torch.eye(2).to(F8)]
+)
+def test_entropy_weights_of_what_is_no_tensor_of_floats(proximities):
+    with pytest.raises(TypeError, match=r"proximities: got .*, expected a"):
+        entropy_weights(proximities)
+
+
 FIXMATCH = {
     "shapes": ((LU, LU[..., 1:]), {}, ValueError, r"logits_weak, logits_strong: .*expected the same"),
     "flat": ((LU[..., 0, 0], LU[..., 0, 0]), {}, ValueError, r"expected the same non-empty \(B, C, \*spatial\)"),
@@ -229,6 +281,11 @@ FIXMATCH = {
         r"warp: got shape .*act on all channels alike",
     ),
     "devices": ((LU, LU.to(META)), {}, ValueError, r"logits_strong on meta, expected one device"),
+    "float8": ((LU, LU.to(F8)), {}, TypeError, r"logits_strong: got .*float8_e5m2, expected a real floating-point"),
+    "sparse": ((LU.to_sparse(), LU), {}, TypeError, r"logits_weak: got a sparse_coo tensor, expected a dense one"),
+    "meta": ((LU.to(META), LU.to(META)), {}, ValueError, r"logits_weak, logits_strong: got tensors on the meta device"),
+    "mask list": ((LU, LU), {"cutout_mask": [True]}, TypeError, r"cutout_mask: got list, expected a torch.Tensor"),
+    "no warp": ((LU, LU), {"warp": "flip"}, TypeError, r"warp: got str, expected a function"),
 }
 
 
@@ -249,11 +306,51 @@ def test_fixmatch_threshold(threshold):
 def test_fixmatch_options():
     with pytest.raises(ValueError, match=r"cutout: got 'mask', expected one of 'background', 'ignore'"):
         FixMatchSegLoss(cutout="mask")
-    with pytest.raises(ValueError, match=r"logits: got shape \(5,\)"):
-        fixmatch_targets(torch.ones(5))
+    for shape in ((5,), (2, 0, 5)):
+        with pytest.raises(ValueError, match=r"logits: got shape .*, expected \(B, C, \*spatial\)"):
+            fixmatch_targets(torch.ones(shape))
 
 
 POOL = {
+    **{
+        f"ignore_index {value}": (
+            (Y,),
+            {"ignore_index": value},
+            TypeError,
+            f"ignore_index: got {value!r}, expected an int",
+        )
+        for value in (None, "255", float("nan"), 1.5)
+    },
+    "NaN": (
+        ([V[0] * torch.nan],),
+        {"multilabel": True},
+        ValueError,
+        r"labels\[0\]: got the values nan, expected 0 or 1",
+    ),
+    "infinite matrix": (
+        (torch.eye(2) * torch.inf,),
+        {},
+        ValueError,
+        r"labels: got the values inf, nan, expected 0 or 1",
+    ),
+    "sparse": (([Y[0].to_sparse()],), {}, TypeError, r"labels\[0\]: got a sparse_coo tensor, expected a dense one"),
+    "sparse matrix": (
+        (torch.eye(2).to_sparse(),),
+        {},
+        TypeError,
+        r"labels: got a sparse_coo tensor, expected a dense one",
+    ),
+    "nested": ((NESTED,), {}, TypeError, r"labels: got a nested tensor, expected a dense one"),
+    "meta": ((Y.to(META),), {}, TypeError, r"labels\[0\]: got Tensor, which cannot be read as a tensor \(.*meta"),
+    "text": (([np.array(["a"])],), {}, TypeError, r"labels\[0\]: got ndarray, which cannot be read as a tensor"),
+    "complex": (([Y[0].cfloat()],), {}, TypeError, r"labels\[0\]: got \(7, 8\) complex64, expected a real dtype"),
+    "float8 matrix": (
+        (torch.eye(2).to(F8),),
+        {},
+        TypeError,
+        r"labels: got \(2, 2\) float8_e5m2, expected a real dtype",
+    ),
+    "no axis": ((torch.tensor(3),), {}, TypeError, r"labels: got Tensor, expected a sequence of label maps"),
     "empty": (([],), {}, ValueError, r"labels: got none"),
     "no sequence": ((iter([Y]),), {}, TypeError, r"labels: got list_iterator, expected a sequence"),
     "pairs": (([("image", Y[0])],), {}, TypeError, r"labels\[0\]: got tuple, .*\[label for _, label in dataset\]"),

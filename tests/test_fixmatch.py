@@ -76,6 +76,23 @@ def test_gradient(multilabel):
     assert weak.grad is None
 
 
+@pytest.mark.parametrize("warp", [None, shift_right])
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_a_weak_view_that_is_not_finite_is_not_hidden(multilabel, warp):
+    """As nothing would be kept, the loss of a diverged network would be 0."""
+    weak, strong = views()
+    weak[0, :, 2, 2] = torch.nan
+    criterion = FixMatchSegLoss(0.9, multilabel=multilabel, cutout="ignore")
+    assert criterion(weak, strong, warp=warp).isnan()
+    valid = torch.ones(2, 6, 5, dtype=torch.bool)
+    valid[0, 2, 2] = False
+    assert criterion(weak, strong, warp=warp, valid_weak=valid).isfinite()
+    moved = valid if warp is None else valid.roll(1, -1)
+    assert criterion(weak, strong, warp=warp, cutout_mask=~moved).isfinite()
+    background = FixMatchSegLoss(0.9, multilabel=multilabel)
+    assert background(weak, strong, warp=warp, cutout_mask=~moved).isfinite()
+
+
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_nothing_kept_is_zero_with_a_live_graph(multilabel):
     weak, strong = views()
