@@ -192,7 +192,7 @@ def check_inputs(
         name, like = ("feat_u", feat_u) if logits_u is None else ("logits_u", logits_u)
         check_tensor("valid_u", valid_u)
         finer = maps and logits_u is None and valid_u.ndim == feat_u.ndim - 1
-        check_mask("valid_u", valid_u, (len(like), *(valid_u.shape[1:] if finer else like.shape[2:])), name)
+        check_mask("valid_u", valid_u, (like.shape[0], *(valid_u.shape[1:] if finer else like.shape[2:])), name)
     check_same_device(
         logits_u=logits_u, feat_u=feat_u, feat_ref=feat_ref, y_ref=y_ref, logits_ref=logits_ref, valid_u=valid_u
     )
@@ -200,7 +200,7 @@ def check_inputs(
 
 def _check_reference_labels(feat_ref: Tensor, y_ref: Tensor, maps: bool) -> None:
     check_tensor("y_ref", y_ref)
-    images, axes = len(feat_ref), feat_ref.ndim - 2
+    images, axes = feat_ref.shape[0], feat_ref.ndim - 2  # len would fix the size in exported graphs
     multilabel = y_ref.ndim == feat_ref.ndim
     grid = tuple(y_ref.shape[-axes:] if maps else feat_ref.shape[2:])
     if tuple(y_ref.shape) != (images, *(y_ref.shape[1:2] if multilabel else ()), *grid) or y_ref.numel() == 0:
@@ -215,9 +215,9 @@ def _check_reference_labels(feat_ref: Tensor, y_ref: Tensor, maps: bool) -> None
 
 
 def _check_logits(logits_u: Tensor, logits_ref: Tensor | None, feat_u: Tensor, feat_ref: Tensor, y_ref: Tensor) -> None:
-    if feat_u.ndim != logits_u.ndim or len(feat_u) != len(logits_u):
+    if feat_u.ndim != logits_u.ndim or feat_u.shape[0] != logits_u.shape[0]:
         raise ValueError(
-            f"feat_u: got shape {tuple(feat_u.shape)}, expected ({len(logits_u)}, D, *spatial) with "
+            f"feat_u: got shape {tuple(feat_u.shape)}, expected ({logits_u.shape[0]}, D, *spatial) with "
             f"{logits_u.ndim - 2} spatial axes to go with logits_u {tuple(logits_u.shape)}"
         )
     num_classes = logits_u.shape[1]
@@ -233,7 +233,7 @@ def _check_logits(logits_u: Tensor, logits_ref: Tensor | None, feat_u: Tensor, f
             f"logits_u: got one channel {tuple(logits_u.shape)} and y_ref as a class map {tuple(y_ref.shape)}; for "
             "one binary label pass y_ref as (P, 1, *R) 0/1, for classes give logits one channel per class"
         )
-    expected = (len(y_ref), num_classes, *y_ref.shape[-(feat_ref.ndim - 2) :])
+    expected = (y_ref.shape[0], num_classes, *y_ref.shape[-(feat_ref.ndim - 2) :])
     if logits_ref is not None and tuple(logits_ref.shape) != expected:
         raise ValueError(
             f"logits_ref: got shape {tuple(logits_ref.shape)}, expected {expected} to go with y_ref "

@@ -172,7 +172,7 @@ class FixMatchSegLoss(nn.Module):
                     f"{tuple(logits_strong.shape)}, expected the same non-empty (B, C, *spatial)"
                 )
             _check_classes("logits_weak, logits_strong", logits_weak, self.multilabel)
-            shape = (len(logits_weak), *logits_weak.shape[2:])
+            shape = (logits_weak.shape[0], *logits_weak.shape[2:])
             check_mask("cutout_mask", cutout_mask, shape, "the logits")
             check_mask("valid_weak", valid_weak, shape, "the logits")
             check_same_device(

@@ -26,7 +26,7 @@ class Options:
     def __post_init__(self) -> None:
         expected = "an int >= 1 (a number of references) or a float in (0, 1] (a share of them)"
         if isinstance(self.k, bool) or not isinstance(self.k, numbers.Real):
-            raise TypeError(f"k: got {self.k!r} of type {type(self.k).__name__}, expected {expected}")
+            raise TypeError(f"k: got {type(self.k).__name__}, expected {expected}")
         if isinstance(self.k, numbers.Integral):
             if self.k < 1:
                 raise ValueError(f"k: got {self.k}, expected {expected}")

@@ -68,7 +68,7 @@ def rpg_pseudo_labels(
         y_ref: labels of the references: a class map ``(P, *R)`` of any integer dtype, classes from 0 up, or 0/1
             label vectors ``(P, C, *R)`` of any real dtype; flat: ``(N,)`` or ``(N, C)``.
         k: number of nearest references that count: an int >= 1 (more than there are means all), or a float in
-            (0, 1], a share of the references that are not ignored.
+            (0, 1], a share of the references that are not ignored.  In a compiled call no number of NumPy.
         valid_u: ``(B, *S)`` or ``(M,)`` bool, False where a query is to be ignored: its weight is 0 and its label
             ``ignore_index`` (0 in every label of a label vector).
         ignore_index: a reference with this value as its class, or in any entry of its label vector, is left out.

@@ -3,6 +3,7 @@
 import shutil
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -46,6 +47,19 @@ def test_a_share_of_all_is_not_taken_for_one_reference():
         assert torch.equal(compiled(feat_u, feat_ref, y, k).weights, expected.weights)
 
 
+@pytest.mark.parametrize("k", [np.int64(5), np.float64(0.5), np.float32(0.5)])
+def test_numbers_of_numpy(k):
+    """A module takes them as any number; in a compiled call they are arrays to the compiler, and no k."""
+    feat_u, feat_ref, y = torch.randn(2, 4, 3, 3), torch.randn(3, 4, 3, 3), torch.randint(3, (3, 3, 3))
+    criterion = RPGLoss(k, ignore_index=np.int64(-100))
+    expected = RPGLoss(k.item()).pseudo_labels(feat_u, feat_ref, y).weights
+    compiled = torch.compile(criterion.pseudo_labels, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(feat_u, feat_ref, y).weights, expected)
+    compiled = torch.compile(rpg_pseudo_labels, fullgraph=True, backend="aot_eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="k: got ndarray, expected an int >= 1"):
+        compiled(feat_u, feat_ref, y, k)
+
+
 class Step(nn.Module):
     """The unlabeled and the supervised loss of one training step."""
 
@@ -85,6 +99,16 @@ def test_a_compiled_training_step_equals_the_eager_one(backend, multilabel, opti
     compiled = torch.compile(module, fullgraph=True, backend=backend)
     expected, got = loss_and_gradients(module, module, data), loss_and_gradients(compiled, module, data)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_an_exported_step_takes_batches_of_any_size(multilabel):
+    step, data = step_and_data(multilabel)
+    pool, batch = torch.export.Dim("pool", min=2, max=64), torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(step, data, dynamic_shapes=({0: pool}, {0: pool}, {0: batch}, {0: batch})).module()
+    for sizes in (slice(0, 3), slice(0, 5)):
+        now = [torch.cat([tensor, tensor.flip(-1), tensor])[sizes] for tensor in data]
+        torch.testing.assert_close(exported(*now), step(*now))
 
 
 def test_everything_ignored_is_zero_when_compiled_too():

@@ -62,8 +62,8 @@ PSEUDO_LABELS = {
     "k = 0.": ((U, R, Y, 0.0), {}, ValueError, r"k: got the float 0.0, expected .* float in \(0, 1\]"),
     "k > 1": ((U, R, Y, 1.5), {}, ValueError, r"k: got the float 1.5, .*a number of references must be an int"),
     "k NaN": ((U, R, Y, float("nan")), {}, ValueError, r"k: got the float nan"),
-    "k string": ((U, R, Y, "all"), {}, TypeError, r"k: got 'all' of type str"),
-    "k bool": ((U, R, Y, True), {}, TypeError, r"k: got True of type bool"),
+    "k string": ((U, R, Y, "all"), {}, TypeError, r"k: got str, expected an int"),
+    "k bool": ((U, R, Y, True), {}, TypeError, r"k: got bool, expected"),
     "negative class": (
         (U, R, with_value(Y, -1), 5),
         {},

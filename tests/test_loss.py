@@ -59,6 +59,19 @@ def test_gradient_is_the_closed_form(multilabel):
     assert torch.autograd.gradcheck(lambda a, b: criterion(a, feat_u, feat_ref, y_ref, b), (logits_u, logits_ref))
 
 
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_gradient_by_function_transforms(multilabel):
+    logits_u, feat_u, feat_ref, y_ref, logits_ref = step(multilabel=multilabel)
+
+    def loss(logits):
+        return RPGLoss(0.3, map_size=5)(logits["u"], feat_u, feat_ref, y_ref, logits["ref"])
+
+    loss({"u": logits_u, "ref": logits_ref}).backward()
+    gradients = torch.func.grad(loss)({"u": logits_u.detach(), "ref": logits_ref.detach()})
+    torch.testing.assert_close(gradients["u"], logits_u.grad)
+    torch.testing.assert_close(gradients["ref"], logits_ref.grad)
+
+
 def test_no_gradient_reaches_features():
     logits_u, feat_u, feat_ref, y_ref, logits_ref = step()
     feat_u.requires_grad_()

@@ -335,6 +335,17 @@ def test_matmul_precision_is_restored_with_the_older_torch_interface(monkeypatch
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("scale", [1e160, 1e300, 1e-300])
+def test_squares_beyond_the_range_of_floats(scale, impl):
+    """Labels and weights do not change with the scale, but for the epsilon of Eq. 3 where everything is tiny."""
+    u, r, y = torch.randn(20, 4).double(), torch.randn(30, 4).double(), torch.arange(30) % 4
+    expected = pseudo_labels(u, r, y, 7) if scale > 1 else pseudo_labels(0 * u, r, y, 7)
+    got = pseudo_labels(scale * u, scale * r, y, 7, impl=impl)
+    assert torch.equal(got.labels, expected.labels)
+    torch.testing.assert_close(got.weights, expected.weights, atol=1e-5, rtol=0)
+
+
 def test_a_class_255_among_others_is_no_mask():
     y = torch.tensor([0, 3, 255])
     assert pseudo_labels(torch.eye(3), torch.eye(3), y, 1).labels.tolist() == [0, 3, 255]

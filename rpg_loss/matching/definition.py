@@ -52,11 +52,12 @@ def match_reference(
     """Match by the definition, in float64, with the M x N matrix in memory (see :func:`match`)."""
     if isinstance(shards, ShardedReferences):
         raise ValueError('impl: got "reference" with a group, expected "auto", "chunked" or "triton"')
-    u, r = queries.double(), references.double()
+    (u, scale_u), (r, scale_r) = _scaled(queries.double()), _scaled(references.double())
 
     # Eq. 3: D = 1 - max(cos, 0); proximity is 1 - D.
     norms = u.norm(dim=1)[:, None] * r.norm(dim=1)[None, :]
-    proximity = (u @ r.T / (norms + EPS)).clamp(max=1)  # (M, N)
+    epsilon = EPS / scale_u[:, None] / scale_r[None, :]
+    proximity = (u @ r.T / (norms + epsilon)).clamp(max=1)  # (M, N)
     proximity = torch.where(proximity > TIE, proximity, 0.0)
 
     # Eq. 4: the nearest reference, the lowest index among equals (argmax returns the first maximum).
@@ -69,3 +70,9 @@ def match_reference(
     # Eq. 5: 1 - delta of every label set.
     class_proximity = torch.stack([among_k[:, set_ids == s].amax(1) for s in range(num_sets)], dim=1)
     return Matches(set_ids[nearest], class_proximity.float())
+
+
+def _scaled(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return vectors of entries up to 2 and the powers of two that scale them, so that no norm overflows."""
+    scale = torch.exp2((torch.frexp(features.abs().amax(1)).exponent - 1).double())
+    return features / scale[:, None], scale

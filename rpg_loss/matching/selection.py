@@ -140,7 +140,10 @@ def _rank(best: Tensor) -> tuple[Tensor, Tensor]:
     # of non-negative floats are in the order of the floats; adding 0 turns -0 into 0.
     bits = (best + 0).contiguous().view(torch.int32).to(torch.int64)
     keys = torch.arange(best.shape[1]) - (bits << 32)
-    keys.numpy().sort(axis=1)
+    try:
+        keys.numpy().sort(axis=1)
+    except RuntimeError:  # the tensors of torch.func hold no memory of their own
+        keys = keys.sort(dim=1).values
     bits = -(keys >> 32)
     return bits.to(torch.int32).view(torch.float32), keys & 0xFFFFFFFF
 
