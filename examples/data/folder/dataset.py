@@ -24,6 +24,7 @@ from examples.data.base import Dataset, ImageSet, Original, to_unit_range
 from examples.data.files import image_size, open_gray, open_image, skip_unreadable
 from examples.data.folder.masks import (
     files_by_stem,
+    find_masks,
     label_folders,
     list_images,
     read_class_maps,
@@ -115,11 +116,33 @@ def load_undivided(config: Config) -> Dataset:
     return contents.dataset(found, images, images, images, images)
 
 
-def read_contents(config: Config) -> Contents:
-    root = config.root
-    if root is None:
+def load_labeled(config: Config) -> tuple[Dataset, dict[str, Path]]:
+    """Read the images with a mask alone, of which every part of the data set is all; others are only found.
+
+    Returns:
+        The data set, and the file of every image.
+    """
+    images = list_images(checked_root(config))
+    contents = read_contents(config, labeled_only=True)
+    part = contents.part(contents.labeled)
+    found = f"{len(images)} images ({len(part)} labeled)"
+    return contents.dataset(found, part, part, part, part), images
+
+
+def checked_root(config: Config) -> Path:
+    if config.root is None:
         raise ValueError("root: None, but folder is read from disk; pass --root FOLDER (images/ and masks/ in it)")
+    return config.root
+
+
+def read_contents(config: Config, *, labeled_only: bool = False) -> Contents:
+    root = checked_root(config)
     images = list_images(root)
+    if labeled_only:
+        masks = [find_masks(folder, images) for folder in label_folders(root / "masks") or [root / "masks"]]
+        images = {stem: path for stem, path in images.items() if any(stem in of for of in masks)}
+        if not images:
+            raise FileNotFoundError(f"root: {root / 'masks'} holds no mask; annotate a few images first")
     skipped = ""
     if config.skip_unreadable:
         folders = label_folders(root / "masks") or [root / "masks"]

@@ -1,0 +1,198 @@
+"""Labels of a whole data set by the nearest references, without training."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from rich.progress import track
+from torch import Tensor
+
+from examples.config import Config, DatasetName, require
+from examples.engine.distributed import resolve_device
+from examples.engine.evaluation import by_class
+from examples.engine.metrics import IoU
+from examples.inference.inputs import Plane
+from examples.inference.transfer_data import Material, find_material
+from examples.inference.transfer_features import build_features
+from examples.inference.transfer_files import Files, Proposal, Row
+from examples.inference.transfer_votes import Votes, encode_references, find_cuts, proposed_masks
+from examples.logging.environment import environment
+
+IMAGE_SIZE = 256  # at which images are encoded
+GRID = 64  # side of the grid on which they are matched
+TEMPERATURE = 0.02
+BATCH = 4
+USUAL_LABELED = 3
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What to label by what, and where to write it."""
+
+    dataset: Annotated[tyro.conf.Positional[DatasetName], tyro.conf.arg(metavar="DATASET")]
+    """folder: your images, of which some have a mask; or another data set, as for examples.train."""
+
+    out: Path
+    """Folder to write to."""
+
+    root: Path | None = None
+    """Folder that the data set is read from; the drawn ones need none."""
+
+    references: tuple[str, ...] = ()
+    """Names of the images to label by; default: all labeled ones."""
+
+    labeled: int | None = None
+    """Divide as examples.train does, label by the labeled images and score the test images; default: 3, and of a folder
+    all that have a mask."""
+
+    split: int = 0
+    """Which division, as for examples.train."""
+
+    group_pattern: str | None = None
+    """folder with --labeled: groups that are never divided, as for examples.train."""
+
+    encoder: str = "lite0"
+    """lite0: EfficientNet-lite0 (extra encoders); hf:NAME: a model of the Hugging Face Hub; module:callable: yours,
+    which callable() returns; it makes maps (B, D, h, w), or tokens, of images (B, 1 or 3, H, W) in [-1, 1]."""
+
+    k: int = 20
+    """Nearest reference pixels that vote."""
+
+    positions: float = 2.0
+    """How much a pixel's place counts, beside 1 for each layer of the encoder; 0: not at all."""
+
+    overwrite: bool = False
+    """Replace what an earlier transfer wrote to --out, masks that were corrected since among it."""
+
+    device: str = "auto"
+    """Where to encode and match: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+
+    def __post_init__(self) -> None:
+        require(self.k >= 1, "k", self.k, "1 or more")
+        require(0 <= self.positions < math.inf, "positions", self.positions, "a length of 0 or more")
+        divided = self.labeled is not None or self.split or self.group_pattern is not None
+        require(
+            not (divided and self.references), "references", self.references, "none with --labeled, --split or --group-"
+            "pattern, which choose them",
+        )  # fmt: skip
+        undrawn = self.dataset != "folder" or self.labeled is not None or not divided
+        require(undrawn, "labeled", None, "a number with --split or --group-pattern: how many to draw")
+
+    @property
+    def divided(self) -> bool:
+        return self.dataset != "folder" or self.labeled is not None
+
+    @property
+    def config(self) -> Config:
+        return Config(
+            self.dataset, root=self.root, labeled=self.labeled or USUAL_LABELED, split=self.split,
+            group_pattern=self.group_pattern, image_size=IMAGE_SIZE, map_size=None,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def transfer(options: Transfer) -> tuple[dict[str, Any], list[str]]:
+    """Label all images and write the files.
+
+    Returns:
+        What transfer.json holds, and why images could not be read, one line each.
+
+    Raises:
+        ImportError: the encoder needs a package that is not installed.
+        OSError: something cannot be read or written.
+        ValueError: options cannot be right.
+    """
+    started = time.monotonic()
+    device = resolve_device(options.device)
+    files = Files(options.out, options.root, options.overwrite)
+    features = build_features(options.encoder, GRID, options.positions).to(device)
+    material = find_material(options.config, options.references, divided=options.divided)
+    images, classes = material.references.to(device), material.labels.names
+    references = encode_references(
+        images, features, material.flip_pairs, len(classes), options.k, TEMPERATURE, BATCH
+    )  # fmt: skip
+    own = torch.cat([features(part) for part in images.images.split(BATCH)])
+    cuts = find_cuts(references, own, images)
+    about: dict[str, Any] = {
+        "dataset": options.dataset, "labeled": len(images), "split": options.split if options.divided else None,
+        "encoder": options.encoder, "k": options.k, "positions": options.positions, "data": material.found,
+        "references": list(images.names), "cuts": [round(cut, 3) for cut in cuts.tolist()],
+        "environment": environment(device),
+    }  # fmt: skip
+    files.begin(about, material)
+
+    rows: list[Row] = []
+    faults: list[str] = []
+    batches = [material.names[start : start + BATCH] for start in range(0, len(material.names), BATCH)]
+    with ThreadPoolExecutor(2) as pool:
+        reading = pool.submit(read_batch, material, batches[0])
+        writing: list[Future[Row]] = []
+        for number in track(range(len(batches)), "labeling", transient=True, disable=not sys.stderr.isatty()):
+            planes, unread = reading.result()
+            faults += unread
+            if number + 1 < len(batches):
+                reading = pool.submit(read_batch, material, batches[number + 1])
+            proposals = []
+            if planes:
+                squares = torch.stack([plane.square for plane in planes.values()]).to(device)
+                for (name, plane), maps in zip(planes.items(), features(squares), strict=True):
+                    proposals.append(propose(name, plane, references.vote(maps), cuts, material))
+            rows += [future.result() for future in writing]  # no more than two batches are in memory
+            writing = [pool.submit(files.write, proposal) for proposal in proposals]
+        rows += [future.result() for future in writing]
+    result = {**about, **scores(rows, material), "seconds": round(time.monotonic() - started, 1), "images": len(rows)}
+    files.finish(result, rows)
+    return result, faults
+
+
+def read_batch(material: Material, names: tuple[str, ...]) -> tuple[dict[str, Plane], list[str]]:
+    """Return the images that can be read, and why others cannot."""
+    planes: dict[str, Plane] = {}
+    faults = []
+    for name in names:
+        try:
+            planes[name] = material.read(name)
+        except (OSError, ValueError) as error:
+            faults.append(str(error))
+    return planes, faults
+
+
+def propose(name: str, plane: Plane, votes: Votes, cuts: Tensor, material: Material) -> Proposal:
+    """Bring what the references say to the size of the image."""
+    placement = plane.placement
+    scaled = (votes.shares / cuts[:, None, None]).cpu()
+    masks = proposed_masks(scaled, placement, multilabel=material.labels.multilabel)
+    maps = torch.stack([F.interpolate(part[None, None], (placement.size,) * 2, mode="bilinear")[0, 0]
+                        for part in (votes.weights.cpu(), votes.nearest.cpu())])  # fmt: skip
+    # Outside of what is shown there is no weight.
+    weights, nearest = placement.restore(maps, multilabel=True).clamp(0, 1)
+    return Proposal(name, plane, masks, weights, float(weights.mean()), float(nearest.mean()))
+
+
+def scores(rows: list[Row], material: Material) -> dict[str, Any]:
+    """Return the IoU over the images whose truth is known; None where there is none."""
+    iou = IoU()
+    for row in rows:
+        if row.iou is not None:
+            iou.intersections += row.iou.intersections
+            iou.unions += row.iou.unions
+    names = material.labels.names
+    if not iou.unions:
+        return {"scored": 0, "miou": None, "miou_pooled": None, "iou_per_class": None, "iou_per_class_pooled": None}
+    return {
+        "scored": len(iou.unions),
+        "score": material.score,
+        "miou": float(iou.per_class().nanmean()),
+        "miou_pooled": float(iou.pooled().nanmean()),
+        "iou_per_class": by_class(names, iou.per_class()),
+        "iou_per_class_pooled": by_class(names, iou.pooled()),
+    }

@@ -1,0 +1,149 @@
+"""Which images are references and which are to be labeled; these are read one by one where they are files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from examples.config import Config
+from examples.data import Images, ImageSet, load
+from examples.data.base import Dataset
+from examples.data.folder.dataset import load_labeled
+from examples.data.folder.masks import list_images
+from examples.data.jsrt import CLASSES, list_files, read_mask
+from examples.data.resize import Placement
+from examples.engine.metrics import known_pixels
+from examples.inference.inputs import Input, Plane, read
+from examples.inference.trained import Labels
+
+
+@dataclass(frozen=True)
+class Material:
+    """What there is to label, and by what.
+
+    Attributes:
+        config: Of the data set; its image_size is what images are encoded at.
+        references: With labels, at that size.
+        names: Of the images to be labeled.
+        scored: Those of them that the result is measured on.
+        labels: What the masks are of.
+        flip_pairs: As in :class:`Dataset`.
+        score: As in :class:`Dataset`.
+        found: What was found, in words.
+        sources: All images that were read already, in which names are looked up.
+        files: Name -> the file that holds an image; none of those that were drawn or are part of a volume.
+        masks: (structure, name) -> file, of jsrt.
+    """
+
+    config: Config
+    references: ImageSet
+    names: tuple[str, ...]
+    scored: frozenset[str]
+    labels: Labels
+    flip_pairs: tuple[tuple[int, int], ...]
+    score: str
+    found: str
+    sources: Sequence[Images]
+    files: Mapping[str, Path]
+    masks: Mapping[tuple[str, str], Path]
+
+    def read(self, name: str) -> Plane:
+        """Return an image at its own size and at that which is encoded.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is not what it should be; the message names the file.
+        """
+        if name in self.files:
+            return read(Input(self.files[name], name), self.config).planes[0]
+        images = find(self.sources, name)
+        square, side = images.images[0], self.config.image_size
+        placement = images.originals[0].placement if images.originals else Placement(side, side, side)
+        return Plane(placement.restore(square, multilabel=False)[0], square, placement)
+
+    def truth(self, name: str, placement: Placement) -> Tensor:
+        """Return the labels of an image, (C, H, W) or (H, W), at its own size."""
+        if self.masks:
+            side = placement.height  # these images are square
+            return torch.stack([torch.from_numpy(read_mask(self.masks[label, name], side)) for label in CLASSES]).long()
+        images = find(self.sources, name)
+        return images.labels[0] if images.originals is None else images.originals[0].read_labels()
+
+
+def find_material(config: Config, references: Sequence[str], *, divided: bool) -> Material:
+    """Find the images of a data set.
+
+    Args:
+        config: Names the data set; its image_size is what images are encoded at.
+        references: Names of the images that are references; empty: the labeled ones.
+        divided: Whether a folder is divided as for training, into labeled, unlabeled, validation and test images. If
+            not, all its images with a mask are references, or those named, and the others with a mask are scored.
+
+    Raises:
+        OSError: something cannot be read.
+        ValueError: a name is not that of a labeled image, or no image is left to be labeled.
+    """
+    files: Mapping[str, Path] = {}
+    masks: Mapping[tuple[str, str], Path] = {}
+    if config.dataset == "folder" and not divided:
+        data, files = load_labeled(config)
+        names = tuple(files)
+    else:
+        data = load(replace(config, device="cpu"))
+        names = tuple(dict.fromkeys([*data.unlabeled.names, *data.validation.names, *data.test.names]))
+        if config.root is not None and config.dataset == "jsrt":
+            files, masks = list_files(config.root)
+        elif config.root is not None and config.dataset == "folder":
+            files = list_images(config.root)
+    chosen = choose_references(data, references)
+    used = frozenset(chosen.names)
+    names = tuple(name for name in names if name not in used)
+    if not names:
+        raise ValueError(f"dataset: all {len(used)} images are references, expected others, to be labeled")
+    return Material(
+        config=config,
+        references=chosen,
+        names=names,
+        scored=frozenset(data.test.names) - used,
+        labels=Labels(data.class_names, data.multilabel),
+        flip_pairs=data.flip_pairs,
+        score=data.score,
+        found=data.found,
+        sources=(data.labeled, data.unlabeled, data.validation, data.test),
+        files=files,
+        masks=masks,
+    )
+
+
+def choose_references(data: Dataset, names: Sequence[str]) -> ImageSet:
+    """Return the labeled images, or those named.
+
+    Raises:
+        ValueError: there is none of a name with labels.
+    """
+    if not names:
+        return data.labeled
+    sources = (data.labeled, data.unlabeled, data.validation)
+    for name in names:
+        if not any(name in images.names for images in sources) or not known_pixels(find(sources, name).labels).any():
+            some = ", ".join(data.labeled.names[:5])
+            raise ValueError(f"references: {name!r} is not the name of a labeled image, as {some} are")
+    parts = [find(sources, name) for name in dict.fromkeys(names)]
+    shown = [part.shown for part in parts if part.shown is not None]
+    return ImageSet(
+        images=torch.cat([part.images for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        names=tuple(part.names[0] for part in parts),
+        shown=torch.cat(shown) if shown else None,
+        originals=tuple(original for part in parts for original in part.originals or ()) or None,
+    )
+
+
+def find(sources: Sequence[Images], name: str) -> ImageSet:
+    """Return the image of a name, as a set of one."""
+    images = next(images for images in sources if name in images.names)
+    return images[[images.names.index(name)]]

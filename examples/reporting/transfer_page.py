@@ -1,0 +1,88 @@
+"""transfer.html: proposed labels to look through, and what to label next; pictures lie beside it."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from torch import Tensor
+
+from examples.engine.checkpoint import atomic_write
+from examples.logging.pictures import color, tinted
+
+PANEL = 256  # longer side of a picture in a strip
+GAP = 4
+NEXT = 12  # images that are named first
+
+PAGE = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    lstrip_blocks=True,
+).get_template("transfer_page.html")  # fmt: skip
+
+
+class Row(Protocol):
+    """What the page says of an image: its name, its mean weight, and the mean cosine of its nearest references."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def certainty(self) -> float: ...
+    @property
+    def explained(self) -> float: ...
+
+
+def draw_strip(image: Tensor, masks: Tensor, weights: Tensor) -> bytes:
+    """Draw an image, its proposed masks and their weights side by side, as a JPEG file.
+
+    Args:
+        image: (H, W) float32 in [-1, 1].
+        masks: (C, H, W) bool.
+        weights: (H, W) in [0, 1].
+    """
+    factor = PANEL / max(image.shape)
+    size = [max(1, round(side * factor)) for side in image.shape]
+    small = F.interpolate(image[None, None], size, mode="bilinear", antialias=True)[0, 0]
+    covered = F.interpolate(masks[None].float(), size, mode="area")[0] > 0.5
+    trusted = F.interpolate(weights[None, None], size, mode="area")[0, 0].clamp(0, 1)
+    heat = torch.from_numpy(matplotlib.colormaps["magma"](trusted.numpy())[..., :3]).float()
+    gap = torch.ones(size[0], GAP, 3)
+    strip = torch.cat([tinted(small), gap, tinted(small, covered), gap, heat], dim=1)
+    buffer = io.BytesIO()
+    Image.fromarray((255 * strip).round().to(torch.uint8).numpy()).save(buffer, "jpeg", quality=85)
+    return buffer.getvalue()
+
+
+def write_page(path: Path, result: Mapping[str, Any], rows: Sequence[Row], names: Sequence[str]) -> None:
+    """Write the page.
+
+    Args:
+        path: Of the page; strips/NAME.jpg are beside it.
+        result: What transfer.json holds.
+        rows: One for each image.
+        names: Of the labels.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    to_label = sorted(rows, key=lambda row: row.explained)
+    page = PAGE.render(
+        result=result,
+        swatches={name: color(label) for label, name in enumerate(names)},
+        to_label=[described(row) for row in to_label[:NEXT]],
+        rows=[described(row) for row in sorted(rows, key=lambda row: row.certainty)],
+    )
+    atomic_write(path, page.encode(errors="replace"))
+
+
+def described(row: Row) -> dict[str, Any]:
+    source = f"strips/{quote(os.fsencode(row.name))}.jpg"
+    return {"name": row.name, "source": source, "certainty": row.certainty, "explained": row.explained}

@@ -1,0 +1,49 @@
+"""Label images by a few that are labeled, without training: each pixel as its nearest reference pixels are.
+
+    python -m examples.transfer folder --root my_data --out proposals
+
+my_data/images holds all images, my_data/masks the masks of three of them or more. Features of a pretrained encoder are
+compared; --encoder names another one. DIR then is a data set for folder, to train on or to correct, and more:
+
+    images/a.png         the images, as they are
+    masks/...            in their own size: proposals, and the references' masks as they are; classes.txt: their names
+    weights/a.png        how far each pixel's label is trusted, 0 to 255
+    overlays/a.png       the proposals over the images
+    transfer.html        to look through, the least certain first, and what to label next
+    label_next.csv       all images, those first that the references explain least
+    transfer.json        settings, and scores over the images whose truth is known
+
+With --labeled (and data sets other than folder) the data are divided as in examples.train: its labeled images are the
+references, and scores are over its test images, so that both can be compared.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import tyro
+
+from examples.inference.transfer import Transfer, transfer
+
+
+def main() -> None:
+    torch.set_flush_denormal(True)
+    try:
+        options = tyro.cli(Transfer, description=__doc__, prog="python -m examples.transfer")
+        result, faults = transfer(options)
+    except (ImportError, OSError, ValueError) as error:  # the message says what to do; a traceback would bury it
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; every file that was written is whole, and --overwrite begins again", file=sys.stderr)
+        sys.exit(130)
+    print(f"{result['images']} images labeled by {result['labeled']} in {result['seconds']:.0f} s: {options.out}")
+    if result["miou"] is not None:
+        print(f"IoU of {result['scored']}: {result['miou']:.3f} per image, {result['miou_pooled']:.3f} pooled")
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,396 @@
+"""Labels by the nearest references: in the images' own size, scored by hand, and a data set to go on from."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import examples.inference.transfer as inference
+from examples import transfer
+from examples.config import Config
+from examples.data import check, load
+from examples.engine.loop import train
+from examples.inference import transfer_votes
+from examples.inference.transfer import Transfer
+from examples.inference.transfer_features import build_features
+from rpg_loss import rpg_pseudo_labels
+from tests.examples.tiny import shrink
+
+TOY = "tests.examples.test_transfer:brightness"
+SIZES = [(40, 40), (48, 40), (36, 52), (40, 40), (31, 47), (64, 64), (40, 44), (52, 52)]  # height, width
+ANNOTATED = 3
+LEVELS = {"disk": 230, "square": 30}  # on 128
+
+
+class Brightness(nn.Module):
+    """Encodes a pixel by its gray value, as an angle."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        angle = images[:, :1] * math.pi / 2
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def brightness() -> nn.Module:
+    return Brightness()
+
+
+def draw(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """An image with a bright disk and a dark square, and where they are."""
+    height, width = SIZES[number]
+    rng = np.random.default_rng(number)
+    y, x = np.mgrid[:height, :width]
+    cy, cx = height * rng.uniform(0.3, 0.4), width * rng.uniform(0.3, 0.4)
+    disk = (y - cy) ** 2 + (x - cx) ** 2 < (0.2 * min(height, width)) ** 2
+    square = (abs(y - 0.75 * height) < 0.15 * height) & (abs(x - rng.uniform(0.7, 0.8) * width) < 0.15 * width)
+    image = 128 + rng.normal(0, 3, (height, width))
+    for name, where in (("disk", disk), ("square", square)):
+        image[where] = LEVELS[name]
+    image[0, 0], image[-1, -1] = 0, 255  # images are scaled between their extremes
+    return image.clip(0, 255).astype(np.uint8), {"disk": disk, "square": square}
+
+
+def write_folder(root: Path, *, exclusive: bool, annotated: int = ANNOTATED, images: int = len(SIZES)) -> Path:
+    (root / "images").mkdir(parents=True)
+    for number in range(images):
+        image, masks = draw(number)
+        Image.fromarray(image).save(root / "images" / f"scan{number}.png")
+        if number < annotated:
+            write_masks(root, f"scan{number}", masks, exclusive=exclusive)
+    if exclusive:
+        (root / "classes.txt").write_text("disk\nsquare\n")
+    return root
+
+
+def write_masks(root: Path, name: str, masks: dict[str, np.ndarray], *, exclusive: bool) -> None:
+    written = {f"{label}/{name}.png": 255 * mask.astype(np.uint8) for label, mask in masks.items()}
+    if exclusive:
+        written = {f"{name}.png": masks["disk"] + 2 * masks["square"].astype(np.uint8)}
+    for file, values in written.items():
+        (root / "masks" / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(root / "masks" / file)
+
+
+def read_masks(root: Path, name: str, *, exclusive: bool) -> dict[str, np.ndarray]:
+    if exclusive:
+        ids = np.array(Image.open(root / "masks" / f"{name}.png"))
+        return {label: ids == c for c, label in enumerate(LEVELS, 1)}
+    return {label: np.array(Image.open(root / "masks" / label / f"{name}.png")) > 0 for label in LEVELS}
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / (a | b).sum()
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr(inference, "IMAGE_SIZE", 64)
+    monkeypatch.setattr(inference, "GRID", 32)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(params=["exclusive", "overlapping"])
+def exclusive(request) -> bool:
+    return request.param == "exclusive"
+
+
+def run(root: Path | None, out: Path, dataset: str = "folder", **changes) -> dict:
+    options = Transfer(dataset, out, root, **{"encoder": TOY, "positions": 0.5, "k": 5, **changes})
+    result, faults = inference.transfer(options)
+    assert faults == []
+    return result
+
+
+def command(monkeypatch, capsys, *words: object) -> tuple[int | str, str, str]:
+    """Exit status, and what was printed to stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["transfer", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        transfer.main()
+    return ended.value.code, *capsys.readouterr()
+
+
+# --- what is written
+
+
+def test_masks_weights_and_overlays_are_of_every_unlabeled_image_in_its_own_size(exclusive, tmp_path):
+    root, out = write_folder(tmp_path / "data", exclusive=exclusive), tmp_path / "out"
+    result = run(root, out)
+    assert (result["images"], result["labeled"], result["scored"], result["miou"]) == (5, 3, 0, None)
+    for number in range(ANNOTATED, len(SIZES)):
+        for label, mask in read_masks(out, f"scan{number}", exclusive=exclusive).items():
+            assert mask.shape == SIZES[number]
+            assert iou(mask, draw(number)[1][label]) > 0.8, (number, label)
+        weights = np.array(Image.open(out / "weights" / f"scan{number}.png"))
+        assert (weights.shape, weights.dtype) == (SIZES[number], np.uint8)
+        assert weights.max() > 128
+        assert (out / "overlays" / f"scan{number}.png").is_file()
+
+
+def test_masks_are_finer_than_the_grid(tmp_path, monkeypatch):
+    """A border that is slanted runs through cells: masks of whole cells could only be as wide as these."""
+    monkeypatch.setattr(inference, "GRID", 8)
+    root, out = write_folder(tmp_path / "data", exclusive=False), tmp_path / "out"
+    run(root, out)
+    disk = read_masks(out, "scan5", exclusive=False)["disk"]  # 64 x 64: cells of 8
+    changes = np.flatnonzero(np.diff(disk.astype(int), axis=0).any(1)) + 1
+    assert (changes % 8 != 0).any()
+
+
+def test_the_output_is_a_data_set_that_is_checked_and_trained_on(exclusive, tmp_path, monkeypatch, capsys):
+    root, out = write_folder(tmp_path / "data", exclusive=exclusive), tmp_path / "out"
+    run(root, out)
+    assert check.report(check.Check("folder", out))
+    assert "error" not in capsys.readouterr().out
+    for number in range(ANNOTATED):  # the references' masks are those of the annotator
+        for label, mask in read_masks(out, f"scan{number}", exclusive=exclusive).items():
+            assert (mask == draw(number)[1][label]).all()
+        copy = out / "images" / f"scan{number}.png"
+        assert copy.read_bytes() == (root / "images" / copy.name).read_bytes()
+    shrink(monkeypatch.setattr)
+    options = {"image_size": 32, "base_channels": 2, "map_size": 8, "k": 0.5, "iterations": 3, "labeled": 3}
+    trained = train(Config("folder", root=out, out=tmp_path / "run", **options))
+    assert trained["data"].startswith("8 images (8 labeled)")
+    assert math.isfinite(trained["miou"])
+
+
+def test_the_page_shows_the_least_certain_first_and_names_what_to_label_next(tmp_path):
+    root, out = write_folder(tmp_path / "data", exclusive=False), tmp_path / "out"
+    strange = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    Image.fromarray(strange).save(root / "images" / "noise & <b>#1.png")
+    run(root, out, positions=2.0)
+    rows = list(csv.DictReader((out / "label_next.csv").open()))
+    explained = [float(row["explained"]) for row in rows]
+    assert explained == sorted(explained)
+    assert rows[0]["image"] == "noise & <b>#1"  # like nothing that is labeled
+    page = (out / "transfer.html").read_text()
+    assert "<b>#1" not in page
+    first, second = page.split("All images")
+    shown = {part: [word.split(".jpg")[0] for word in part.split('src="strips/')[1:]] for part in (first, second)}
+    assert shown[first][0] == "noise%20%26%20%3Cb%3E%231"
+    by_certainty = [row["image"] for row in sorted(rows, key=lambda row: float(row["certainty"]))]
+    assert [name.replace("noise%20%26%20%3Cb%3E%231", "noise & <b>#1") for name in shown[second]] == by_certainty
+    assert all((out / "strips" / f"{row['image']}.jpg").is_file() for row in rows)
+
+
+# --- scores
+
+
+def test_scores_are_those_of_the_masks_on_the_test_images(exclusive, tmp_path):
+    root, out = write_folder(tmp_path / "data", exclusive=exclusive, annotated=8), tmp_path / "out"
+    result = run(root, out, labeled=3, split=1)
+    division = load(Config("folder", root=root, labeled=3, split=1, image_size=64, map_size=8))
+    assert set(result["references"]) == set(division.labeled.names)
+    assert (result["labeled"], result["scored"], result["images"]) == (3, len(division.test), 5)
+    pairs = {label: [] for label in LEVELS}
+    for name in division.test.names:
+        truth = draw(int(name.removeprefix("scan")))[1]
+        for label, mask in read_masks(out, name, exclusive=exclusive).items():
+            pairs[label].append((mask, truth[label]))
+    by_hand = {label: np.mean([iou(*pair) for pair in of_label]) for label, of_label in pairs.items()}
+    pooled = {
+        label: sum((a & b).sum() for a, b in of_label) / sum((a | b).sum() for a, b in of_label)
+        for label, of_label in pairs.items()
+    }
+    assert result["iou_per_class"] == pytest.approx(by_hand)
+    assert result["miou"] == pytest.approx(np.mean(list(by_hand.values())))
+    assert result["miou_pooled"] == pytest.approx(np.mean(list(pooled.values())))
+    written = json.loads((out / "transfer.json").read_text())
+    assert written.items() >= {"dataset": "folder", "split": 1, "encoder": TOY, "k": 5, "state": "finished"}.items()
+    assert written["seconds"] > 0
+
+
+def test_references_are_those_named_and_the_other_annotated_images_are_scored(tmp_path):
+    root, out = write_folder(tmp_path / "data", exclusive=False, annotated=5), tmp_path / "out"
+    result = run(root, out, references=("scan4", "scan1"))
+    assert (result["references"], result["scored"], result["images"]) == (["scan4", "scan1"], 3, 6)
+    assert not any(math.isnan(value) for value in result["iou_per_class"].values())
+
+
+def test_drawn_data_are_labeled_as_examples_train_divides_them(tmp_path, monkeypatch):
+    shrink(monkeypatch.setattr)
+    result = run(None, tmp_path / "out", "phantom", labeled=2, positions=2.0)
+    data = load(Config("phantom", labeled=2, image_size=64, map_size=8))
+    assert set(result["references"]) == set(data.labeled.names)
+    assert result["scored"] == len(data.test)
+    assert result["iou_per_class"]["right_lung"] > 0.5
+    assert (tmp_path / "out" / "masks" / "heart" / f"{data.test.names[0]}.png").is_file()
+
+
+# --- how it is computed
+
+
+@pytest.fixture
+def matched() -> tuple[transfer_votes.References, torch.Tensor]:
+    features = torch.nn.functional.normalize(torch.randn(60, 6), dim=1)
+    shares = torch.rand(60, 3)
+    coarse = torch.nn.functional.normalize(torch.randn(2, 6, 4, 4), dim=1)
+    labels = torch.randint(3, (2, 4, 4))
+    images = torch.arange(2).repeat_interleave(30)
+    return transfer_votes.References(features, shares, images, coarse, labels, 4, 0.1), torch.randn(6, 8, 8)
+
+
+def test_votes_are_the_softmax_of_the_k_highest_cosines_and_weights_those_of_the_paper(matched):
+    references, maps = matched
+    votes = references.vote(maps)
+    query = maps[:, 5, 3] / maps[:, 5, 3].norm()
+    cosines, order = (references.features @ query).sort(descending=True)
+    weights = (cosines[:4] / 0.1).exp()
+    assert torch.allclose(votes.shares[:, 5, 3], (weights @ references.shares[order[:4]]) / weights.sum(), atol=1e-5)
+    assert votes.nearest[5, 3] == pytest.approx(float(cosines[0]), abs=1e-5)
+    coarse = maps[None, :, ::2, ::2]
+    expected = rpg_pseudo_labels(coarse, references.coarse_features, references.coarse_labels, 0.02).weights[0]
+    assert torch.equal(votes.weights, expected)
+
+
+def test_memory_is_bounded_and_blocks_change_nothing(matched, monkeypatch):
+    references, maps = matched
+    at_once = references.vote(maps)
+    for entries in (1, 7 * 60):
+        monkeypatch.setattr(transfer_votes, "BLOCK", entries)
+        for one, other in zip(at_once, references.vote(maps), strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_batches_change_no_file(tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "data", exclusive=True)
+    run(root, tmp_path / "one")
+    monkeypatch.setattr(inference, "BATCH", 1)
+    run(root, tmp_path / "other")
+    for file in (tmp_path / "one" / "masks").iterdir():
+        assert file.read_bytes() == (tmp_path / "other" / "masks" / file.name).read_bytes()
+
+
+def test_mirrored_references_have_left_and_right_labels_swapped():
+    masks = torch.zeros(1, 3, 2, 4, dtype=torch.int8)
+    masks[0, 0, :, 0] = masks[0, 2, :, 1] = 1
+    mirrored = transfer_votes.mirrored(masks, [(0, 1)])
+    assert mirrored[0].sum((1, 2)).tolist() == [0, 2, 2]
+    assert mirrored[0, 1, :, 3].tolist() == [1, 1]
+    classes = torch.tensor([[[1, 0, 3, -100]]])
+    assert transfer_votes.mirrored(classes, [(0, 1)]).tolist() == [[[-100, 3, 0, 2]]]
+
+
+def test_huggingface_models_are_encoders(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        image_size=32, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.Dinov2Model(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"encoder: hf:.* cannot be loaded"):
+        build_features(f"hf:{tmp_path}", 8, 0.0)
+    scale = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1], "image_processor_type": "BitImageProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(scale))
+    features = build_features(f"hf:{tmp_path}", 8, 0.0)
+    images = torch.rand(2, 1, 32, 32) * 2 - 1
+    rgb = ((images + 1) / 2).expand(-1, 3, -1, -1)
+    scaled = (rgb - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.2, 0.2, 0.1]).view(3, 1, 1)
+    with torch.no_grad():
+        tokens = features.encoder.net.model(pixel_values=scaled).last_hidden_state[:, 1:]
+    expected = torch.nn.functional.normalize(tokens.transpose(1, 2).unflatten(2, (8, 8)), dim=1)
+    assert torch.allclose(features(images), expected, atol=1e-5)
+
+
+# --- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--encoder", "resnet"), "encoder: got 'resnet', expected lite0, hf:NAME or module:callable"),
+        (("--encoder", "no_such_module:make"), "encoder: no_such_module:make cannot be imported"),
+        (("--encoder", "math:sqrt"), "encoder: math:sqrt cannot be called without arguments"),
+        (("--encoder", "os:getcwd"), "encoder: os:getcwd returned a str, expected a torch.nn.Module"),
+        (("--references", "scan0", "scan7"), "references: 'scan7' is not the name of a labeled image, as scan0, scan1"),
+    ],
+)
+def test_errors_name_the_option(words, message, tmp_path, monkeypatch, capsys):
+    root = write_folder(tmp_path / "data", exclusive=False)
+    words = words if "--encoder" in words else (*words, "--encoder", TOY)
+    status, _, _ = command(monkeypatch, capsys, "folder", "--root", root, "--out", tmp_path / "out", *words)
+    assert str(status).startswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k: got 0, expected 1 or more"),
+        ({"positions": -1.0}, "positions: got -1.0, expected a length of 0 or more"),
+        ({"split": 1}, "labeled: got None, expected a number with --split or --group-pattern"),
+        ({"labeled": 1, "references": ("scan0",)}, "references: got .* expected none with --labeled"),
+    ],
+)
+def test_options_that_cannot_be_right_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Transfer("folder", Path("out"), **options)
+
+
+def test_without_any_labeled_image_there_is_an_error(tmp_path):
+    root = write_folder(tmp_path / "data", exclusive=True, annotated=0)
+    (root / "masks").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no mask; annotate a few images first"):
+        run(root, tmp_path / "out")
+    shutil.rmtree(root)
+    write_folder(root, exclusive=True, annotated=2, images=2)
+    with pytest.raises(ValueError, match="all 2 images are references"):
+        run(root, tmp_path / "out")
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_labeled(tmp_path, monkeypatch, capsys):
+    root, out = write_folder(tmp_path / "data", exclusive=False), tmp_path / "out"
+    (root / "images" / "broken.png").write_bytes(b"no image")
+    status, text, errors = command(monkeypatch, capsys, "folder", "--root", root, "--out", out, "--encoder", TOY)
+    assert status == 1
+    assert "5 images labeled by 3" in text
+    assert "broken.png" in errors
+    assert not list(out.rglob("broken*"))
+
+
+def test_nothing_is_written_over_unless_asked_for_and_then_all(tmp_path):
+    root, out = write_folder(tmp_path / "data", exclusive=False), tmp_path / "out"
+    run(root, out)
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        run(root, out)
+    (root / "images" / "scan7.png").unlink()
+    assert run(root, out, overwrite=True)["images"] == 4
+    assert not list(out.rglob("scan7*"))  # or the mask of another image would be trained on
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    with pytest.raises(FileExistsError, match="not a transfer's"):
+        run(root, tmp_path / "mine", overwrite=True)
+    for folder in (root, tmp_path):
+        with pytest.raises(ValueError, match=r"out: .* is the folder that images are read from, or holds it"):
+            run(root, folder, overwrite=True)
+    assert len(list((root / "images").iterdir())) == 7
+
+
+def test_after_an_interruption_files_are_whole_and_the_same_command_begins_again(tmp_path, monkeypatch, capsys):
+    root, out = write_folder(tmp_path / "data", exclusive=False), tmp_path / "out"
+    words = ("folder", "--root", root, "--out", out, "--encoder", TOY)
+    monkeypatch.setattr(inference, "BATCH", 2)
+    vote = transfer_votes.References.vote
+    left = iter(range(ANNOTATED + 3))  # the cuts take one for each reference
+
+    def interrupted(self, maps):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return vote(self, maps)
+
+    monkeypatch.setattr(transfer_votes.References, "vote", interrupted)
+    status, _, errors = command(monkeypatch, capsys, *words)
+    assert status == 130
+    assert "--overwrite begins again" in errors
+    assert json.loads((out / "transfer.json").read_text())["state"] == "unfinished"
+    assert not list(out.rglob("*.tmp"))
+    assert check.report(check.Check("folder", out))  # images without a mask are unlabeled
+    monkeypatch.setattr(transfer_votes.References, "vote", vote)
+    assert command(monkeypatch, capsys, *words, "--overwrite")[0] == 0
+    assert json.loads((out / "transfer.json").read_text())["state"] == "finished"
