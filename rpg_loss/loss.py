@@ -18,7 +18,10 @@ from .union import raise_on_all_ranks
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-MapSize = int | tuple[int, ...] | None
+MapSize = int | tuple[int, ...] | Literal["auto"] | None
+
+AUTO_PIXELS = 64**2
+"""Pixels of a map of the default size: the paper's 64 x 64."""
 
 
 class RPGLoss(nn.Module):
@@ -36,8 +39,9 @@ class RPGLoss(nn.Module):
     Args:
         k: number of nearest references that count for the weight: an int (the paper: 7000), or a float in (0, 1], a
             share of the reference set (the paper's best: 0.5, Table 3).
-        map_size: side of the map, one int or one per spatial axis; None: no sub-sampling.  An axis that is already
-            shorter is left as it is.  The paper: 64.
+        map_size: side of the map, one int or one per spatial axis; ``"auto"``: as many pixels as the paper's 64 x 64,
+            so that time and memory do not grow with the axes: 64 in 2-D, 16 in 3-D, 4096 in 1-D.  None: no
+            sub-sampling.  An axis that is already shorter is left as it is.
         weighted: False sets every weight to 1 (the paper's nearest-neighbor baseline).
         ignore_index: value of ``y_ref`` at pixels that are neither references nor supervised.
         impl: see :func:`rpg_pseudo_labels`.
@@ -47,7 +51,7 @@ class RPGLoss(nn.Module):
         check_values: look for NaN, infinities and labels out of range; on a GPU each look waits for the device.
 
     Raises:
-        TypeError: ``k`` is not a number, ``map_size`` is not made of ints.
+        TypeError: ``k`` is not a number, ``map_size`` is not made of ints, a flag is not a bool.
         ValueError: an argument out of range.
 
     Example:
@@ -61,7 +65,7 @@ class RPGLoss(nn.Module):
         self,
         k: int | float = 0.5,
         *,
-        map_size: MapSize = 64,
+        map_size: MapSize = "auto",
         weighted: bool = True,
         ignore_index: int = -100,
         impl: Impl = "auto",
@@ -70,9 +74,11 @@ class RPGLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.options = Options(k, ignore_index, impl, check_values)
-        sides = map_size if isinstance(map_size, tuple) else (map_size,) if map_size is not None else ()
+        sides: tuple[Any, ...] = (
+            map_size if isinstance(map_size, tuple) else () if map_size in ("auto", None) else (map_size,)
+        )
         if any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
-            raise TypeError(f"map_size: got {map_size!r}, expected an int, a tuple of ints or None")
+            raise TypeError(f'map_size: got {map_size!r}, expected an int, a tuple of ints, "auto" or None')
         if any(side < 1 for side in sides):
             raise ValueError(f"map_size: got {map_size!r}, expected sides of 1 or more (None for no sub-sampling)")
         check_bool("weighted", weighted)
@@ -205,7 +211,8 @@ class RPGLoss(nn.Module):
         smallest = tuple(min(axis) for axis in zip(*sizes, strict=True))
         if self.map_size is None:
             return smallest
-        sides = self.map_size if isinstance(self.map_size, tuple) else (self.map_size,) * len(smallest)
+        usual = round(AUTO_PIXELS ** (1 / len(smallest))) if self.map_size == "auto" else self.map_size
+        sides = usual if isinstance(usual, tuple) else (usual,) * len(smallest)
         if len(sides) != len(smallest):
             raise ValueError(
                 f"map_size: got {self.map_size} for tensors with {len(smallest)} spatial axes {smallest}, expected one "

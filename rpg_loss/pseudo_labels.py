@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_finite, check_inputs, check_labels, describe, is_ignored, upcast_unsigned
+from .checks import check_finite, check_inputs, check_int, check_labels, describe, is_ignored, upcast_unsigned
 from .maps import flatten
 from .matching import Impl, match, resolve
 from .options import Options
@@ -36,6 +36,34 @@ class PseudoLabels(NamedTuple):
 
     labels: Tensor
     weights: Tensor
+
+    def mean_weights(self, num_classes: int) -> Tensor:
+        """Return the mean weight of the pixels that are given each class or label, to be logged: ``(num_classes,)``.
+
+        It is 0, not NaN, for what no pixel is given: no weight is on it.  Waits for a GPU.
+
+        Raises:
+            TypeError: ``num_classes`` is not an int.
+            ValueError: it is not above all classes with a weight, or not the number of labels of the label vectors.
+
+        Example:
+            >>> PseudoLabels(torch.tensor([0, 0, 2]), torch.tensor([1.0, 0.5, 0.2])).mean_weights(3)
+            tensor([0.7500, 0.0000, 0.2000])
+        """
+        check_int("num_classes", num_classes)
+        labels, weights = self
+        if multilabel := labels.ndim > weights.ndim or labels.is_floating_point():
+            given, fits = labels == 1, labels.shape[1] == num_classes
+        else:
+            classes = torch.arange(num_classes, device=labels.device).view(-1, *[1] * (labels.ndim - 1))
+            given = labels.unsqueeze(1) == classes
+            fits = not bool(((labels >= num_classes) & (weights > 0)).any())
+        if not fits:
+            number = f"{labels.shape[1]} labels" if multilabel else f"classes up to {int(labels.max())}"
+            raise ValueError(f"num_classes: got {num_classes} for pseudo-labels of {number}, expected as many")
+        weights = weights if weights.ndim == given.ndim else weights.unsqueeze(1)
+        axes = [0, *range(2, given.ndim)]
+        return (weights * given).sum(axes) / given.sum(axes).clamp(min=1)
 
 
 @torch.no_grad()

@@ -94,6 +94,17 @@ def test_map_is_nearest_neighbor_sub_sampling(spatial):
     torch.testing.assert_close(RPGLoss(map_size=size)(logits_u, feat_u, feat_ref, y_ref), expected)
 
 
+@pytest.mark.parametrize(("spatial", "size"), [((5000,), 4096), ((70, 66), 64), ((17, 20, 9), (16, 16, 9))])
+def test_the_map_has_no_more_pixels_in_more_dimensions(spatial, size):
+    """64 x 64 as in the paper, and a volume costs no more than an image."""
+    feat_u, feat_ref, y_ref = torch.randn(1, 3, *spatial), torch.randn(1, 3, *spatial), torch.randint(3, (1, *spatial))
+    labels = RPGLoss().pseudo_labels(feat_u, feat_ref, y_ref).labels
+    assert torch.equal(labels, RPGLoss(map_size=size).pseudo_labels(feat_u, feat_ref, y_ref).labels)
+    assert labels.shape[1:] == (size if isinstance(size, tuple) else (size,) * len(spatial))
+    if len(spatial) == 2:
+        assert labels.shape == (1, 64, 64)
+
+
 def test_features_coarser_than_logits():
     """As transformers give them: the map shrinks to the features, logits and labels follow."""
     logits_u, _, _, y_ref, _ = step(spatial=(16, 16))

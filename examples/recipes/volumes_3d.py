@@ -45,13 +45,14 @@ def main() -> float:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        print(f"epoch {epoch + 1}: loss {loss.item():.3f}, mean weight {pseudo.weights.mean():.2f}")
+        background, organ = pseudo.mean_weights(2).tolist()
+        print(f"epoch {epoch + 1}: loss {loss.item():.3f}, weight {background:.2f} on background, {organ:.2f} on organ")
 
     net.eval()
     with torch.no_grad():
         logits, _ = net(volumes_test)
-    organ, truth = logits.argmax(1) == 1, labels_test > 0
-    iou = float((organ & truth).sum() / (organ | truth).sum())
+    found, truth = logits.argmax(1) == 1, labels_test > 0
+    iou = float((found & truth).sum() / (found | truth).sum())
     print(f"IoU {iou:.2f} on {len(volumes_test)} unseen volumes, from {len(labeled)} labeled ones")
     return iou
 
