@@ -38,7 +38,7 @@ class FrozenFeatures(nn.Module):
     follows the host's ``.to(device)`` and copies, and optimizers, ``.train()``, ``.apply()``, ``state_dict`` and
     DistributedDataParallel do not see it.  What ``state_dict`` holds is a fingerprint of the weights
     (``_extra_state``).  After the first call a forward ends with the last layer that is needed.  Compiled code calls
-    it as it is, with a break in the graph.
+    it as it is, with a break in the graph; for ``fullgraph=True`` make features outside.
 
     Args:
         encoder: any network that takes images ``(B, C, *S)`` as its only argument, on any number of spatial axes.
