@@ -43,7 +43,7 @@ from examples.data.folder.masks import (
     read_label_masks,
     read_names,
 )
-from examples.data.folder.split import find_groups, read_split
+from examples.data.folder.split import find_groups, read_list, read_split
 from examples.data.retouch.index import CLASSES, Volume, survey
 from examples.data.retouch.retina import scale
 from examples.engine.metrics import class_masks
@@ -223,6 +223,8 @@ def look_at_masks(check: Check, findings: Findings, images: dict[str, Path], of_
         findings.items.append(Item(stem, groups[stem], *image.size, image.mode, area, pixels, partial(draw, stem)))
     if unlabeled := len(images) - len(labeled):
         findings.notes.append(f"{unlabeled} images have no mask: they are unlabeled ones")
+    read_list(check.root / "labeled.txt", shown, " with a mask")
+    read_list(check.root / "unlabeled.txt", groups, "")
     if (splits := check.root / "splits.json").is_file():
         read_split(splits, shown, groups, classes)
 

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import SimpleITK
 from PIL import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+DICOM = ".dcm"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", DICOM)
 PAGED = ("GIF", "PNG", "TIFF")  # formats of which all pages count; a JPEG's others are previews
 GRAY_MODES = ("L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -34,6 +36,8 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         ValueError: it cannot be read, holds several pages, or pixels that are no numbers.
     """
+    if path.suffix.lower() == DICOM:
+        return open_dicom(path)
     with decoding(path):
         image = Image.open(path)
         image.load()
@@ -42,7 +46,7 @@ def open_image(path: Path) -> Image.Image:
     if pages > 1:
         raise ValueError(
             f"{path} holds {pages} pages, expected one image; save each as an image of its own (examples.predict reads"
-            " volumes as .mhd)"
+            " volumes as .mhd or .nii.gz)"
         )
     if not_finite:
         raise ValueError(f"{path} holds {not_finite} pixels that are NaN or infinite, expected numbers; replace those")
@@ -51,8 +55,39 @@ def open_image(path: Path) -> Image.Image:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return width and height of an image, which is not decoded."""
+    if path.suffix.lower() == DICOM:
+        with decoding(path):
+            width, height, *_ = dicom_reader(path).GetSize()
+        return width, height
     with decoding(path), Image.open(path) as image:
         return image.size
+
+
+def dicom_reader(path: Path) -> SimpleITK.ImageFileReader:
+    """Return a reader that has read all but the values."""
+    reader = SimpleITK.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return reader
+
+
+def open_dicom(path: Path) -> Image.Image:
+    """Read the one gray image of a DICOM file as one of mode F; GDCM turns MONOCHROME1 to what a viewer shows.
+
+    Raises:
+        ValueError: it cannot be read, or holds several frames or colors.
+    """
+    with decoding(path):
+        reader = dicom_reader(path)
+        values = SimpleITK.GetArrayFromImage(reader.Execute())
+    frames = values.shape[0] if values.ndim > 2 else 1
+    if frames > 1 or reader.GetNumberOfComponents() > 1:
+        raise ValueError(
+            f"{path} holds {frames} frames of {reader.GetNumberOfComponents()} values a pixel, expected one gray image;"
+            " convert it, or a series, to .nii.gz, which examples.predict reads as a volume"
+        )
+    return Image.fromarray(values.reshape(values.shape[-2:]).astype(np.float32))
 
 
 def open_gray(path: Path) -> Image.Image:

@@ -19,12 +19,14 @@ from examples.config import Config
 from examples.data.base import to_unit_range
 from examples.data.files import GRAY_MODES, SUFFIXES, open_image
 from examples.data.jsrt import open_radiograph
+from examples.data.nifti import read_nifti_header
 from examples.data.resize import Placement, to_square
 from examples.data.retouch.index import placed
 from examples.data.retouch.mhd import TYPES, check_values, read_header
 from examples.data.retouch.retina import find_retina, scale
 
-VOLUMES = (".mhd", ".mha")
+META_IMAGES, NIFTI = (".mhd", ".mha"), (".nii", ".nii.gz")
+VOLUMES = (*META_IMAGES, *NIFTI)
 READABLE = (*SUFFIXES, ".img", *VOLUMES)
 LONGEST_NAME = 240  # bytes of a volume's, after which files of slices are named
 OCT, REFERENCE = "oct.mhd", "reference.mhd"  # RETOUCH's names, the same in every volume's folder
@@ -39,7 +41,12 @@ class Input:
 
     @property
     def is_volume(self) -> bool:
-        return self.path.suffix.lower() in VOLUMES
+        return suffix(self.path) in VOLUMES
+
+    @property
+    def mask_suffix(self) -> str:
+        """Of the file that a mask is written to: of the input's kind."""
+        return ".nii.gz" if suffix(self.path) in NIFTI else ".mhd" if self.is_volume else ".png"
 
 
 @dataclass(frozen=True)
@@ -87,13 +94,13 @@ def find_inputs(paths: Sequence[Path]) -> list[Input]:
                 raise FileNotFoundError(f"images: {path} holds no image ({', '.join(READABLE)})")
         elif not path.exists():
             raise FileNotFoundError(f"images: {path} is not there")
-        elif path.suffix.lower() not in READABLE:
+        elif suffix(path) not in READABLE:
             raise ValueError(f"images: {path} is of no known kind; expected {', '.join(READABLE)}")
         else:
             files = [path]
         for file in files:
-            name = file.resolve().parent.name if file.name == OCT else file.stem
-            if file.suffix.lower() in VOLUMES and (length := len(os.fsencode(name))) > LONGEST_NAME:
+            name = file.resolve().parent.name if file.name == OCT else stem(file)
+            if suffix(file) in VOLUMES and (length := len(os.fsencode(name))) > LONGEST_NAME:
                 raise ValueError(
                     f"images: {file} has a name of {length} bytes, too long for its masks to be named after it; shorten"
                     f" it to {LONGEST_NAME}"
@@ -106,10 +113,20 @@ def find_inputs(paths: Sequence[Path]) -> list[Input]:
     return [Input(path, name) for name, path in found.items()]
 
 
+def suffix(file: Path) -> str:
+    """Return what tells the kind of a file, in small letters; of ``.nii.gz`` both parts."""
+    packed = file.name.lower().endswith(".nii.gz")
+    return ".nii.gz" if packed else file.suffix.lower()
+
+
+def stem(file: Path) -> str:
+    return file.name[: -len(suffix(file))]
+
+
 def is_readable(file: Path) -> bool:
     is_reference = file.name == REFERENCE and file.with_name(OCT).exists()
     hidden = file.name.startswith(".")
-    return file.is_file() and file.suffix.lower() in READABLE and not hidden and not is_reference
+    return file.is_file() and suffix(file) in READABLE and not hidden and not is_reference
 
 
 def read(source: Input, config: Config) -> Scan:
@@ -163,13 +180,18 @@ def read_image(path: Path, *, keep_type: bool) -> NDArray[Any]:
 
 def read_volume(path: Path) -> SimpleITK.Image:
     """Read a volume, or an image that is one slice of such a file, with its geometry."""
-    header = read_header(path)
-    if len(header.size) not in (2, 3) or header.components != 1 or header.type not in TYPES.values():
+    if suffix(path) in NIFTI:
+        size, kind, components = read_nifti_header(path)
+    else:
+        header = read_header(path)
+        size, kind, components = header.size, header.type, header.components
+    if len(size) not in (2, 3) or components != 1 or kind not in TYPES.values():
         raise ValueError(
-            f"{path} has {len(header.size)} dimensions and {header.components} values ({header.type}) a pixel, expected"
-            " 2 or 3 dimensions and one number"
+            f"{path} has {len(size)} dimensions and {components} values ({kind}) a pixel, expected 2 or 3 dimensions"
+            " and one number"
         )
-    check_values(header)
+    if suffix(path) in META_IMAGES:
+        check_values(header)
     try:
         volume = SimpleITK.ReadImage(str(path))
     except RuntimeError as error:

@@ -59,7 +59,7 @@ class Outputs:
 
     def masks_of(self, source: Input) -> list[Path]:
         """Return one file, or one for each label."""
-        file = source.name + (".mhd" if source.is_volume else ".png")
+        file = source.name + source.mask_suffix
         folders = self.labels.names if self.labels.multilabel else ("",)
         return [self.folder / "masks" / folder / file for folder in folders]
 

@@ -147,9 +147,9 @@ def test_folders_without_images_get_a_hint(tmp_path, monkeypatch, capsys):
     status, *_ = listed(monkeypatch, capsys, tmp_path)
     assert status.startswith("error: root: ")
     assert "images holds no image (.png" in status
-    (tmp_path / "images" / "scan.dcm").touch()
+    (tmp_path / "images" / "scan.npy").touch()
     status, *_ = listed(monkeypatch, capsys, tmp_path)
-    assert status.endswith("; scan.dcm is of a kind that is not read: convert it to .png or .tif")
+    assert status.endswith("; scan.npy is of a kind that is not read: convert it to .png or .tif")
     save(tmp_path / "images" / "patient1" / "day2" / "a.png", np.zeros((20, 30), np.uint8))
     status, *_ = listed(monkeypatch, capsys, tmp_path)
     assert status.endswith("those in its sub-folders, such as patient1/day2/a.png, are not read: move them up")
@@ -157,13 +157,13 @@ def test_folders_without_images_get_a_hint(tmp_path, monkeypatch, capsys):
 
 def test_files_that_are_not_read_are_noted(tmp_path, monkeypatch, capsys):
     root = write_folder(tmp_path)
-    for name in ("scan.dcm", "volume.nii.gz", ".DS_Store"):
+    for name in ("scan.npy", "volume.nii.gz", ".DS_Store"):
         (root / "images" / name).touch()
     (root / "masks" / "old").mkdir()
     status, errors, notes = listed(monkeypatch, capsys, root)
     assert (status, errors) == (0, [])
     assert notes == [
-        f"note: 2 entries of {root / 'images'} are not read: scan.dcm, volume.nii.gz",
+        f"note: 2 entries of {root / 'images'} are not read: scan.npy, volume.nii.gz",
         f"note: 1 entries of {root / 'masks'} are not read: old",
     ]
 

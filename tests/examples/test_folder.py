@@ -471,3 +471,48 @@ def test_nothing_that_can_be_read_is_an_error(class_maps):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="none of the images can be read"):
         load_folder(class_maps, skip_unreadable=True)
+
+
+def test_labeled_txt_decides_what_is_labeled_and_nothing_else(class_maps):
+    (class_maps / "labeled.txt").write_text("p0_1\n\n p3_2 \n")
+    divided = [load_folder(class_maps, labeled=2, split=split, group_pattern=PATTERN) for split in (0, 1, 2)]
+    for data in divided:
+        assert data.labeled.names == ("p0_1", "p3_2")
+        assert {"p0_1", "p3_2"} < set(data.unlabeled.names)
+        tested = {name[:2] for name in (*data.validation.names, *data.test.names)}
+        assert tested.isdisjoint(name[:2] for name in data.unlabeled.names)
+    assert len({data.test.names for data in divided}) > 1
+
+
+def test_unlabeled_txt_decides_what_is_learned_from(class_maps):
+    (class_maps / "splits.json").write_text(json.dumps(SPLIT))
+    everything = load_folder(class_maps, labeled=2).unlabeled.names
+    others = [name for name in everything if name not in SPLIT["labeled"]]
+    (class_maps / "unlabeled.txt").write_text("\n".join(others[:3]))
+    data = load_folder(class_maps, labeled=2)
+    assert set(data.unlabeled.names) == {*others[:3], *SPLIT["labeled"]}
+    assert "unlabeled.txt names others" in data.found
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("labeled.txt", "p0_1.png", r"names 'p0_1\.png', but there is no image of that name with a mask"),
+        ("labeled.txt", "p0_1\np0_1", "2 names, 1 different"),
+        ("labeled.txt", "p0_1", r"labeled: 2, but .*labeled\.txt names 1"),
+        ("labeled.txt", "\n".join(STEMS[:-1]), r"1 groups .* expected 2 or more"),
+        ("unlabeled.txt", "other", "names 'other', but there is no image of that name;"),
+        ("unlabeled.txt", "", "0 names"),
+    ],
+)
+def test_wrong_lists_are_refused(file, content, message, class_maps):
+    (class_maps / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_folder(class_maps, labeled=23 if "1 groups" in message else 2)
+
+
+def test_two_files_that_name_labeled_images_are_refused(class_maps):
+    (class_maps / "labeled.txt").write_text("p0_1\np0_2")
+    (class_maps / "splits.json").write_text(json.dumps(SPLIT))
+    with pytest.raises(ValueError, match=r"both splits\.json and labeled\.txt"):
+        load_folder(class_maps, labeled=2)

@@ -5,7 +5,8 @@ Masks are of either kind:
 * one for each image, ``masks/a.png``, whose values are class ids, 0 the background: classes exclude each other;
 * one for each label and image, ``masks/lung/a.png``, 0 where the label is not: labels may overlap.
 
-Images without a mask are unlabeled. The README tells the rest: ``classes.txt``, ``splits.json``, groups.
+Images without a mask are unlabeled. docs/trainer/folder.md tells the rest: groups, names of classes, and files that
+decide the division.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ from examples.data.folder.masks import (
     read_label_masks,
     read_names,
 )
-from examples.data.folder.split import Split, draw_split, find_groups, read_split, training_images
+from examples.data.folder.split import (
+    Split,
+    draw_around,
+    draw_split,
+    find_groups,
+    read_list,
+    read_split,
+    training_images,
+)
 from examples.data.resize import Placement, pad, shown_sides, to_square
 from examples.engine.distributed import resolve_device
 
@@ -78,18 +87,26 @@ def load(config: Config) -> Dataset:
     groups = find_groups(contents.images.names, config.group_pattern)
     labels = dict(zip(contents.images.names, contents.images.labels, strict=True))
     shown = {name: classes_shown(labels[name], contents.class_names) for name in contents.labeled}
+    chosen = read_list(config.root / "labeled.txt", shown, " with a mask")
+    listed = read_list(config.root / "unlabeled.txt", groups, "")
     if (config.root / "splits.json").is_file():
+        if chosen:
+            raise ValueError(f"{config.root} holds both splits.json and labeled.txt, expected one of them; remove one")
         split = read_split(config.root / "splits.json", shown, groups, contents.class_names)
         check_asked_for(split, config)
+    elif chosen:
+        check_number(len(chosen), config, "labeled.txt")
+        split = draw_around(chosen, shown, groups, contents.class_names, config.split)
     else:
         split = draw_split(shown, groups, contents.class_names, config.labeled, config.split)
-    train = training_images(split, groups)
+    train = training_images(split, groups, listed)
     found = contents.found
     found += f" of {len(set(groups.values()))} groups" if config.group_pattern else ""
     found += contents.skipped
     found += f"; {len(train)} train, {len(split['validation'])} validation, {len(split['test'])} test"
     if left_out := len(groups) - len(train) - len(split["validation"]) - len(split["test"]):
-        found += f", {left_out} left out because their group is in validation or test"
+        reason = "because their group is in validation or test" + (", or unlabeled.txt names others" if listed else "")
+        found += f", {left_out} left out {reason}"
     parts = map(contents.part, (split["labeled"], train, split["validation"], split["test"]))
     return contents.dataset(found, *parts)
 
@@ -101,11 +118,12 @@ def check_asked_for(split: Split, config: Config) -> None:
             f"split: {config.split}, but {config.root}/splits.json holds a single one; pass --split 0, or remove it to"
             " draw splits"
         )
-    if len(split["labeled"]) != config.labeled:
-        raise ValueError(
-            f"labeled: {config.labeled}, but {config.root}/splits.json names {len(split['labeled'])}; pass the same"
-            " number"
-        )
+    check_number(len(split["labeled"]), config, "splits.json")
+
+
+def check_number(labeled: int, config: Config, file: str) -> None:
+    if labeled != config.labeled:
+        raise ValueError(f"labeled: {config.labeled}, but {config.root}/{file} names {labeled}; pass the same number")
 
 
 def load_undivided(config: Config) -> Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +88,57 @@ def draw_split(
     return {"labeled": chosen, "validation": validation, "test": test}
 
 
+def draw_around(
+    labeled: list[str],
+    presence: Mapping[str, frozenset[str]],
+    groups: Mapping[str, str],
+    class_names: Iterable[str],
+    split: int,
+) -> Split:
+    """Draw validation and test from the groups with a mask that none of the given labeled images is of."""
+    taken = {groups[stem] for stem in labeled}
+    members: dict[str, list[str]] = {}
+    for stem in sorted(presence):
+        if groups[stem] not in taken:
+            members.setdefault(groups[stem], []).append(stem)
+    if len(members) < 2:
+        raise ValueError(
+            f"labeled.txt: {len(members)} groups (or single images) with a mask are left beside its own, expected 2 or"
+            " more: one each to validate and test"
+        )
+    if missing := set(class_names).difference(*(presence[stem] for stem in labeled)):
+        raise ValueError(f"labeled.txt: no {', '.join(sorted(missing))} in any of its images; name one that shows it")
+    rng = np.random.default_rng(split)
+
+    def faults(parts: tuple[list[str], list[str], list[str]]) -> tuple[int]:
+        found = [frozenset().union(*(presence[stem] for stem in part)) for part in parts[:2]]
+        return (sum(name not in there for there in found for name in class_names),)
+
+    test, validation, _ = best_of(lambda: divide(members, rng), faults)
+    return {"labeled": labeled, "validation": validation, "test": test}
+
+
+def read_list(path: Path, known: Collection[str], which: str) -> list[str] | None:
+    """Read names of images, one a line; None where there is no such file.
+
+    Args:
+        path: The file.
+        known: Names that there are.
+        which: Images are in ``known``, in words.
+    """
+    if not path.is_file():
+        return None
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"{path} names {unknown[0]!r}, but there is no image of that name{which}; expected names without suffix,"
+            " one a line"
+        )
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{path} holds {len(names)} names, {len(set(names))} different ones; expected each once")
+    return names
+
+
 def divide(members: Mapping[str, list[str]], rng: np.random.Generator) -> tuple[list[str], list[str], list[str]]:
     """Deal whole groups out, in random order: the images for test, for validation, and those left."""
     images = sum(map(len, members.values()))
@@ -142,7 +193,11 @@ def read_split(
     return chosen
 
 
-def training_images(split: Split, groups: Mapping[str, str]) -> list[str]:
-    """Return all images, with a mask or not, but those whose group is kept for validation or test."""
+def training_images(split: Split, groups: Mapping[str, str], listed: list[str] | None = None) -> list[str]:
+    """Return all images, with a mask or not, but those whose group is kept for validation or test.
+
+    Where some are ``listed``, only these and the labeled ones.
+    """
     kept = {groups[stem] for stem in (*split["validation"], *split["test"])}
-    return [stem for stem, group in groups.items() if group not in kept]
+    wanted = groups.keys() if listed is None else {*listed, *split["labeled"]}
+    return [stem for stem, group in groups.items() if group not in kept and stem in wanted]
