@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import tyro
 
@@ -24,7 +23,9 @@ from examples.config import (
     OutputOptions,
     ScheduleOptions,
     applies_to,
+    typed_options,
 )
+from examples.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,10 @@ def parse_command(
     path = only_config.parse_known_args(words)[0].config
     options: dict[str, Any] = {}
     if path is not None:
-        options["default"] = parse_words(words_for(read_options(path)), prog=f"--config {path}")
-    command = parse_words(words, description=description, prog=prog, **options)
+        options["default"] = read_command(path)
+    command: Command = tyro.cli(
+        Command, args=words, config=(tyro.conf.OmitArgPrefixes,), description=description, prog=prog, **options
+    )
     groups = [getattr(command, group.name) for group in fields(command)]
     values = {option.name: getattr(group, option.name) for group in groups for option in fields(group)}
     del values["config"]
@@ -92,38 +95,33 @@ def parse_command(
     return config, resume
 
 
-def parse_words(words: Sequence[str], **options: Any) -> Command:
-    return tyro.cli(Command, args=words, config=(tyro.conf.OmitArgPrefixes,), **options)
-
-
-def read_options(path: Path) -> dict[str, Any]:
+def read_command(path: Path) -> Command:
     """Return the options that a run's config.json or result.json holds, without those about other runs.
 
+    They are taken by their types and never as words, of which one could be another option.
+
     Raises:
-        ValueError: it cannot be read, or holds no options.
+        ValueError: it cannot be read, or holds no options, or not those of this version.
     """
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"config: {path} cannot be read ({error}), expected a run's config.json") from error
     options = content.get("config", content) if isinstance(content, dict) else None
     if not isinstance(options, dict) or "dataset" not in options:
         raise ValueError(f"config: {path} holds no options of a run, expected a run's config.json or result.json")
-    return {name: value for name, value in options.items() if name not in ("environment", "overwrite")}
-
-
-def words_for(options: dict[str, Any]) -> list[str]:
-    """Return options as they would be typed."""
-    words = []
-    for name, value in options.items():
-        flag = name.replace("_", "-")
-        if name == "dataset":
-            words.append(str(value))
-        elif isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words.append(f"--{flag}={value}")
-    return words
+    kept = {name: value for name, value in options.items() if name not in ("environment", "overwrite")}
+    try:
+        values = typed_options(kept)
+    except ValueError as error:
+        raise ValueError(f"config: {path} holds what is no option of a run ({error})") from error
+    groups = get_type_hints(Command)
+    return Command(
+        **{
+            name: group(**{option.name: values[option.name] for option in fields(group) if option.name in values})
+            for name, group in groups.items()
+        }
+    )
 
 
 def given_options(words: Sequence[str]) -> set[str]:

@@ -296,12 +296,7 @@ class Config(
         Raises:
             ValueError: an option is unknown, not of its type or out of range; the message names it.
         """
-        hints = get_type_hints(cls)
-        if unknown := sorted(plain.keys() - hints.keys(), key=str):
-            raise ValueError(f"{', '.join(map(str, unknown))}: no option of this version")
-        if "dataset" not in plain:
-            raise ValueError("dataset: missing")
-        return cls(**{name: typed(name, value, hints[name]) for name, value in plain.items()})
+        return cls(**typed_options(plain))
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Return, in words, the options that make this another run than the one of ``other``, its ``plain()``."""
@@ -319,6 +314,20 @@ def defaults(dataset: str) -> dict[str, Any]:
     """Return the value of every option that is not given, for a data set."""
     plain = {field.name: None if field.default is MISSING else field.default for field in fields(Config)}
     return {**plain, "unlabeled_batch": paper_schedule(dataset).unlabeled_batch}
+
+
+def typed_options(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as :meth:`Config.plain` gives them, as a configuration holds them: none is read as words.
+
+    Raises:
+        ValueError: an option is unknown or not of its type, or the data set is missing; the message names it.
+    """
+    hints = get_type_hints(Config)
+    if unknown := sorted(plain.keys() - hints.keys(), key=str):
+        raise ValueError(f"{', '.join(map(str, unknown))}: no option of this version")
+    if "dataset" not in plain:
+        raise ValueError("dataset: missing")
+    return {name: typed(name, value, hints[name]) for name, value in plain.items()}
 
 
 def typed(name: str, value: object, hint: Any) -> Any:

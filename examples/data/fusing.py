@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from examples.json_files import read_json
+
 EXPECTED = 'expected {"label": ["fine label", ...], ...}'
 
 
@@ -30,7 +32,7 @@ def read_fusing(path: Path, class_names: Sequence[str]) -> dict[str, tuple[int, 
     if not path.is_file():
         raise FileNotFoundError(f"fuse: {path} is not a file; {EXPECTED} in it")
     try:
-        fusing = json.loads(path.read_text(encoding="utf-8"))
+        fusing = read_json(path)
     except ValueError as error:
         raise ValueError(f"fuse: {path} is not JSON: {error}") from error
     if not isinstance(fusing, dict) or not fusing:

@@ -1,8 +1,8 @@
-"""Checkpoints that a run goes on from after whatever ended it.
+"""Checkpoints that a run goes on from after whatever ended it, and files of networks in the same format.
 
 A file is one line of text with the SHA-256 of all that follows it, and then what ``torch.save`` wrote: one file, so
-that content and checksum cannot go out of step. It is written aside, flushed to the disk and renamed. The last two are
-kept: should the newer one be damaged, the run goes on from the other.
+that content and checksum cannot go out of step. It is written aside, flushed to the disk and renamed. Of those to go on
+from the last two are kept: should the newer one be damaged, the run goes on from the other.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Checkpoints:
         path = self.folder / f"step-{step:08d}.ckpt"
         try:
             self.folder.mkdir(exist_ok=True)
-            atomic_save(path, state, HEADER)
+            atomic_save(path, state)
         except OSError as error:
             left = f"{self.latest.name} is whole" if self.latest else "there is none before it"
             raise OSError(
@@ -86,16 +86,16 @@ class Checkpoints:
             self.folder.rmdir()
 
 
-def atomic_save(path: Path, content: dict[str, Any], header: bytes = b"") -> None:
-    """Write with ``torch.save``, aside and renamed; with a header, its checksum goes before it."""
+def atomic_save(path: Path, content: dict[str, Any]) -> None:
+    """Write with ``torch.save``, its checksum before it, aside and renamed."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     written = buffer.getbuffer()
-    atomic_write(path, checksum_line(header, written) if header else b"", written)
+    atomic_write(path, checksum_line(written), written)
 
 
 def load_verified(path: Path) -> dict[str, Any]:
-    """Read what :func:`atomic_save` wrote with a header; run no code that the file may hold.
+    """Read what :func:`atomic_save` wrote; run no code that the file may hold.
 
     Raises:
         OSError: the file cannot be read.
@@ -106,7 +106,7 @@ def load_verified(path: Path) -> dict[str, Any]:
         content = file.read()
     if not line.startswith(HEADER):
         raise ValueError("it does not begin with a checksum")
-    if line != checksum_line(HEADER, content):
+    if line != checksum_line(content):
         raise ValueError("its checksum does not fit its content")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -115,8 +115,8 @@ def load_verified(path: Path) -> dict[str, Any]:
     return state
 
 
-def checksum_line(header: bytes, content: bytes | memoryview) -> bytes:
-    return header + hashlib.sha256(content).hexdigest().encode() + b"\n"
+def checksum_line(content: bytes | memoryview) -> bytes:
+    return HEADER + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 def atomic_write(path: Path, *parts: bytes | memoryview, flush: bool = True) -> None:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from examples.config import Config
 from examples.data import Dataset
 from examples.data.division import Division
-from examples.engine.checkpoint import HEADER
+from examples.engine.checkpoint import load_verified
 from examples.engine.distributed import resolve_device
 from examples.models import Network, build_network
 
@@ -121,13 +120,12 @@ def read_trained(path: Path, device: str = "auto") -> Trained:
     path = path / "best.pt" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: {path} is not a file; {EXPECTED}")
-    with path.open("rb") as file:
-        if file.read(len(HEADER)) == HEADER:
-            raise ValueError(f"checkpoint: {path} is what an unfinished run goes on from; {EXPECTED}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds: torch.load refuses what is neither a tensor nor plain
-        raise ValueError(f"checkpoint: {path} cannot be read ({type(error).__name__}); {EXPECTED}") from error
+        content = load_verified(path)
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path} cannot be read ({error}); {EXPECTED}") from error
+    if isinstance(content, dict) and "parts" in content:
+        raise ValueError(f"checkpoint: {path} is what an unfinished run goes on from; {EXPECTED}")
     if not isinstance(content, dict) or not {"model", "config", "labels", "division"} <= content.keys():
         raise ValueError(f"checkpoint: {path} holds no model with its configuration and labels; {EXPECTED}")
     try:

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from examples.config import Config
 from examples.engine.checkpoint import Checkpoints, atomic_write
+from examples.json_files import read_json
 
 REPLACE = "take another --out, or pass --overwrite (in a sweep after --)"
 
@@ -85,7 +86,7 @@ def options_in(path: Path) -> dict[str, Any]:
         ValueError: it cannot be read, or holds none.
     """
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {REPLACE}") from error
     options = content.get("config", content) if isinstance(content, dict) else None

@@ -26,6 +26,7 @@ from examples.data import Dataset, Images
 from examples.data.augment import View
 from examples.engine.checkpoint import atomic_write
 from examples.engine.metrics import PseudoLabelMeter
+from examples.json_files import parse_json, read_json
 from examples.logging.pictures import columns, evenly, strips, visualize
 from examples.logging.progress import RunProgress
 from examples.logging.run_folder import write_json
@@ -48,7 +49,7 @@ def open_lines(path: Path, step: int) -> TextIO:
 
     def belongs(line: str) -> bool:
         try:
-            return bool(json.loads(line)["step"] <= step)
+            return bool(parse_json(line)["step"] <= step)
         except (ValueError, KeyError, TypeError):  # written by halves, or no line of a log
             return False
 
@@ -60,7 +61,7 @@ def open_lines(path: Path, step: int) -> TextIO:
 def read_pictures(path: Path) -> dict[str, Any]:
     """Return the pictures that an earlier part of the run named in status.json; none where there is no such file."""
     try:
-        return dict(json.loads(path.read_text())["pictures"])
+        return dict(read_json(path)["pictures"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.json_files import read_json
 from examples.reporting.results import from_here
 from examples.reporting.tables import MISSING, markdown
 
@@ -28,7 +28,7 @@ def read_label_studies(folders: Sequence[Path]) -> list[tuple[Path, dict[str, An
     studies = []
     for path in map(from_here, sorted(paths)):
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
         except (OSError, ValueError):
             continue  # named where results are read
         if isinstance(content, dict) and {"run", "variants"} <= content.keys():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from examples.config import ABLATIONS, RUN_ENV_FIELDS, MethodName, applies_to, defaults
+from examples.json_files import read_json
 from examples.reporting import paper
 
 METHODS: tuple[str, ...] = get_args(MethodName)
@@ -226,7 +226,7 @@ def read_results(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     runs, warnings = [], []
     for path in map(from_here, paths):
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             if not isinstance(content, dict) or not {"dataset", "method", "miou"} <= content.keys():
                 if path.name == "result.json":
                     warnings.append(f"warning: {path} holds no result of examples.train; skipped")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from examples.json_files import parse_json, read_json
 from examples.reporting.run_plots import Series
 
 IDENTITY = ("dataset", "method", "labeled", "split", "seed")  # options that a page names
@@ -92,20 +92,20 @@ def read_run(folder: Path) -> RunFiles:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"RUN: {folder} holds no config.json, expected the folder of a run of examples.train")
-    options = read_json(path)
+    options = read_object(path)
     environment = options.pop("environment", None)
     if missing := [name for name in IDENTITY if name not in options]:
         raise ValueError(f"{path} holds no {', '.join(missing)}, expected the options of a run of examples.train")
-    status = read_json(folder / "status.json") if (folder / "status.json").is_file() else {}
+    status = read_object(folder / "status.json") if (folder / "status.json").is_file() else {}
     if environment:
         status.setdefault("environments", [environment])
-    result = read_json(folder / "result.json") if (folder / "result.json").is_file() else None
+    result = read_object(folder / "result.json") if (folder / "result.json").is_file() else None
     return RunFiles(folder, options, status, read_series(folder / "metrics.jsonl"), result)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -125,7 +125,7 @@ def read_series(path: Path) -> Series:
 def read_line(text: str) -> tuple[int, str, dict[str, float]]:
     """Return step, kind and values of a line of metrics.jsonl; of one that is none, no values."""
     try:
-        line = json.loads(text)
+        line = parse_json(text)
         step, kind = int(line.pop("step")), str(line.pop("kind"))
         return step, kind, {name: float(value) for name, value in line.items()}
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
@@ -17,6 +16,7 @@ import tyro
 from examples.command_line import parse_command
 from examples.config import Config, DatasetName, MethodName, applies_to
 from examples.engine.distributed import default_device
+from examples.json_files import read_json
 from examples.logging.run_folder import is_begun, is_finished
 
 PLANNED = ("dataset", "method", "labeled", "split", "seed", "out")
@@ -202,7 +202,7 @@ def estimate(cells: Iterable[Cell], out: Path) -> dict[Path, float | None]:
     lengths: dict[tuple[Any, ...], list[int]] = {}
     for path in sorted(out.rglob("result.json")):
         try:
-            result = json.loads(path.read_text())
+            result = read_json(path)
             options = result["config"]
             per_step = result["seconds"] / result["iterations"]
             kind = kind_of(options)

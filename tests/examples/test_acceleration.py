@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from examples.engine.checkpoint import load_verified
 from examples.engine.loop import train
 from examples.engine.precision import network_precision
 from examples.models.unet import UNet
@@ -45,7 +46,7 @@ def test_a_run_in_bf16_is_another_one_with_weights_alike(method, tmp_path, monke
     runs = [tiny(tmp_path / name, method=method, iterations=3, precision=name) for name in ("fp32", "bf16")]
     for run in runs:
         train(run)
-    usual, other = (torch.load(run.out_dir / "best.pt", weights_only=True)["model"] for run in runs)
+    usual, other = (load_verified(run.out_dir / "best.pt")["model"] for run in runs)
     assert all(values.dtype == usual[name].dtype for name, values in other.items())
     assert not torch.equal(usual["head.weight"], other["head.weight"])
     assert torch.allclose(usual["head.weight"], other["head.weight"], atol=0.02)

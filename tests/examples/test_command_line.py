@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from examples.command_line import Command, FolderOptions, ignored_flags, parse_command
 from examples.config import ABLATIONS, DATASET_FLAGS, RUN_ENV_FIELDS, Config
@@ -59,6 +61,11 @@ def test_given_options_replace_those_of_the_file(tmp_path):
     [
         ("{", "cannot be read"),
         ("[]", "holds no options"),
+        ("7", "holds no options"),
+        ("{}", "holds no options"),
+        ('{"config": 7}', "holds no options"),
+        ("[" * 100_000, "cannot be read .*nested too deeply"),
+        ('{"dataset": ' + '{"a":' * 100_000, "cannot be read .*nested too deeply"),
         ('{"seed": 1}', "holds no options"),
     ],
 )
@@ -87,16 +94,52 @@ def test_unknown_options_and_values_are_refused_with_a_suggestion(words, message
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [({"itertions": 4}, "--iterations"), ({"labeled": "three"}, "three")],
+    [
+        ({"itertions": 4}, "itertions: no option of this version"),
+        ({"labeled": "three"}, "labeled: got 'three', expected .*int"),
+        ({"weighted": "--overwrite"}, "weighted: got '--overwrite', expected .*bool"),
+        ({"weighted": "true"}, "weighted: got 'true', expected .*bool"),
+        ({"labeled": "3 --overwrite"}, "labeled: got '3 --overwrite', expected .*int"),
+        ({"method": "--overwrite"}, "method: got '--overwrite', expected"),
+        ({"dataset": "--overwrite"}, "dataset: got '--overwrite', expected"),
+        ({"dataset": ["phantom"]}, r"dataset: got \['phantom'\], expected"),
+        ({"resume": True}, "resume: no option of this version"),
+        ({"k": float("nan")}, "k: got nan, expected a share"),
+        ({"iterations": 1e400}, "iterations: got inf, expected"),
+        ({"seed": None}, "seed: got None, expected .*int"),
+    ],
 )
-def test_bad_options_in_the_file_are_refused(more, message, tmp_path, capsys):
-    with pytest.raises(SystemExit):
+def test_bad_options_in_the_file_are_refused(more, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
         parse_command(["--config", written(tmp_path, tiny(tmp_path), **more)])
-    said = capsys.readouterr().err
-    assert next(iter(more)).replace("_", "-") in said.replace("_", "-")
-    assert message in said
     with pytest.raises(ValueError, match="image_size: got 30"):
         parse_command(["--config", written(tmp_path, tiny(tmp_path), image_size=30)])
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+def test_no_value_in_the_file_is_read_as_another_option(data, tmp_path_factory):
+    """Whatever it holds, it is this option's value or refused, and nothing is ever replaced."""
+    folder = tmp_path_factory.getbasetemp()
+    plain = tiny(folder, device="cpu").plain()
+    name = data.draw(st.sampled_from(sorted(plain)))
+    words = st.sampled_from(["--overwrite", "--resume", "x --overwrite", "a\n--overwrite", "--out=/", "true", "1"])
+    anything = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | words | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    )
+    value = data.draw(anything)
+    path = written(folder, tiny(folder, device="cpu"), **{name: value})
+    try:
+        config, resume = parse_command(["--config", path])
+    except ValueError:
+        return
+    assert not resume
+    assert not config.overwrite
+    others = {option: config.plain()[option] for option in plain if option not in (name, "overwrite")}
+    assert others == {option: plain[option] for option in others}
+    if name != "overwrite":
+        assert config.plain()[name] == (str(Path(value)) if name in ("root", "out", "fuse") and value else value)
 
 
 def test_contradictions_are_refused():

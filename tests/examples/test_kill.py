@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.engine.checkpoint import Checkpoints, atomic_write
+from examples.engine.checkpoint import Checkpoints, atomic_write, load_verified
 from examples.engine.evaluation import evaluate
 from examples.engine.loop import train
 from tests.examples.tiny import shrink, tiny
@@ -69,7 +69,7 @@ def in_process(*arguments) -> int:
 def end(out: Path) -> dict:
     content = json.loads((out / "result.json").read_text())
     del content["seconds"], content["config"]["out"]
-    models = {name: torch.load(out / name, weights_only=True)["model"] for name in ("best.pt", "last.pt")}
+    models = {name: load_verified(out / name)["model"] for name in ("best.pt", "last.pt")}
     return {"result": content, "lines": (out / "metrics.jsonl").read_text(), **models}
 
 

@@ -21,7 +21,7 @@ from examples.config import Config
 from examples.data import Dataset, load
 from examples.data.loaders import UnlabeledBatches
 from examples.data.phantoms import chest as phantom
-from examples.engine.checkpoint import Checkpoints
+from examples.engine.checkpoint import Checkpoints, load_verified
 from examples.engine.loop import train
 from examples.engine.signals import Interrupted
 from examples.logging.run_log import RunLog
@@ -161,7 +161,7 @@ def test_cut_short_together_and_gone_on(tmp_path):
     """One is told to stop, all stop after the same step; what goes on is the same to the bit, or as one process."""
     run(partial(cut_and_go_on, folder=tmp_path), 2, tmp_path)
     assert result(tmp_path / "cut") == result(tmp_path / "whole")
-    models = [torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("cut", "whole")]
+    models = [load_verified(tmp_path / name / "last.pt")["model"] for name in ("cut", "whole")]
     assert all(torch.equal(models[0][name], value) for name, value in models[1].items())
     assert not (tmp_path / "uneven").exists()
     (tmp_path / "meet").unlink(missing_ok=True)

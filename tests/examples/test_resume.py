@@ -21,7 +21,7 @@ from examples.config import Config
 from examples.data import Dataset, load
 from examples.data.loaders import PoolBatches, UnlabeledBatches
 from examples.data.phantoms import chest as phantom
-from examples.engine.checkpoint import HEADER, Checkpoints, atomic_save, atomic_write, load_verified
+from examples.engine.checkpoint import Checkpoints, atomic_save, atomic_write, load_verified
 from examples.engine.loop import train
 from examples.engine.signals import Interrupted, Interrupts
 from examples.logging.run_log import RunLog
@@ -101,7 +101,7 @@ def result(config: Config) -> dict:
 def assert_same_end(config: Config, reference: Config) -> None:
     assert result(config) == result(reference)
     for name in ("best.pt", "last.pt"):
-        a, b = (torch.load(each.out_dir / name, weights_only=True) for each in (config, reference))
+        a, b = (load_verified(each.out_dir / name) for each in (config, reference))
         assert same(a["model"], b["model"])
         assert (a["step"], a["validation"]) == (b["step"], b["validation"])
     lines, expected = ((each.out_dir / "metrics.jsonl").read_text() for each in (config, reference))
@@ -175,7 +175,7 @@ def test_best_weights_are_those_of_the_checkpoint(tmp_path, monkeypatch):
     atomic_save(cut.out_dir / "best.pt", {"model": {}, "step": 20})
     train(cut)
     assert_same_end(cut, whole)
-    assert torch.load(cut.out_dir / "best.pt", weights_only=True)["step"] == 6
+    assert load_verified(cut.out_dir / "best.pt")["step"] == 6
 
 
 @given(steps=st.integers(0, 8), seed=st.integers(0, 99))
@@ -302,7 +302,7 @@ class Hostile:
 
 
 def test_a_checkpoint_from_a_stranger_runs_no_code(tmp_path):
-    atomic_save(tmp_path / "step-00000001.ckpt", {"step": Hostile()}, HEADER)
+    atomic_save(tmp_path / "step-00000001.ckpt", {"step": Hostile()})
     with pytest.raises(ValueError, match="refuses it"):
         Checkpoints(tmp_path).load()
     assert not Hostile.ran
@@ -311,7 +311,7 @@ def test_a_checkpoint_from_a_stranger_runs_no_code(tmp_path):
 @given(content=st.binary(max_size=300), position=st.integers(0, 10**9), flip=st.integers(1, 255))
 def test_any_flipped_byte_is_found(content, position, flip, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "flipped.ckpt"
-    atomic_save(path, {"content": list(content)}, HEADER)
+    atomic_save(path, {"content": list(content)})
     assert load_verified(path) == {"content": list(content)}
     written = bytearray(path.read_bytes())
     written[position % len(written)] ^= flip
@@ -420,7 +420,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def assert_finite(path: Path) -> None:
-    content = load_verified(path) if path.suffix == ".ckpt" else torch.load(path, weights_only=True)
+    content = load_verified(path)
 
     def tensors(value):
         if isinstance(value, torch.Tensor):

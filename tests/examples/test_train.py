@@ -15,6 +15,7 @@ import examples.logging.pictures
 from examples.config import Config, DatasetName, MethodName, PaperSchedule, paper_schedule
 from examples.data import DATASETS, IGNORE_INDEX, Dataset, ImageSet
 from examples.data.phantoms import chest as phantom
+from examples.engine.checkpoint import load_verified
 from examples.engine.evaluation import evaluate
 from examples.engine.loop import check_loss, train
 from examples.logging.environment import git_commit
@@ -76,7 +77,7 @@ def test_a_run_leaves_everything(config, method):
             with Image.open(out / file) as picture:
                 assert picture.size == (192, 192)
     for name in ("last.pt", "best.pt"):
-        checkpoint = torch.load(out / name, weights_only=True)
+        checkpoint = load_verified(out / name)
         UNet(1, 5, config.base_channels).load_state_dict(checkpoint["model"])
         assert checkpoint["config"]["method"] == method
     with Image.open(out / "overlays.png") as picture:

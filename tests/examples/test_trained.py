@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 from dataclasses import replace
 
 import pytest
@@ -51,11 +52,12 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(tmp_path):
         read_trained(tmp_path / "absent.pt")
     with pytest.raises(FileNotFoundError, match=r"checkpoint: .*best\.pt is not a file"):
         read_trained(tmp_path)
-    Checkpoints(tmp_path / "checkpoints").save(7, {"step": 7})
+    Checkpoints(tmp_path / "checkpoints").save(7, {"step": 7, "parts": {}})
     with pytest.raises(ValueError, match=r"step-00000007\.ckpt is what an unfinished run goes on from; expected"):
         read_trained(tmp_path / "checkpoints" / "step-00000007.ckpt")
     path = write_checkpoint(tmp_path / "best.pt", config("oct_phantom"), FLUIDS)
-    for content in (b"", b"noise", path.read_bytes()[:-500]):
+    torch.save({"model": {}}, tmp_path / "plain.pt")
+    for content in (b"", b"noise", path.read_bytes()[:-500], (tmp_path / "plain.pt").read_bytes()):
         (tmp_path / "broken.pt").write_bytes(content)
         with pytest.raises(ValueError, match=r"broken\.pt cannot be read \("):
             read_trained(tmp_path / "broken.pt")
@@ -98,12 +100,27 @@ def test_a_checkpoint_of_other_content_is_refused_in_one_line(field, value, tmp_
     assert str(refused.value).count("\n") == 0
 
 
+def test_every_flipped_bit_is_found(tmp_path):
+    """Unseen, one would change what the network says."""
+    path = write_checkpoint(tmp_path / "best.pt", config("oct_phantom"), FLUIDS)
+    written = path.read_bytes()
+    draw = random.Random(0)
+    for place in (0, 40, *(draw.randrange(len(written)) for _ in range(300))):
+        flipped = bytearray(written)
+        flipped[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"checkpoint: .*best\.pt cannot be read \(.*checksum"):
+            read_trained(path)
+    path.write_bytes(written)
+    assert read_trained(path).labels == FLUIDS
+
+
 def test_no_code_in_a_checkpoint_is_run(tmp_path):
     class Trap:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "trapped"),)
 
-    torch.save({"model": Trap(), "config": {}}, tmp_path / "best.pt")
+    atomic_save(tmp_path / "best.pt", {"model": Trap(), "config": {}})
     with pytest.raises(ValueError, match=r"best\.pt cannot be read"):
         read_trained(tmp_path / "best.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Trap(), protocol=2))

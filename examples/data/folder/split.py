@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from examples.data.splits import MAX_DRAWS, best_of
+from examples.json_files import read_json
 
 VALIDATION = 5  # images, as for JSRT; fewer where there are few
 TEST_SHARE = 1 / 3
@@ -166,8 +167,8 @@ def read_split(
     """Read a split that the user has chosen, after the same rules as those drawn by :func:`draw_split`."""
     expected = 'expected {"labeled": [...], "validation": [...], "test": [...]}, lists of image names without suffix'
     try:
-        chosen: Split = json.loads(path.read_text(encoding="utf-8"))
-    except (RecursionError, ValueError) as error:
+        chosen: Split = read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}; {expected}") from error
     if not isinstance(chosen, dict) or set(chosen) != set(PARTS):
         raise ValueError(f"{path} holds {json.dumps(chosen):.60}, {expected}")
