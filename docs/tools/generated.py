@@ -7,9 +7,10 @@ import functools
 import json
 import re
 import statistics
+import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -221,7 +222,7 @@ def results(folder: str) -> str:
 def label_studies(folder: str) -> str:
     """What examples.report makes of the label studies in a folder of benchmarks/results."""
     found = studied.read_label_studies([RESULTS / folder])
-    return "\n\n".join([studied.CAPTION, *(studied.label_study_table(content) for _, content in found)])
+    return folded("All networks", [studied.CAPTION, *(studied.label_study_table(content) for _, content in found)])
 
 
 @functools.cache
@@ -235,16 +236,40 @@ def drawn_report(folder: str) -> tuple[str, dict[str, bytes]]:
         drawn: list[Path] = []
         for number_, section in enumerate(sections(runs), start=1):
             body, files = report.section_text(section, f"{folder}-{number_}-{section.dataset}", Path(scratch))
-            text += [f"### {report.heading(section)}", *body]
+            text.append(folded(report.heading(section), body))
             drawn += files
         pictures = {path.name: path.read_bytes() for path in drawn}
-    text += ["### All runs", tables.runs_table(runs)]
-    return re.sub(r"\]\(([^()/]+\.png)\)", r"](../pictures/\1)", "\n\n".join(text)), pictures
+    text.append(folded("All runs", [tables.runs_table(runs)]))
+    return placed("\n\n".join(text)), pictures
+
+
+def headline(folder: str) -> str:
+    """The first table and the first figure of the section with most runs, which come before what is said about them."""
+    runs, _ = read_results([RESULTS / folder])
+    found = sections(runs)
+    number_ = max(range(len(found)), key=lambda i: len(found[i].runs))
+    with TemporaryDirectory() as scratch:
+        name = f"{folder}-{number_ + 1}-{found[number_].dataset}"
+        body, _ = report.section_text(found[number_], name, Path(scratch))
+    table = next(block for block in body if "\n|" in block)
+    figure = [block for block in body if block.startswith("![")][:1]
+    return placed("\n\n".join([f"*{report.heading(found[number_])}.*", table, *figure]))
+
+
+def folded(title: str, blocks: Iterable[str]) -> str:
+    """Blocks behind a title that opens them."""
+    return "\n\n".join([f'??? abstract "{title}"', *(textwrap.indent(block, "    ") for block in blocks)])
+
+
+def placed(text: str) -> str:
+    """Text with the pictures that it names where the documentation has them."""
+    return re.sub(r"\]\(([^()/]+\.png)\)", r"](../pictures/\1)", text)
 
 
 BLOCKS: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
+        headline,
         label_studies,
         legend,
         measured,
