@@ -62,6 +62,24 @@ def test_examples_of_the_page_run(page):
     assert doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test).failed == 0
 
 
+def test_the_code_on_the_home_page_runs_as_it_stands():
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
+    scope: dict[str, object] = {}
+    exec(block, scope)
+    assert scope["loss"].isfinite()
+    assert scope["net"][0].weight.grad.abs().sum() > 0
+
+
+def test_results_begin_with_a_table_and_a_figure_and_fold_the_rest(site):
+    for name in ("index", "acdc", "oct", "phantom"):
+        page = site[f"results/{name}.html"]
+        open_part = re.sub(r"<details\b.*?</details>", "", page, flags=re.DOTALL)
+        before = open_part.partition("<h2")[0]
+        assert before.count("<table") == before.count("<img alt") == 1, name
+        rows = open_part.count("<tr")
+        assert rows < 60, f"{name} shows {rows} rows unfolded"
+
+
 def test_a_page_for_every_public_name(site):
     for name in rpg_loss.__all__:
         page = site[f"reference/{name}.html"]
