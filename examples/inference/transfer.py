@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 import tyro
 from rich.progress import track
-from torch import Tensor
 
 from examples.config import Config, DatasetName, require
 from examples.engine.distributed import resolve_device
@@ -24,13 +23,11 @@ from examples.inference.inputs import Plane
 from examples.inference.transfer_data import Material, find_material
 from examples.inference.transfer_features import build_features
 from examples.inference.transfer_files import Files, Proposal, Row
-from examples.inference.transfer_votes import Votes, encode_references, find_cuts, proposed_masks
+from examples.inference.transfer_votes import BATCH, Votes, encode_references, proposed_masks
 from examples.logging.environment import environment
 
 IMAGE_SIZE = 256  # at which images are encoded
 GRID = 64  # side of the grid on which they are matched
-TEMPERATURE = 0.02
-BATCH = 4
 USUAL_LABELED = 3
 
 
@@ -117,15 +114,11 @@ def transfer(options: Transfer) -> tuple[dict[str, Any], list[str]]:
     features = build_features(options.encoder, GRID, options.positions).to(device)
     material = find_material(options.config, options.references, divided=options.divided)
     images, classes = material.references.to(device), material.labels.names
-    references = encode_references(
-        images, features, material.flip_pairs, len(classes), options.k, TEMPERATURE, BATCH
-    )  # fmt: skip
-    own = torch.cat([features(part) for part in images.images.split(BATCH)])
-    cuts = find_cuts(references, own, images)
+    references = encode_references(images, features, material.flip_pairs, len(classes), options.k)
     about: dict[str, Any] = {
         "dataset": options.dataset, "labeled": len(images), "split": options.split if options.divided else None,
         "encoder": options.encoder, "k": options.k, "positions": options.positions, "data": material.found,
-        "references": list(images.names), "cuts": [round(cut, 3) for cut in cuts.tolist()],
+        "references": list(images.names),
         "environment": environment(device),
     }  # fmt: skip
     files.begin(about, material)
@@ -145,7 +138,7 @@ def transfer(options: Transfer) -> tuple[dict[str, Any], list[str]]:
             if planes:
                 squares = torch.stack([plane.square for plane in planes.values()]).to(device)
                 for (name, plane), maps in zip(planes.items(), features(squares), strict=True):
-                    proposals.append(propose(name, plane, references.vote(maps), cuts, material))
+                    proposals.append(propose(name, plane, references.label(maps), material))
             rows += [future.result() for future in writing]  # no more than two batches are in memory
             writing = [pool.submit(files.write, proposal) for proposal in proposals]
         rows += [future.result() for future in writing]
@@ -166,11 +159,10 @@ def read_batch(material: Material, names: tuple[str, ...]) -> tuple[dict[str, Pl
     return planes, faults
 
 
-def propose(name: str, plane: Plane, votes: Votes, cuts: Tensor, material: Material) -> Proposal:
+def propose(name: str, plane: Plane, votes: Votes, material: Material) -> Proposal:
     """Bring what the references say to the size of the image."""
     placement = plane.placement
-    scaled = (votes.shares / cuts[:, None, None]).cpu()
-    masks = proposed_masks(scaled, placement, multilabel=material.labels.multilabel)
+    masks = proposed_masks(votes.shares.cpu(), placement, multilabel=material.labels.multilabel)
     maps = torch.stack([F.interpolate(part[None, None], (placement.size,) * 2, mode="bilinear")[0, 0]
                         for part in (votes.weights.cpu(), votes.nearest.cpu())])  # fmt: skip
     # Outside of what is shown there is no weight.

@@ -1,4 +1,9 @@
-"""Labels of images by votes of their nearest references, in the features of a pretrained encoder."""
+"""Labels of images by votes of their nearest references: on a coarse grid, then on a fine one where that is not sure.
+
+What a pixel looks like does not tell where a heart ends and what lies below it begins; what is around it does. So the
+votes of the coarse grid, around each pixel, are one more part of its features on the fine one (Tu and Bai, Auto-context
+and its application to high-level vision tasks, PAMI 2010).
+"""
 
 from __future__ import annotations
 
@@ -12,13 +17,15 @@ from torch import Tensor
 
 from examples.data import ImageSet
 from examples.data.resize import Placement
-from examples.engine.metrics import IoU, class_masks, known_pixels, predicted_masks
+from examples.engine.metrics import class_masks, known_pixels, predicted_masks
 from rpg_loss import FrozenFeatures, rpg_pseudo_labels
 
-BLOCK = 2**22  # similarities that are held at a time
-CUTS = tuple(step / 20 for step in range(2, 15))  # thresholds that are tried
-STEP = 2  # in cells of the grid, of the coarser one that weights are made on
+TEMPERATURE = 0.02  # a vote falls by e where the cosine is so much below the highest
+SURE = 0.02  # shares of the coarse grid that near 0 or 1 are not looked at again
+CUT = 0.4  # the share from which a label that may overlap others is there
 WEIGHT_K = 0.02  # share of the references that weights are made of
+BLOCK = 2**22  # similarities that are held at a time
+BATCH = 4  # images that are encoded at a time
 
 
 class Votes(NamedTuple):
@@ -27,8 +34,8 @@ class Votes(NamedTuple):
     Attributes:
         shares: (C, g, g) in [0, 1], how much of each cell of the grid is of each label; background first where classes
             exclude each other.
-        nearest: (g, g), the cosine of each cell's nearest reference.
-        weights: (h, w) in [0, 1], W of Eq. 7, on a coarser grid.
+        nearest: (g/2, g/2), the cosine of each coarse cell's nearest reference.
+        weights: (g/2, g/2) in [0, 1], W of Eq. 7.
     """
 
     shares: Tensor
@@ -37,88 +44,143 @@ class Votes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class References:
-    """The cells of all reference images, as encoded once.
+class Cells:
+    """Labeled cells of a grid, of all reference images.
 
     Attributes:
         features: (N, D) of unit length.
-        shares: (N, C) in [0, 1], how much of the cell is of each label.
-        images: (N,) int64, which reference image it is of; a mirrored one counts as the one it was made of.
-        coarse_features: (n, D, h, w) and
-        coarse_labels: (n, C, h, w) or (n, h, w), what weights are made of.
-        k: Neighbors that vote.
-        temperature: The vote of a neighbor falls by e where its cosine is so much lower than the highest.
+        shares: (N, C) in [0, 1], how much of a cell is of each label.
+        images: (N,) int64, the reference image; a mirrored one counts as the one that it was made of.
+        k: How many of them vote.
     """
 
     features: Tensor
     shares: Tensor
     images: Tensor
-    coarse_features: Tensor
-    coarse_labels: Tensor
     k: int
-    temperature: float
 
-    def without(self, image: int) -> References:
-        """Return those of the other images; the weights are still of all."""
+    @classmethod
+    def of(cls, maps: Tensor, shares: Tensor, known: Tensor, images: Tensor, k: int) -> Cells:
+        """Take the known (B, g, g) cells of maps (B, D, g, g) and shares (B, C, g, g) of some images (B,)."""
+        features = F.normalize(maps.movedim(1, -1)[known], dim=1)
+        return cls(features, shares.movedim(1, -1)[known], images[:, None, None].expand_as(known)[known], k)
+
+    def without(self, image: int) -> Cells:
         others = self.images != image
-        return References(
-            self.features[others], self.shares[others], self.images[others],
-            self.coarse_features, self.coarse_labels, self.k, self.temperature,
-        )  # fmt: skip
+        return Cells(self.features[others], self.shares[others], self.images[others], self.k)
 
-    def vote(self, features: Tensor) -> Votes:
+    def vote(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Return shares (M, C) of queries (M, D), and the cosine of the nearest cell (M,)."""
+        shares, nearest = [queries.new_empty(0, self.shares.shape[1])], [queries.new_empty(0)]
+        for block in F.normalize(queries, dim=1).split(max(1, BLOCK // len(self.features))):
+            cosines, cells = (block @ self.features.T).topk(min(self.k, len(self.features)))
+            votes = torch.softmax(cosines / TEMPERATURE, dim=1)
+            shares.append((votes[..., None] * self.shares[cells]).sum(1))
+            nearest.append(cosines[:, 0])
+        return torch.cat(shares), torch.cat(nearest)
+
+    def vote_on_map(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return shares (C, g, g) and cosines (g, g) of an image (D, g, g)."""
+        shares, nearest = self.vote(maps.flatten(1).T)
+        return shares.T.unflatten(1, maps.shape[1:]), nearest.unflatten(0, maps.shape[1:])
+
+
+@dataclass(frozen=True)
+class References:
+    """The reference images, encoded once.
+
+    Attributes:
+        coarse: Cells of a grid of half the side.
+        fine: Cells of the grid, whose features have the votes around them as a further part.
+        maps: (B, D, g/2, g/2) and
+        labels: (B, C, g/2, g/2) or (B, g/2, g/2), what weights are made of.
+    """
+
+    coarse: Cells
+    fine: Cells
+    maps: Tensor
+    labels: Tensor
+
+    def label(self, features: Tensor) -> Votes:
         """Return what the references say about an image with features (D, g, g)."""
-        queries = F.normalize(features.flatten(1).T, dim=1)
-        rows = max(1, BLOCK // len(self.features))
-        shares, nearest = [], []
-        for block in queries.split(rows):
-            similarities, indices = (block @ self.features.T).topk(min(self.k, len(self.features)))
-            votes = torch.softmax(similarities / self.temperature, dim=1)
-            shares.append((votes[..., None] * self.shares[indices]).sum(1))
-            nearest.append(similarities[:, 0])
-        grid = features.shape[1:]
-        coarse = features[None, :, ::STEP, ::STEP]
-        weights = rpg_pseudo_labels(coarse, self.coarse_features, self.coarse_labels, WEIGHT_K, check_values=False)
-        return Votes(torch.cat(shares).T.unflatten(1, grid), torch.cat(nearest).unflatten(0, grid), weights.weights[0])
+        rough, nearest = self.coarse.vote_on_map(halved(features))
+        full = with_context(features, rough, multilabel=self.labels.ndim == 4)
+        shares = F.interpolate(rough[None], features.shape[1:], mode="bilinear")[0]
+        again = unsure(rough).repeat_interleave(2, 0).repeat_interleave(2, 1)
+        shares[:, again] = self.fine.vote(full[:, again].T)[0].T
+        weights = rpg_pseudo_labels(halved(full)[None], self.maps, self.labels, WEIGHT_K, check_values=False).weights
+        return Votes(shares, nearest, weights[0])
 
 
 @torch.no_grad()
 def encode_references(
-    images: ImageSet, features: FrozenFeatures, flip_pairs: Sequence[tuple[int, int]], classes: int, k: int,
-    temperature: float, batch: int,
-) -> References:  # fmt: skip
+    images: ImageSet, features: FrozenFeatures, flip_pairs: Sequence[tuple[int, int]], classes: int, k: int
+) -> References:
     """Encode the reference images, and their mirror images, in which left and right labels change places.
+
+    Args:
+        images: At least one, with labels.
+        features: Makes maps (B, D, g, g) of even sides g.
+        flip_pairs: As in :class:`Dataset`.
+        classes: Number of labels, without background.
+        k: How many cells vote.
 
     Raises:
         ValueError: no pixel of them is labeled.
     """
     labels = torch.cat([images.labels, mirrored(images.labels, flip_pairs)])
     pixels = torch.cat([images.images, images.images.flip(-1)])
-    maps = F.normalize(torch.cat([features(part) for part in pixels.split(batch)]), dim=1)
-    grid = maps.shape[2:]
+    maps = torch.cat([features(part) for part in pixels.split(BATCH)])
+    multilabel = labels.ndim == 4
     known = known_pixels(labels)[:, None]
-    one_hot = class_masks(labels, classes)
-    if labels.ndim == 3:
-        one_hot = torch.cat([labels[:, None] == 0, one_hot], dim=1)
-    covered = F.interpolate(known.float(), grid, mode="area")
-    shares = F.interpolate((one_hot & known).float(), grid, mode="area") / covered.clamp(min=1e-6)
-    used = covered.flatten() > 0.5
-    if not used.any():
+    masks = class_masks(labels, classes)
+    masks = masks if multilabel else torch.cat([labels[:, None] == 0, masks], dim=1)
+    covered = F.interpolate(known.float(), maps.shape[2:], mode="area")
+    shares = F.interpolate(masks.float(), maps.shape[2:], mode="area") / covered.clamp(min=1e-6)
+    which = torch.arange(len(images), device=maps.device).repeat(2)
+    rough = halved(shares)
+    coarse = Cells.of(halved(maps), rough, halved(covered)[:, 0] > 0.5, which, k)
+    if not len(coarse.features):
         raise ValueError("references: none of their pixels is labeled")
-    which = torch.arange(len(images), device=maps.device).repeat(2).repeat_interleave(grid.numel())
-    rows, columns = (
-        ((torch.arange(0, cells, STEP, device=maps.device) + 0.5) * side / cells).long()
-        for side, cells in zip(labels.shape[-2:], grid, strict=True)
-    )
-    return References(
-        features=maps.movedim(1, -1).flatten(0, 2)[used],
-        shares=shares.movedim(1, -1).flatten(0, 2)[used],
-        images=which[used],
-        coarse_features=maps[:, :, ::STEP, ::STEP],
-        coarse_labels=labels[..., rows[:, None], columns],
-        k=k,
-        temperature=temperature,
-    )
+    if len(images) > 1:  # as those of other images will be: by references that are not of the same image
+        rough = torch.stack(
+            [coarse.without(int(i)).vote_on_map(halved(of))[0] for i, of in zip(which, maps, strict=True)]
+        )
+    full = torch.stack([with_context(*pair, multilabel=multilabel) for pair in zip(maps, rough, strict=True)])
+    fine = Cells.of(full, shares, covered[:, 0] > 0.5, which, k)
+    step = labels.shape[-1] // rough.shape[-1]
+    return References(coarse, fine, halved(full), labels[..., step // 2 :: step, step // 2 :: step])
+
+
+def halved(maps: Tensor) -> Tensor:
+    return F.avg_pool2d(maps, 2)
+
+
+def with_context(features: Tensor, rough: Tensor, *, multilabel: bool) -> Tensor:
+    """Return features (D, g, g) with a further part of unit length: the votes (C, g/2, g/2) at and around each cell.
+
+    Around: an eighth and a quarter of the side up, down, left and right.
+    """
+    if multilabel:
+        rough = torch.cat([rough, 1 - rough.amax(0, keepdim=True)])
+    side = rough.shape[-1]
+    margin = side // 4
+    smooth = F.avg_pool2d(F.pad(rough[None], (1,) * 4, mode="replicate"), 3, stride=1)
+    wide = F.pad(smooth, (margin,) * 4, mode="replicate")[0]
+    places = [(0, 0), *((sign * step * (axis == 0), sign * step * (axis == 1))
+              for step in (side // 8, margin) for sign in (1, -1) for axis in (0, 1))]  # fmt: skip
+    around = torch.cat(
+        [wide[:, margin + y : margin + y + side, margin + x : margin + x + side] for y, x in places]
+    )  # fmt: skip
+    context = F.interpolate(F.normalize(around, dim=0)[None], features.shape[1:], mode="bilinear")[0]
+    return torch.cat([features, F.normalize(context, dim=0)])
+
+
+def unsure(shares: Tensor) -> Tensor:
+    """Return the cells (g, g) where shares (C, g, g) are neither all 0 nor all 1, there and in all cells around."""
+    highest = F.max_pool2d(shares[None], 3, stride=1, padding=1)[0]
+    lowest = -F.max_pool2d(-shares[None], 3, stride=1, padding=1)[0]
+    return ((highest > SURE) & (lowest < 1 - SURE)).any(0)
 
 
 def mirrored(labels: Tensor, flip_pairs: Sequence[tuple[int, int]]) -> Tensor:
@@ -134,48 +196,9 @@ def mirrored(labels: Tensor, flip_pairs: Sequence[tuple[int, int]]) -> Tensor:
     return swapped
 
 
-def proposed_masks(scores: Tensor, placement: Placement, *, multilabel: bool) -> Tensor:
-    """Return masks (C, H, W) bool at the image's own size of shares that are divided by their cuts, (C, g, g)."""
+def proposed_masks(shares: Tensor, placement: Placement, *, multilabel: bool) -> Tensor:
+    """Return masks (C, H, W) bool, at the image's own size, of shares (C, g, g)."""
     # To the square first: that a side is a whole number of cells of the grid is not sure.
-    square = F.interpolate(scores[None], (placement.size,) * 2, mode="bilinear")[0]
-    logits = placement.restore(square - 1 if multilabel else square, multilabel=multilabel)
+    square = F.interpolate(shares[None], (placement.size,) * 2, mode="bilinear")[0]
+    logits = placement.restore(square - CUT if multilabel else square, multilabel=multilabel)
     return predicted_masks(logits[None], multilabel=multilabel)[0]
-
-
-def find_cuts(references: References, maps: Tensor, images: ImageSet) -> Tensor:
-    """Find how large a share of each label has to be, such that references are labeled best by the others.
-
-    Args:
-        references: Those of all images.
-        maps: (P, D, g, g), the features of the images.
-        images: Reference images.
-
-    Returns:
-        (C,), what shares are to be divided by: labels that may overlap are there where the quotient is above 1, and of
-        those that exclude each other there is the one with the highest.
-    """
-    multilabel = images.labels.ndim == 4
-    classes = references.shares.shape[1]
-    usual = torch.full((classes,), 0.5 if multilabel else 1.0, device=maps.device)
-    if len(maps) < 2:
-        return usual
-    votes = torch.stack([references.without(i).vote(features).shares for i, features in enumerate(maps)])
-    side = images.labels.shape[-1]
-    shares = F.interpolate(votes, (side, side), mode="bilinear")
-    known = known_pixels(images.labels)[:, None]
-    truth = class_masks(images.labels, classes - (not multilabel)) & known
-
-    def score(cuts: Tensor) -> Tensor:
-        iou = IoU()
-        scaled = shares / cuts[:, None, None]
-        iou.update(predicted_masks(scaled - 1 if multilabel else scaled, multilabel=multilabel) & known, truth)
-        return iou.per_class() if multilabel else iou.pooled().nanmean()
-
-    if multilabel:  # each for itself
-        scores = torch.stack([score(torch.full_like(usual, cut)) for cut in CUTS]).nan_to_num()
-        return torch.tensor(CUTS, device=maps.device)[scores.argmax(0).to(maps.device)]
-    cuts = usual.clone()
-    for label in range(1, classes):
-        tried = [torch.where(torch.arange(classes, device=maps.device) == label, 2 * cut, cuts) for cut in CUTS]
-        cuts = max([cuts, *tried], key=score)
-    return cuts

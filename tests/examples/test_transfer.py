@@ -22,7 +22,6 @@ from examples.engine.loop import train
 from examples.inference import transfer_votes
 from examples.inference.transfer import Transfer
 from examples.inference.transfer_features import build_features
-from rpg_loss import rpg_pseudo_labels
 from tests.examples.tiny import shrink
 
 TOY = "tests.examples.test_transfer:brightness"
@@ -228,35 +227,63 @@ def test_drawn_data_are_labeled_as_examples_train_divides_them(tmp_path, monkeyp
 
 
 @pytest.fixture
-def matched() -> tuple[transfer_votes.References, torch.Tensor]:
+def cells() -> transfer_votes.Cells:
     features = torch.nn.functional.normalize(torch.randn(60, 6), dim=1)
-    shares = torch.rand(60, 3)
-    coarse = torch.nn.functional.normalize(torch.randn(2, 6, 4, 4), dim=1)
-    labels = torch.randint(3, (2, 4, 4))
-    images = torch.arange(2).repeat_interleave(30)
-    return transfer_votes.References(features, shares, images, coarse, labels, 4, 0.1), torch.randn(6, 8, 8)
+    return transfer_votes.Cells(features, torch.rand(60, 3), torch.arange(2).repeat_interleave(30), k=4)
 
 
-def test_votes_are_the_softmax_of_the_k_highest_cosines_and_weights_those_of_the_paper(matched):
-    references, maps = matched
-    votes = references.vote(maps)
-    query = maps[:, 5, 3] / maps[:, 5, 3].norm()
-    cosines, order = (references.features @ query).sort(descending=True)
-    weights = (cosines[:4] / 0.1).exp()
-    assert torch.allclose(votes.shares[:, 5, 3], (weights @ references.shares[order[:4]]) / weights.sum(), atol=1e-5)
-    assert votes.nearest[5, 3] == pytest.approx(float(cosines[0]), abs=1e-5)
-    coarse = maps[None, :, ::2, ::2]
-    expected = rpg_pseudo_labels(coarse, references.coarse_features, references.coarse_labels, 0.02).weights[0]
-    assert torch.equal(votes.weights, expected)
+def test_votes_are_the_softmax_of_the_k_highest_cosines(cells):
+    query = torch.randn(6)
+    shares, nearest = cells.vote(query[None])
+    cosines, order = (cells.features @ query / query.norm()).sort(descending=True)
+    weights = (cosines[:4] / transfer_votes.TEMPERATURE).exp()
+    assert torch.allclose(shares[0], (weights @ cells.shares[order[:4]]) / weights.sum(), atol=1e-5)
+    assert nearest[0] == pytest.approx(float(cosines[0]), abs=1e-5)
 
 
-def test_memory_is_bounded_and_blocks_change_nothing(matched, monkeypatch):
-    references, maps = matched
-    at_once = references.vote(maps)
-    for entries in (1, 7 * 60):
+def test_memory_is_bounded_and_blocks_change_nothing(cells, monkeypatch):
+    queries = torch.randn(50, 6)
+    at_once = cells.vote(queries)
+    seen = []
+    topk = torch.Tensor.topk
+    monkeypatch.setattr(torch.Tensor, "topk", lambda block, k: (seen.append(block.numel()), topk(block, k))[1])
+    for entries, most in ((1, 60), (7 * 60, 7 * 60)):
         monkeypatch.setattr(transfer_votes, "BLOCK", entries)
-        for one, other in zip(at_once, references.vote(maps), strict=True):
+        for one, other in zip(at_once, cells.vote(queries), strict=True):
             assert torch.allclose(one, other, atol=1e-5)
+        assert max(seen) == most
+        seen.clear()
+
+
+def test_cells_are_labeled_on_the_fine_grid_unless_the_coarse_one_is_sure():
+    """Only near the border between two labels are coarse votes not sure."""
+    half = torch.zeros(1, 8, 8)
+    half[:, :, 4:] = 1
+    coarse = transfer_votes.Cells(torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.zeros(2).long(), k=1)
+    features = torch.cat([1 - half, half])
+    full = transfer_votes.with_context(features, transfer_votes.halved(features), multilabel=False)
+    fine = transfer_votes.Cells(
+        torch.nn.functional.normalize(full.flatten(1).T, dim=1), torch.full((64, 2), 0.25), torch.zeros(64).long(), k=1
+    )
+    maps = transfer_votes.halved(full)[None]
+    references = transfer_votes.References(coarse, fine, maps, maps[:, :2].argmax(1))
+    shares = references.label(features).shares
+    assert (shares[:, :, 2:6] == 0.25).all()  # within a coarse cell of the border
+    assert (shares[0, :, :2] == 1).all()
+    assert (shares[1, :, 6:] == 1).all()
+
+
+def test_the_context_is_the_votes_around():
+    votes = torch.zeros(1, 16, 16)
+    votes[:, 8:10, 8:10] = 1
+    full = transfer_votes.with_context(torch.zeros(3, 32, 32), votes, multilabel=True)
+    context = full[3:].view(9, 2, 32, 32)
+    assert torch.allclose(context.flatten(0, 1).norm(dim=0), torch.ones(32, 32), atol=1e-5)
+    assert context[0, 0, 17, 17] > 0.1  # the label, there
+    assert context[:, 0, 1, 1].sum() == 0
+    seen = {tuple(place) for place in (context[1:, 0] > 0.1).nonzero()[:, 1:].tolist()}
+    for step in (4, 8):  # an eighth and a quarter of the side
+        assert {(17 - step, 17), (17 + step, 17), (17, 17 - step), (17, 17 + step)} <= seen
 
 
 def test_batches_change_no_file(tmp_path, monkeypatch):
@@ -376,21 +403,21 @@ def test_after_an_interruption_files_are_whole_and_the_same_command_begins_again
     root, out = write_folder(tmp_path / "data", exclusive=False), tmp_path / "out"
     words = ("folder", "--root", root, "--out", out, "--encoder", TOY)
     monkeypatch.setattr(inference, "BATCH", 2)
-    vote = transfer_votes.References.vote
-    left = iter(range(ANNOTATED + 3))  # the cuts take one for each reference
+    label = transfer_votes.References.label
+    left = iter(range(3))
 
-    def interrupted(self, maps):
+    def interrupted(self, features):
         if next(left, None) is None:
             raise KeyboardInterrupt
-        return vote(self, maps)
+        return label(self, features)
 
-    monkeypatch.setattr(transfer_votes.References, "vote", interrupted)
+    monkeypatch.setattr(transfer_votes.References, "label", interrupted)
     status, _, errors = command(monkeypatch, capsys, *words)
     assert status == 130
     assert "--overwrite begins again" in errors
     assert json.loads((out / "transfer.json").read_text())["state"] == "unfinished"
     assert not list(out.rglob("*.tmp"))
     assert check.report(check.Check("folder", out))  # images without a mask are unlabeled
-    monkeypatch.setattr(transfer_votes.References, "vote", vote)
+    monkeypatch.setattr(transfer_votes.References, "label", label)
     assert command(monkeypatch, capsys, *words, "--overwrite")[0] == 0
     assert json.loads((out / "transfer.json").read_text())["state"] == "finished"
