@@ -67,6 +67,9 @@ class Transfer:
     positions: float = 2.0
     """How much a pixel's place counts, beside 1 for each layer of the encoder; 0: not at all."""
 
+    test_only: bool = False
+    """Label the images that are scored alone."""
+
     overwrite: bool = False
     """Replace what an earlier transfer wrote to --out, masks that were corrected since among it."""
 
@@ -113,6 +116,8 @@ def transfer(options: Transfer) -> tuple[dict[str, Any], list[str]]:
     files = Files(options.out, options.root, options.overwrite)
     features = build_features(options.encoder, GRID, options.positions).to(device)
     material = find_material(options.config, options.references, divided=options.divided)
+    if options.test_only:
+        material = material.scored_only()
     images, classes = material.references.to(device), material.labels.names
     references = encode_references(images, features, material.flip_pairs, len(classes), options.k)
     about: dict[str, Any] = {

@@ -51,6 +51,16 @@ class Material:
     files: Mapping[str, Path]
     masks: Mapping[tuple[str, str], Path]
 
+    def scored_only(self) -> Material:
+        """Return it without the images that are not scored.
+
+        Raises:
+            ValueError: none is.
+        """
+        if not self.scored:
+            raise ValueError("test_only: there are no test images; pass --labeled or --references, or leave it out")
+        return replace(self, names=tuple(name for name in self.names if name in self.scored))
+
     def read(self, name: str) -> Plane:
         """Return an image at its own size and at that which is encoded.
 
