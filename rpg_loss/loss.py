@@ -11,7 +11,7 @@ from .checks import check_bool, check_floating, check_inputs, check_labels, upca
 from .cross_entropy import mean_cross_entropy
 from .maps import subsample
 from .matching import Impl
-from .options import Options
+from .options import WAITS, Options
 from .pseudo_labels import PseudoLabels, label_queries
 from .union import raise_on_all_ranks
 
@@ -233,6 +233,7 @@ def _checked_labels(y_ref: Tensor, multilabel: bool, ignore_index: int, num_clas
 @torch.library.custom_op(
     "rpg_loss::checked_labels",
     mutates_args=(),
+    **WAITS,
     schema="(Tensor y_ref, bool multilabel, int ignore_index, int num_classes) -> Tensor",
 )
 def _checked_copy(y_ref: Tensor, multilabel: bool, ignore_index: int, num_classes: int) -> Tensor:

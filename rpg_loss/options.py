@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import numbers
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from .checks import check_bool, check_choice, check_int
 from .matching import IMPLEMENTATIONS, Impl
+
+WAITS: dict[str, Any] = (
+    {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}  # torch < 2.9
+)
+"""Marks operators that wait for the device: ``mode="reduce-overhead"`` leaves them out of CUDA graphs."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 from .checks import check_finite, check_inputs, check_int, check_labels, describe, is_ignored, upcast_unsigned
 from .maps import flatten
 from .matching import Impl, match, resolve
-from .options import Options
+from .matching.normalize import without_autocast
+from .options import WAITS, Options
 from .union import eager_only, gather_references, raise_on_all_ranks
 from .weights import entropy_weights
 
@@ -155,6 +156,7 @@ def label_queries(
 @torch.library.custom_op(
     "rpg_loss::pseudo_labels",
     mutates_args=(),
+    **WAITS,
     schema=(
         "(Tensor feat_u, Tensor feat_ref, Tensor y_ref, Tensor? valid_u, "
         "Scalar k, int ignore_index, str impl, bool check_values) -> (Tensor, Tensor)"
@@ -187,18 +189,18 @@ def _label_queries(
     settings: dict[str, Any] | None = None,
 ) -> PseudoLabels:
     with raise_on_all_ranks(group):
-        impl = resolve(options.impl, feat_u.device)
+        impl = resolve(options.impl, feat_u, feat_ref)
         references, labels = _used_references(feat_u, feat_ref, y_ref, options)
         if group is None and len(labels) == 0:
             raise ValueError(
                 f"y_ref: got {describe(y_ref)} with ignore_index={options.ignore_index} at every reference, expected "
                 "at least one labeled reference; draw another reference pool"
             )
-    settings = {**vars(options), "impl": impl, "kind of device": feat_u.device.type} | (settings or {})
-    union = gather_references(group, flatten(feat_u), references, labels, settings)
+    settings = {**vars(options), "kind of device": feat_u.device.type} | (settings or {})
+    union = gather_references(group, flatten(feat_u), references, labels, impl, settings)
     k = options.nearest_of(union.shards.total)
-    with torch.autocast(device_type=feat_u.device.type, enabled=False):
-        matches = match(union.queries, references, union.set_ids, len(union.set_labels), k, impl, union.shards)
+    with without_autocast(feat_u.device):
+        matches = match(union.queries, references, union.set_ids, len(union.set_labels), k, union.impl, union.shards)
         weights = entropy_weights(matches.proximities[union.mine])
     labels_u = union.set_labels[matches.nearest_sets[union.mine]]
     return _on_grid(labels_u, weights, feat_u, y_ref, valid_u, options.ignore_index)

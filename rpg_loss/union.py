@@ -26,6 +26,7 @@ class Union(NamedTuple):
         mine: which of them are this process's own.
         set_ids: ``(N,)`` int64, label sets of this process's references, in a numbering that all share.
         set_labels: ``(|S|,)`` or ``(|S|, C)``, labels of every set, the same on all processes.
+        impl: the implementation of the matching, the same on all processes.
         shards: where the references are.
     """
 
@@ -33,11 +34,17 @@ class Union(NamedTuple):
     mine: slice
     set_ids: Tensor
     set_labels: Tensor
+    impl: str
     shards: LocalReferences
 
 
 def gather_references(
-    group: ProcessGroup | None, queries: Tensor, references: Tensor, labels: Tensor, settings: dict[str, Any]
+    group: ProcessGroup | None,
+    queries: Tensor,
+    references: Tensor,
+    labels: Tensor,
+    impl: str,
+    settings: dict[str, Any],
 ) -> Union:
     """Agree with the other processes of ``group`` on label sets and queries.
 
@@ -49,6 +56,7 @@ def gather_references(
         queries: ``(M, D)``; M may differ between processes.
         references: ``(N, D)``; N may differ and be 0.
         labels: ``(N,)`` or ``(N, C)``.
+        impl: what this process can run; ``chunked`` runs where processes differ.
         settings: arguments that must be equal on all processes.
 
     Raises:
@@ -56,7 +64,8 @@ def gather_references(
     """
     set_ids, set_labels = encode_label_sets(labels)
     if group is None:
-        return Union(queries, slice(None), set_ids, set_labels, LocalReferences(references, set_ids, len(set_labels)))
+        alone = LocalReferences(references, set_ids, len(set_labels))
+        return Union(queries, slice(None), set_ids, set_labels, impl, alone)
     settings = settings | {
         "features per pixel": queries.shape[1],
         "features' dtype": str(queries.dtype),
@@ -67,6 +76,7 @@ def gather_references(
         group,
         {
             "settings": settings,
+            "impl": impl,
             "set_labels": set_labels.cpu(),
             "references": len(references),
             "queries": (len(queries), _fingerprint(queries)),
@@ -92,7 +102,8 @@ def gather_references(
         lengths = [theirs["queries"][0] for theirs in everyone]
         mine = slice(sum(lengths[:own_rank]), sum(lengths[: own_rank + 1]))
         queries = _gather(group, queries, lengths)
-    return Union(queries, mine, set_ids, union_labels, shards)
+    impl = impl if all(theirs["impl"] == impl for theirs in everyone) else "chunked"
+    return Union(queries, mine, set_ids, union_labels, impl, shards)
 
 
 def exchange(group: ProcessGroup, facts: Any) -> list[Any]:

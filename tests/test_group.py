@@ -68,6 +68,20 @@ def check_own_queries(rank, world):
     assert_same(got, expected)
 
 
+def check_impl(rank, world):
+    """The kernels passed their self-check on one process alone: all run what every one can."""
+    import rpg_loss.pseudo_labels as module
+
+    feat_u, feat_ref, y = problem()
+    mine = shares(len(feat_ref), world, rank)
+    expected = rpg_pseudo_labels(feat_u, feat_ref, y, 40)
+    module.resolve = lambda *args: "triton" if rank == 0 else "chunked"
+    module.match, match = lambda *args: used.append(args[5]) or match(*args), module.match
+    used = []
+    assert_same(rpg_pseudo_labels(feat_u, feat_ref[mine], y[mine], 40, group=dist.group.WORLD), expected)
+    assert used == ["chunked"]
+
+
 def check_process_without_references(rank, world):
     feat_u, feat_ref, y = problem()
     mine = slice(0, 150) if rank == 1 else slice(0, 10)
@@ -226,3 +240,8 @@ def test_group(check, tmp_path):
 
 def test_a_group_of_one(tmp_path):
     run(check_union, 1, tmp_path)
+
+
+@needs_triton
+def test_processes_agree_on_an_implementation_that_runs_on_all(tmp_path):
+    run(check_impl, 2, tmp_path)

@@ -371,29 +371,10 @@ def test_counts_beyond_what_16_bits_hold(cut):
 def test_larger_groups_where_very_many_maxima_would_be_kept(monkeypatch):
     import rpg_loss.matching.chunked as chunked
 
-    monkeypatch.setitem(chunked._GROUPS, "cpu", 500)
+    monkeypatch.setattr(chunked, "_CPU", chunked._CPU._replace(groups=500))
     u, r, ids = hard_problem("random")
     for k in (20, 200):
         assert_matches(match_chunked(u, r, ids, 9, k), match_reference(u, r, ids, 9, k))
-
-
-def test_the_fused_kernels_choose_their_tiles_by_the_card(monkeypatch):
-    import rpg_loss.matching.fused as fused
-
-    card = torch.device("cuda")
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    for capability, expected in (((9, 0), "hopper"), ((8, 6), "ampere"), ((12, 0), "ampere")):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None, is_=capability: is_)
-        assert fused.unavailable_reason(card) is None
-        for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
-            for d, whole in ((64, expected == "hopper" or size == 2), (300, False)):
-                tiles = fused._choose_tiles(card, torch.zeros(1, d, dtype=dtype))
-                assert tiles == fused._TILES[expected, size, whole]
-        assert fused._choose_tiles(card, torch.zeros(1, 3)).features == 16
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    assert "needs compute capability 8.0 (Ampere) or newer, and cuda has 7.5" in fused.unavailable_reason(card)
 
 
 def test_the_fused_kernels_say_why_they_cannot_run(monkeypatch):
@@ -411,6 +392,6 @@ def test_the_fused_kernels_say_why_they_cannot_run(monkeypatch):
 
 
 def test_blocks_are_smaller_where_the_counts_then_need_no_second_product():
-    assert [_block_size("cpu", n, 2**22) for n in (0, 2**14, 2**14 + 1, 2**15, 2**16, 2**16 + 1)] == [
+    assert [_block_size(256, n, 2**22) for n in (0, 2**14, 2**14 + 1, 2**15, 2**16, 2**16 + 1)] == [
         256, 256, 128, 128, 64, 256
     ]  # fmt: skip

@@ -8,7 +8,7 @@ One operation, several implementations of it that agree:
 ``chunked``    plain PyTorch on any device, memory-bounded: the M x N matrix never exists,
                nothing is sorted
 ``triton``     fused kernels on NVIDIA GPUs from Ampere on: no similarity is ever written
-``auto``       ``triton`` where it can run, else ``chunked``
+``auto``       ``triton`` on a GPU where its kernels passed :mod:`.self_check`, else ``chunked``
 =============  ============================================================================
 
 The last two are engines that answer for similarities; what is asked of them is the same (:mod:`.selection`).
@@ -16,12 +16,14 @@ The last two are engines that answer for similarities; what is asked of them is 
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from . import fused
+from . import fused, self_check
 from .chunked import match_chunked
 from .definition import EPS, TIE, Matches, match_reference
 from .fused import match_triton
@@ -64,22 +66,46 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 
 
-def unavailable_reason(impl: str, device: torch.device) -> str | None:
+def unavailable_reason(impl: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
     """Return why an implementation cannot run on a device, as a clause; None if it can."""
-    return fused.unavailable_reason(device) if impl == "triton" else None
+    if impl == "reference" and device.type == "mps":
+        return "it needs float64, which mps has not"
+    return fused.unavailable_reason(device, dtype) if impl == "triton" else None
 
 
-def resolve(impl: str, device: torch.device) -> str:
-    """Return the implementation that runs on ``device`` where ``impl`` is asked for; raise as :func:`match` does."""
+def resolve(impl: str, queries: Tensor, references: Tensor) -> str:
+    """Return the implementation that runs where ``impl`` is asked for; raise as :func:`match` does.
+
+    The features may be maps: axis 1 has D entries.
+    """
+    device, d = queries.device, fused.padded(queries.shape[1])
+    dtype = fused.matched_dtype(queries.dtype, references.dtype)
     if impl == "auto":
-        return "triton" if device.type == "cuda" and unavailable_reason("triton", device) is None else "chunked"
+        if not fused.is_preferred(device) or unavailable_reason("triton", device, dtype):
+            return "chunked"
+        failure = self_check.failure(device, dtype, d)
+        if failure:
+            _warn(
+                f"rpg_loss: the fused kernels failed their self-check on {device} with {d} features of {dtype}: "
+                f'{failure}. The slower impl="chunked" runs instead, with right results. Please report what '
+                "python -m rpg_loss.doctor prints"
+            )
+        return "chunked" if failure else "triton"
     if impl not in IMPLEMENTATIONS:
         known = ", ".join(repr(known) for known in ("auto", *IMPLEMENTATIONS))
         raise ValueError(f"impl: got {impl!r}, expected one of {known}")
-    obstacle = unavailable_reason(impl, device)
+    obstacle = unavailable_reason(impl, device, dtype)
+    if impl == "triton" and obstacle is None and fused.is_preferred(device):
+        failure = self_check.failure(device, dtype, d)
+        obstacle = failure and f"its kernels failed their self-check with {d} features of {dtype}: {failure}"
     if obstacle:
         raise ValueError(f'impl: got {impl!r}, which cannot run here: {obstacle}, or use impl="auto"')
     return impl
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def match(
@@ -104,9 +130,10 @@ def match(
             queries; N is the number of all references then, and some processes may have none.
 
     Raises:
-        ValueError: ``impl`` is not one of the names above, or cannot run on the device of ``queries``.
+        ValueError: ``impl`` is not one of the names above, or cannot run on the device of ``queries``
+            (``triton`` also: gives wrong results there).
     """
-    impl = resolve(impl, queries.device)
+    impl = resolve(impl, queries, references)
     # Subclasses may look at every slice that is taken: MONAI's MetaTensor collates its metadata anew, or raises.
     queries, references, set_ids = (tensor.as_subclass(Tensor) for tensor in (queries, references, set_ids))
     return IMPLEMENTATIONS[impl](queries, references, set_ids, num_sets, k, shards)

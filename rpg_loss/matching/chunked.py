@@ -11,6 +11,7 @@ they do not, similarities kept in 16 bits settle nearly all of what remains (:mo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +22,24 @@ from .rounded import RoundedSimilarities, count
 from .selection import NO_KEY, Engine, Ranking, match_in_blocks
 from .shards import LocalReferences
 
-# Queries in one block.  A multiple of 64: in between the product is up to twice as slow.
-_QUERIES = {"cpu": 256, "cuda": 1024}
-# Similarities in one tile of a block: on a CPU 2 MiB, near what its second-level caches hold.
-_TILE = {"cpu": 2**19, "cuda": 2**23}
-# Similarities of one block that are kept in 16 bits for the counts: 8 MiB on a CPU, within its shared cache.
-_KEPT = {"cpu": 2**22, "cuda": 2**25}
-# Maxima of groups that are kept of one block.
-_GROUPS = {"cpu": 2**20, "cuda": 2**23}
+
+class _Sizes(NamedTuple):
+    """How the work is cut up on a device.
+
+    Attributes:
+        queries: in one block.  A multiple of 64: in between the product is up to twice as slow.
+        tile: similarities in one tile of a block: on a CPU 2 MiB, near what its second-level caches hold.
+        kept: similarities of one block that are kept in 16 bits for the counts: 8 MiB on a CPU, in its shared cache.
+        groups: maxima of groups that are kept of one block.
+    """
+
+    queries: int
+    tile: int
+    kept: int
+    groups: int
+
+
+_CPU, _ACCELERATOR = _Sizes(2**8, 2**19, 2**22, 2**20), _Sizes(2**10, 2**23, 2**25, 2**23)
 _LARGEST_GROUP = 16
 # References whose unit-length copies are made at a time.
 _COPIED = 2**13
@@ -51,22 +62,25 @@ def match_chunked(
     Extra memory: a unit-length copy of the references, O(N D); a tile of ``tile`` similarities and as much again;
     and at most ``kept`` similarities in 16 bits.  None takes sizes that suit the device.
     """
-    device = queries.device.type
+    sizes = _sizes(queries.device)
     shards = shards or LocalReferences(references, set_ids, num_sets)
-    kept = _KEPT[device] if kept is None else kept
+    kept = sizes.kept if kept is None else kept
     counting = k < shards.total
     # The same on all shards, as it decides which counts are exchanged.
-    block = min(block or _block_size(device, shards.largest if counting else 0, kept), len(queries))
+    block = min(block or _block_size(sizes.queries, shards.largest if counting else 0, kept), len(queries))
     ours = _References(references, set_ids, num_sets, shards.first_index, block)
-    height = max((tile or _TILE[device]) // block // ours.group, 1) * ours.group
+    height = max((tile or sizes.tile) // block // ours.group, 1) * ours.group
     workspace = _Workspace(ours, block, height, counting and shards.largest * block <= kept)
     with full_float32_matmul():
         return match_in_blocks(lambda some: _Block(ours, queries[some], workspace), len(queries), block, k, shards)
 
 
-def _block_size(device: str, references: int, kept: int) -> int:
+def _sizes(device: torch.device) -> _Sizes:
+    return _CPU if device.type == "cpu" else _ACCELERATOR
+
+
+def _block_size(usual: int, references: int, kept: int) -> int:
     """Return how many queries to take at a time: fewer where their similarities can be kept for counts only then."""
-    usual = _QUERIES[device]
     return next((block for block in (usual, usual // 2, usual // 4) if block * references <= kept), usual)
 
 
@@ -80,7 +94,7 @@ class _References:
         self.group = 1
         while self.group < _LARGEST_GROUP and 6 * self.group * num_sets <= n:
             self.group *= 2
-        while n // self.group * block > _GROUPS[device.type]:
+        while n // self.group * block > _sizes(device).groups:
             self.group *= 2
         groups = (sizes + self.group - 1) // self.group
         room = groups * self.group

@@ -9,8 +9,10 @@ what is undecided into nine: one sweep settles up to 8 label sets, two up to 80.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -24,8 +26,8 @@ from .normalize import rescaled, unit_length
 from .selection import NO_KEY, Engine, match_in_blocks
 from .shards import LocalReferences
 
-# Queries that are worked on at a time: what is kept of them stays below 16 MiB for 64 features.
-_QUERIES = 2**15
+# Queries that are worked on at a time, and similarities to label sets that are then kept of them.
+_QUERIES, _MAXIMA = 2**15, 2**22
 # Features that are normalized at a time.
 _COPIED = 2**20
 
@@ -41,19 +43,18 @@ class Tiles:
     stages: int
 
 
-# For (generation, bytes of a feature, whether all features fit into one tile).  Chosen by what the compiled kernels
-# take: no spilled registers, no more shared memory than the smallest card of the generation has.  Not tuned by time.
+# For (family of cards, bytes of a feature): where all features fit into one tile, and where they do not.  Chosen by
+# what the compiled kernels take (benchmarks/compile_kernels.py): hardly a spilled register, and no more shared memory
+# than the smallest card of the family has.  Not tuned by time.
 _TILES = {
-    ("ampere", 2, True): Tiles(128, 64, 64, 8, 3),
-    ("ampere", 2, False): Tiles(128, 64, 64, 8, 3),
-    ("ampere", 4, True): Tiles(128, 64, 32, 8, 3),
-    ("ampere", 4, False): Tiles(128, 64, 32, 8, 3),
-    ("hopper", 2, True): Tiles(128, 128, 64, 8, 3),
-    ("hopper", 2, False): Tiles(128, 64, 64, 8, 3),
-    ("hopper", 4, True): Tiles(128, 64, 64, 8, 3),
-    ("hopper", 4, False): Tiles(128, 64, 32, 8, 3),
+    ("sm_80", 2): (Tiles(128, 64, 64, 8, 3), Tiles(128, 64, 64, 8, 3)),
+    ("sm_80", 4): (Tiles(128, 64, 32, 8, 3), Tiles(128, 64, 32, 8, 3)),
+    ("sm_90", 2): (Tiles(128, 128, 64, 8, 3), Tiles(128, 64, 64, 8, 3)),
+    ("sm_90", 4): (Tiles(128, 64, 64, 8, 3), Tiles(128, 64, 32, 8, 3)),
+    ("consumer", 2): (Tiles(128, 64, 64, 8, 3), Tiles(128, 64, 64, 8, 3)),
+    ("consumer", 4): (Tiles(128, 64, 32, 8, 2), Tiles(128, 64, 32, 8, 2)),
 }
-_INTERPRETED = Tiles(64, 64, 32, 1, 1)
+_INTERPRETED = Tiles(128, 128, 64, 1, 1)
 
 
 def interpreted() -> bool:
@@ -61,8 +62,18 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def unavailable_reason(device: torch.device) -> str | None:
-    """Return why the fused kernels cannot run on ``device``; None if they can."""
+def is_preferred(device: torch.device) -> bool:
+    """Return whether the fused kernels are meant for a device: they are no faster in Triton's interpreter."""
+    return device.type == "cuda" and not interpreted()
+
+
+def matched_dtype(queries: torch.dtype, references: torch.dtype) -> torch.dtype:
+    """Return the dtype that the kernels multiply in: that of the features if both are of one half precision."""
+    return queries if queries == references and queries in (torch.float16, torch.bfloat16) else torch.float32
+
+
+def unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why the fused kernels cannot run on ``device`` with features of ``dtype``; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton"
     if interpreted():
@@ -72,7 +83,17 @@ def unavailable_reason(device: torch.device) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"it needs compute capability 8.0 (Ampere) or newer, and {device} has {major}.{minor}"
+    version = triton_version()
+    # Before, the three products of TF32 went into one accumulator: off by up to 1.6e-5.
+    if dtype == torch.float32 and tuple(map(int, version.split(".")[:2])) < (3, 2):
+        return f"it needs Triton 3.2 or newer for float32 features, and {version} is installed"
     return None
+
+
+def triton_version() -> str:
+    """Return the version of Triton; imports it."""
+    version: str = importlib.import_module("triton").__version__
+    return version
 
 
 @functools.cache
@@ -91,41 +112,51 @@ def match_triton(
     shards: LocalReferences | None = None,
     *,
     tiles: Tiles | None = None,
-    slab: int = _QUERIES,
+    slab: int | None = None,
 ) -> Matches:
-    """Match ``slab`` queries at a time, in tiles (see :func:`match`).
+    """Match ``slab`` queries at a time, in tiles (see :func:`match`).  None takes what fits.
 
     Extra memory: the references sorted by label set, O(N D), and for ``slab`` queries their unit-length copies and
     a few numbers per label set.  float32 features are matched at float32 accuracy (three TF32 products), half-precision
     features as they are, with float32 sums.
     """
     shards = shards or LocalReferences(references, set_ids, num_sets)
-    half = queries.dtype == references.dtype and queries.dtype in (torch.float16, torch.bfloat16)
+    engine = sweeps(queries.dtype, references, set_ids, num_sets, shards.first_index, tiles)
+    slab = slab or min(_QUERIES, max(_MAXIMA // num_sets, 1))
+    return match_in_blocks(lambda some: engine(queries[some]), len(queries), slab, k, shards)
+
+
+def sweeps(
+    dtype: torch.dtype,
+    references: Tensor,
+    set_ids: Tensor,
+    num_sets: int,
+    first_index: int = 0,
+    tiles: Tiles | None = None,
+) -> Callable[[Tensor], _Sweep]:
+    """Sort and normalize the references; return what makes an engine of queries of ``dtype``."""
+    half = matched_dtype(dtype, references.dtype) != torch.float32
     order = torch.argsort(set_ids, stable=True)
     sets = set_ids[order]
-    keys = (shards.first_index + order) * num_sets + sets
-    r = _Features(references, half, order)
-    sets = sets.int()
-    tiles = tiles or _choose_tiles(queries.device, r.values)
-    return match_in_blocks(
-        lambda some: _Sweep(_Features(queries[some], half), r, sets, keys, num_sets, tiles),
-        len(queries),
-        slab,
-        k,
-        shards,
-    )
+    keys = (first_index + order) * num_sets + sets
+    r, sets = _Features(references, half, order), sets.int()
+    tiles = tiles or _choose_tiles(references.device, r.values)
+    return lambda queries: _Sweep(_Features(queries, half), r, sets, keys, num_sets, tiles)
+
+
+def padded(d: int) -> int:
+    """Return how many features a row takes: rows that begin anywhere would take more registers than there are."""
+    return -(-d // 16) * 16
 
 
 def _choose_tiles(device: torch.device, features: Tensor) -> Tiles:
     if interpreted():
         return _INTERPRETED
-    # Other generations, consumer cards among them, have no more shared memory than Ampere.
-    generation = "hopper" if torch.cuda.get_device_capability(device)[0] in (9, 10) else "ampere"
-    bytes_per_feature, d = features.element_size(), features.shape[1]
-    tiles = _TILES[generation, bytes_per_feature, True]
-    if d > tiles.features:
-        return _TILES[generation, bytes_per_feature, False]
-    return replace(tiles, features=max(1 << (d - 1).bit_length(), 16))
+    capability = torch.cuda.get_device_capability(device)
+    family = "sm_80" if capability == (8, 0) else "sm_90" if capability[0] in (9, 10) else "consumer"
+    whole, part = _TILES[family, features.element_size()]
+    d = features.shape[1]
+    return part if d > whole.features else replace(whole, features=1 << (d - 1).bit_length())
 
 
 def _multiprocessors(device: torch.device) -> int:  # pragma: no cover (needs a GPU)
@@ -133,12 +164,16 @@ def _multiprocessors(device: torch.device) -> int:  # pragma: no cover (needs a 
 
 
 class _Features:
-    """Features as the kernels take them: float32 of unit length, or half precision with a factor to unit length."""
+    """Features as the kernels take them: float32 of unit length, or half precision with a factor to unit length.
+
+    Filled up with zeros, see :func:`padded`.
+    """
 
     def __init__(self, features: Tensor, half: bool, order: Tensor | None = None) -> None:
         n, d = features.shape
         self.half = half
-        self.values = features.new_empty(n, d, dtype=features.dtype if half else torch.float32)
+        dtype = features.dtype if half else torch.float32
+        self.values = features.new_zeros(n, padded(d), dtype=dtype)
         self.scale = features.new_empty(n, dtype=torch.float32)
         self.norm = torch.empty_like(self.scale)
         copied = max(_COPIED // d, 1)
@@ -146,14 +181,20 @@ class _Features:
             some = slice(start, start + copied)
             part = features[some] if order is None else features[order[some]]
             if half:
-                self.values[some], self.scale[some], self.norm[some] = rescaled(part)
+                self.values[some, :d], self.scale[some], self.norm[some] = rescaled(part)
             else:
-                self.values[some], self.norm[some] = unit_length(part)
+                self.values[some, :d], self.norm[some] = unit_length(part)
         self.smallest_norm = self.norm.amin() if n else self.norm.new_tensor(torch.inf)
 
 
 class _Sweep(Engine):
-    """Sweeps over all tiles of similarities of some queries."""
+    """Sweeps over all tiles of similarities of some queries.
+
+    Attributes:
+        splits: in how many programs the references are taken; 0: as many as keep the GPU busy.
+    """
+
+    splits = 0
 
     def __init__(
         self, queries: _Features, references: _Features, sets: Tensor, keys: Tensor, num_sets: int, tiles: Tiles
@@ -182,33 +223,34 @@ class _Sweep(Engine):
             "UPCAST": queries.half and interpreted(),  # the interpreter cannot multiply bfloat16
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,
+            "enable_fp_fusion": True,  # as it was the default before Triton 3.10
         }
 
-    def _launch(self, kernel: Any, m: int, *arguments: Tensor, sets: bool) -> None:
+    def _launch(self, kernel: Any, m: int, *arguments: Tensor, sets: tuple[int, ...] = ()) -> None:
         if m == 0 or self.n == 0:
             return
         rows = -(-m // self.tiles.queries)
         columns = -(-self.n // self.tiles.references)
         # Enough programs for several on every multiprocessor, so that none waits long for the last one.
-        wanted = 2 * rows if interpreted() else 8 * _multiprocessors(self.device)
-        splits = min(max(wanted // rows, 1, -(-self.n // (_kernels().MAX_SPAN - self.tiles.references))), columns)
+        wanted = 2 if interpreted() else 8 * _multiprocessors(self.device) // rows
+        fewest = -(-self.n // (_kernels().MAX_SPAN - self.tiles.references))
+        splits = min(max(self.splits or wanted, 1, fewest), columns)
         span = -(-columns // splits) * self.tiles.references
-        sizes = (m, self.n, self.d, self.num_sets, span) if sets else (m, self.n, self.d, span)
+        sizes = (m, self.n, self.d, span, *sets)
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             kernel[rows, -(-self.n // span)](*self.features, *arguments, *sizes, **self.options)
 
     def set_maxima(self) -> Tensor:
         best = torch.zeros(self.m, self.num_sets, dtype=torch.int32, device=self.device)
-        self._launch(_kernels().set_maxima, self.m, self.sets, best, sets=True)
-        self.best = best.view(torch.float32)
-        return self.best.clone()
+        self._launch(_kernels().set_maxima, self.m, self.sets, best, sets=(self.num_sets,))
+        return best.view(torch.float32)
 
     def lowest_key(self, rows: Tensor, threshold: Tensor) -> Tensor:
         lowest = torch.full(rows.shape, NO_KEY, device=self.device)
-        self._launch(_kernels().lowest_key, len(rows), self.keys, rows, threshold, lowest, sets=False)
+        self._launch(_kernels().lowest_key, len(rows), self.keys, rows, threshold, lowest)
         return lowest
 
     def count_above(self, rows: Tensor, thresholds: Tensor) -> Tensor:
         counts = torch.zeros(thresholds.shape, dtype=torch.int32, device=self.device)
-        self._launch(_kernels().count_above, len(rows), self.sets, self.best, rows, thresholds, counts, sets=True)
+        self._launch(_kernels().count_above, len(rows), rows, thresholds, counts)
         return counts

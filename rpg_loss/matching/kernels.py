@@ -55,14 +55,15 @@ def _tile(
     """
     columns = (start + tl.arange(0, BLOCK_N)).to(tl.int64)
     column_used = columns < stop
-    similarity = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     r = _load(references, columns, column_used, 0, D, BLOCK_D, UPCAST)
-    similarity = tl.dot(u, tl.trans(r), similarity, input_precision=PRECISION)
+    similarity = tl.dot(u, tl.trans(r), input_precision=PRECISION)
     if not ALL_OF_D:
         for first in range(BLOCK_D, D, BLOCK_D):
             more = _load(queries, rows, row_used, first, D, BLOCK_D, UPCAST)
             r = _load(references, columns, column_used, first, D, BLOCK_D, UPCAST)
-            similarity = tl.dot(more, tl.trans(r), similarity, input_precision=PRECISION)
+            # As an accumulator of tl.dot, which rounds towards zero in half precision, the sum would drift; so would
+            # that of a +, which compilers make one.
+            similarity = tl.fma(tl.dot(more, tl.trans(r), input_precision=PRECISION), 1.0, similarity)
     if SCALED:
         u_scale = tl.load(query_scale + rows, mask=row_used, other=0.0)
         r_scale = tl.load(reference_scale + columns, mask=column_used, other=0.0)
@@ -70,7 +71,9 @@ def _tile(
     if EPS_MATTERS:
         u_eps = tl.load(query_eps + rows, mask=row_used, other=0.0)
         r_eps = tl.load(reference_eps + columns, mask=column_used, other=0.0)
-        similarity = similarity / (1 + u_eps[:, None] * r_eps[None, :])
+        divisor = tl.minimum(1 + u_eps[:, None] * r_eps[None, :], 1e30)  # inf would give NaN below
+        quotient = similarity / divisor  # off by two units in the last place, as GPUs divide
+        similarity = quotient + tl.fma(-quotient, divisor, similarity) / divisor
     return similarity
 
 
@@ -82,7 +85,7 @@ def _keep_maximum(best, rows, row_used, label_set, S, highest):
     )
 
 
-@triton.jit(do_not_specialize=["M", "N", "S", "SPAN"])
+@triton.jit(do_not_specialize=["M", "N", "SPAN", "S"])
 def set_maxima(
     queries,
     references,
@@ -95,8 +98,8 @@ def set_maxima(
     M,
     N,
     D,
-    S,
     SPAN,
+    S,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -138,12 +141,15 @@ def set_maxima(
 
 
 @triton.jit
-def _four_counts(similarity, thresholds, some, row_used, FIRST: tl.constexpr):
-    """Row counts above thresholds FIRST to FIRST + 3, a byte each: one sum instead of four."""
-    packed = tl.zeros(similarity.shape, dtype=tl.int32)
-    for t in tl.static_range(4):
-        threshold = tl.load(thresholds + some * 8 + FIRST + t, mask=row_used, other=float("inf"))
-        packed += tl.where(similarity > threshold[:, None], 1 << (8 * t), 0)
+def _threshold(thresholds, some, row_used, T: tl.constexpr):
+    return tl.load(thresholds + some * 8 + T, mask=row_used, other=float("inf"))[:, None]
+
+
+@triton.jit
+def _four_counts(similarity, t0, t1, t2, t3):
+    """Row counts above four thresholds, a byte each: one sum instead of four."""
+    packed = tl.where(similarity > t0, 1, 0) + tl.where(similarity > t1, 1 << 8, 0)
+    packed += tl.where(similarity > t2, 1 << 16, 0) + tl.where(similarity > t3, 1 << 24, 0)
     return tl.sum(packed, axis=1)
 
 
@@ -154,7 +160,7 @@ def _add_two_counts(counts, some, row_used, packed, T: tl.constexpr):
     tl.atomic_add(counts + some * 8 + T + 2, packed >> 16, mask=row_used, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["M", "N", "S", "SPAN"])
+@triton.jit(do_not_specialize=["M", "N", "SPAN"])
 def count_above(
     queries,
     references,
@@ -162,15 +168,12 @@ def count_above(
     reference_scale,
     query_eps,
     reference_eps,
-    sets,
-    best,
     chosen,
     thresholds,
     counts,
     M,
     N,
     D,
-    S,
     SPAN,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -183,38 +186,38 @@ def count_above(
 ):
     """``counts[i, t]`` grows by the number of references above ``thresholds[i, t]`` for query ``chosen[i]``.
 
-    Thresholds are positive and fall with t.  Tiles of a set whose maximum is nowhere above the lowest threshold
-    hold nothing to count and are not computed.  SPAN is at most MAX_SPAN and BLOCK_N at most 128: counts of a
-    program fit into two bytes, those of a tile into one.
+    Thresholds are positive.  SPAN is at most MAX_SPAN and BLOCK_N at most 128: counts of a program fit into two bytes,
+    those of a tile into one.
     """
     some = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_used = some < M
     rows = tl.load(chosen + some, mask=row_used, other=0)
     begin = tl.program_id(1) * SPAN
     end = tl.minimum(begin + SPAN, N)
-    low = tl.load(thresholds + some * 8 + 7, mask=row_used, other=float("inf"))
+    t0 = _threshold(thresholds, some, row_used, 0)
+    t1 = _threshold(thresholds, some, row_used, 1)
+    t2 = _threshold(thresholds, some, row_used, 2)
+    t3 = _threshold(thresholds, some, row_used, 3)
+    t4 = _threshold(thresholds, some, row_used, 4)
+    t5 = _threshold(thresholds, some, row_used, 5)
+    t6 = _threshold(thresholds, some, row_used, 6)
+    t7 = _threshold(thresholds, some, row_used, 7)
     even_0 = tl.zeros((BLOCK_M,), dtype=tl.int32)
     odd_0 = tl.zeros((BLOCK_M,), dtype=tl.int32)
     even_4 = tl.zeros((BLOCK_M,), dtype=tl.int32)
     odd_4 = tl.zeros((BLOCK_M,), dtype=tl.int32)
     u = _load(queries, rows, row_used, 0, D, BLOCK_D, UPCAST)
     for start in range(begin, end, BLOCK_N):
-        first = tl.load(sets + start)
-        last = tl.load(sets + tl.minimum(start + BLOCK_N, end) - 1)
-        highest = tl.zeros((BLOCK_M,), dtype=tl.float32)
-        for label_set in range(first, last + 1):
-            highest = tl.maximum(highest, tl.load(best + rows * S + label_set, mask=row_used, other=0.0))
-        if tl.max((highest > low).to(tl.int32), axis=0) > 0:
-            similarity = _tile(
-                queries, references, query_scale, reference_scale, query_eps, reference_eps, rows, row_used, u, start,
-                end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS, UPCAST,
-            )  # fmt: skip
-            four = _four_counts(similarity, thresholds, some, row_used, 0)
-            even_0 += four & 0x00FF00FF
-            odd_0 += (four >> 8) & 0x00FF00FF
-            four = _four_counts(similarity, thresholds, some, row_used, 4)
-            even_4 += four & 0x00FF00FF
-            odd_4 += (four >> 8) & 0x00FF00FF
+        similarity = _tile(
+            queries, references, query_scale, reference_scale, query_eps, reference_eps, rows, row_used, u, start,
+            end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS, UPCAST,
+        )  # fmt: skip
+        four = _four_counts(similarity, t0, t1, t2, t3)
+        even_0 += four & 0x00FF00FF
+        odd_0 += (four >> 8) & 0x00FF00FF
+        four = _four_counts(similarity, t4, t5, t6, t7)
+        even_4 += four & 0x00FF00FF
+        odd_4 += (four >> 8) & 0x00FF00FF
     _add_two_counts(counts, some, row_used, even_0, 0)
     _add_two_counts(counts, some, row_used, odd_0, 1)
     _add_two_counts(counts, some, row_used, even_4, 4)

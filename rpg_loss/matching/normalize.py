@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def unit_length(features: Tensor) -> tuple[Tensor, Tensor]:
     norm = scaled.norm(dim=1, keepdim=True)
     norm.masked_fill_(norm == 0, 1)
     limits = torch.finfo(torch.float32)
-    length = (norm.double() * largest.double()).clamp(limits.tiny, limits.max)
+    length = (norm * largest).clamp(limits.tiny, limits.max)  # no float64: not all devices have it
     return scaled.div_(norm).float(), length.squeeze(1).float()
 
 
@@ -42,6 +42,13 @@ def rescaled(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     limits = torch.finfo(torch.float32)
     length = (norm.double() * torch.exp2(exponent - target)).clamp(limits.tiny, limits.max).float()
     return values, torch.where(zero, 0, 1 / norm), length.masked_fill_(zero, 1)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Suspend autocast on the device; not every kind of device has it."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 _lock = threading.Lock()
