@@ -23,9 +23,9 @@ from examples.config import (
     OutputOptions,
     ScheduleOptions,
     applies_to,
-    typed_options,
 )
 from examples.json_files import read_json
+from examples.typed_fields import typed_fields
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read_command(path: Path) -> Command:
         raise ValueError(f"config: {path} holds no options of a run, expected a run's config.json or result.json")
     kept = {name: value for name, value in options.items() if name not in ("environment", "overwrite")}
     try:
-        values = typed_options(kept)
+        values = typed_fields(Config, kept)
     except ValueError as error:
         raise ValueError(f"config: {path} holds what is no option of a run ({error})") from error
     groups = get_type_hints(Command)

@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import tyro
+
+from examples.typed_fields import typed_fields
 
 MethodName = Literal[
     "supervised", "pseudolabel", "nearest_neighbor", "fixmatch", "iic", "mean_teacher", "mlds", "rpg", "rpg_plus"
@@ -296,7 +297,7 @@ class Config(
         Raises:
             ValueError: an option is unknown, not of its type or out of range; the message names it.
         """
-        return cls(**typed_options(plain))
+        return cls(**typed_fields(cls, plain))
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Return, in words, the options that make this another run than the one of ``other``, its ``plain()``."""
@@ -314,37 +315,6 @@ def defaults(dataset: str) -> dict[str, Any]:
     """Return the value of every option that is not given, for a data set."""
     plain = {field.name: None if field.default is MISSING else field.default for field in fields(Config)}
     return {**plain, "unlabeled_batch": paper_schedule(dataset).unlabeled_batch}
-
-
-def typed_options(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as :meth:`Config.plain` gives them, as a configuration holds them: none is read as words.
-
-    Raises:
-        ValueError: an option is unknown or not of its type, or the data set is missing; the message names it.
-    """
-    hints = get_type_hints(Config)
-    if unknown := sorted(plain.keys() - hints.keys(), key=str):
-        raise ValueError(f"{', '.join(map(str, unknown))}: no option of this version")
-    if "dataset" not in plain:
-        raise ValueError("dataset: missing")
-    return {name: typed(name, value, hints[name]) for name, value in plain.items()}
-
-
-def typed(name: str, value: object, hint: Any) -> Any:
-    """Return a value as an option of that type holds it.
-
-    Raises:
-        ValueError: it is of another type; the message names the option.
-    """
-    accepted = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    for kind in accepted:
-        if type(value) is kind or (get_origin(kind) is Literal and value in get_args(kind)):
-            return value
-    if Path in accepted and isinstance(value, str):
-        return Path(value)
-    if float in accepted and type(value) is int:
-        return float(value)
-    raise ValueError(f"{name}: got {value!r:.60}, expected {' or '.join(map(str, accepted))}")
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:

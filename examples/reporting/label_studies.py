@@ -8,7 +8,7 @@ from typing import Any
 
 from examples.json_files import read_json
 from examples.reporting.results import from_here
-from examples.reporting.tables import MISSING, markdown
+from examples.reporting.tables import MISSING, as_code, as_text, markdown
 
 COLUMNS = {
     "W": "weight", "right": "right", "own": "own_right", "by W": "weighted_right", "own by W": "weighted_own_right",
@@ -38,9 +38,11 @@ def read_label_studies(folders: Sequence[Path]) -> list[tuple[Path, dict[str, An
 
 def label_study_table(content: dict[str, Any]) -> str:
     run, variants = content["run"], content["variants"]
-    rows = [[name, *(percentage(measures[key]) for key in COLUMNS.values())] for name, measures in variants.items()]
-    caption = f"`{run['method']}`, N_l = {run['labeled']}, split {run['split']}, {content['batches']} batches"
-    return f"**{caption}**\n\n{markdown(['option', *COLUMNS], rows)}"
+    rows = [
+        [as_text(name), *(percentage(measures[key]) for key in COLUMNS.values())] for name, measures in variants.items()
+    ]
+    caption = f"N_l = {int(run['labeled'])}, split {int(run['split'])}, {int(content['batches'])} batches"
+    return f"**{as_code(run['method'])}, {caption}**\n\n{markdown(['option', *COLUMNS], rows)}"
 
 
 def percentage(share: float | None) -> str:

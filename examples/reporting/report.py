@@ -81,7 +81,7 @@ def cautions(section: Section) -> list[str]:
     """Say what a reader has to know before comparing the runs of a section."""
     usual = defaults(section.dataset)
     others = {name: value for name, value in section.setting.items() if name not in ("image_size", "base_channels")}
-    unusual = [f"{name} {value}" for name, value in others.items() if value != usual.get(name)]
+    unusual = [f"{name} {tables.as_text(str(value))}" for name, value in others.items() if value != usual.get(name)]
     lines = [f"Other options than the defaults: {', '.join(unusual)}."] if unusual else []
     dirty = [run for run in section.runs if str(run.commit).endswith("-dirty")]
     if dirty:
@@ -108,4 +108,4 @@ def several(runs: Sequence[Run]) -> str:
 
 
 def names(runs: Sequence[Run], most: int = 5) -> str:
-    return ", ".join(f"`{run.path}`" for run in runs[:most]) + (", …" if len(runs) > most else "")
+    return ", ".join(tables.as_code(str(run.path)) for run in runs[:most]) + (", …" if len(runs) > most else "")

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from examples.config import ABLATIONS, RUN_ENV_FIELDS, MethodName, applies_to, defaults
+from examples.config import ABLATIONS, RUN_ENV_FIELDS, Config, MethodName, applies_to, defaults
 from examples.json_files import read_json
 from examples.reporting import paper
+from examples.typed_fields import known_fields
 
 METHODS: tuple[str, ...] = get_args(MethodName)
 REQUIRED = ("dataset", "method", "labeled", "split", "seed", "iterations", "image_size", "miou", "config")
@@ -254,6 +255,12 @@ def check(content: dict[str, Any]) -> None:
             raise ValueError(f"{key}: got {content[key]}, expected an integer")
     if not isinstance(content["config"], dict):
         raise ValueError(f"config: got {content['config']}, expected the options of a run")
+    for options in (content, content["config"]):
+        known_fields(Config, options)
+    for key in ("iou_per_class", "iou_per_class_pooled", "pseudo_label_weight", "pseudo_label_precision"):
+        values = content.get(key) or {}
+        if not isinstance(values, dict) or not all(isinstance(value, int | float | None) for value in values.values()):
+            raise ValueError(f"{key}: got {values!r:.60}, expected a number for each class")
     score = content.get("score", "miou")
     if not isinstance(content.get(score), (int, float)):
         raise ValueError(f"{score}: got {content.get(score)}, expected a number")

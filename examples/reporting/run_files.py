@@ -7,8 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from examples.config import Config
 from examples.json_files import parse_json, read_json
 from examples.reporting.run_plots import Series
+from examples.typed_fields import known_fields
 
 IDENTITY = ("dataset", "method", "labeled", "split", "seed")  # options that a page names
 
@@ -96,6 +98,10 @@ def read_run(folder: Path) -> RunFiles:
     environment = options.pop("environment", None)
     if missing := [name for name in IDENTITY if name not in options]:
         raise ValueError(f"{path} holds no {', '.join(missing)}, expected the options of a run of examples.train")
+    try:
+        known_fields(Config, options)
+    except ValueError as error:
+        raise ValueError(f"{path} holds what is no option of a run ({error})") from error
     status = read_object(folder / "status.json") if (folder / "status.json").is_file() else {}
     if environment:
         status.setdefault("environments", [environment])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from examples.config import defaults
 from examples.engine.checkpoint import atomic_write
@@ -46,8 +46,14 @@ def write_page(folder: Path) -> Path:
         OSError: a file cannot be read or written.
         ValueError: config.json, status.json or result.json is not what a run writes.
     """
-    path = folder / "report.html"
-    atomic_write(path, page(read_run(folder)).encode(), flush=False)
+    path, run = folder / "report.html", read_run(folder)
+    try:
+        text = page(run)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, TemplateError) as error:
+        raise ValueError(
+            f"{folder}: status.json or result.json is not what a run writes ({type(error).__name__}: {error})"
+        ) from error
+    atomic_write(path, text.encode(), flush=False)
     return path
 
 

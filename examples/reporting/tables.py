@@ -137,7 +137,7 @@ def runs_table(runs: Sequence[Run]) -> str:
         [
             as_text(run.dataset), label(run.row), str(run.labeled), str(run.split), str(run.seed),
             str(run.iterations), decimals(run.score), f"{run.seconds:.0f}" if run.seconds else "?",
-            short_commit(run.commit), as_text(run.device or "?"), as_text(run.data or "?"), f"`{run.path}`",
+            short_commit(run.commit), as_text(run.device or "?"), as_text(run.data or "?"), as_code(str(run.path)),
         ]
         for run in runs
     ]  # fmt: skip
@@ -214,7 +214,7 @@ def cell(figure: Mean | None, suffix: str = "", mark: str = "", sign: bool = Fal
 
 
 def shown(option: str, value: Any) -> str:
-    return percent(value) if option == "k" else str(value)
+    return percent(value) if option == "k" else as_text(str(value))
 
 
 def percent(share: float) -> str:
@@ -235,6 +235,11 @@ def class_name(name: str) -> str:
 def as_text(words: str) -> str:
     """Escape any text so that Markdown shows it as it is, on one line."""
     return html.escape(re.sub(r"([\\`*_\[\]])", r"\\\1", " ".join(words.split())), quote=False)
+
+
+def as_code(words: str) -> str:
+    """Set any text as code, in which Markdown knows nothing but its end."""
+    return f"`{' '.join(words.split()).replace('`', chr(39))}`"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:

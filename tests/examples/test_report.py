@@ -277,6 +277,36 @@ def test_what_comes_from_files_is_shown_as_text(tmp_path):
     assert r"| &lt;img src=x&gt;\*\[a\](b)\*\|\`c\` d |" in text
 
 
+def test_options_and_label_studies_are_shown_as_text(tmp_path):
+    hostile = "<img src=x>*[a](b)*`c`\nd"
+    write(tmp_path / "runs/a", group_pattern=hostile)
+    measures = dict.fromkeys(("weight", "right", "own_right", "weighted_right", "weighted_own_right", "differ"), 0.5)
+    measures |= dict.fromkeys(("differ_right", "differ_own_right"))
+    study = {"run": {"method": hostile, "labeled": 6, "split": 2}, "batches": 7, "variants": {hostile: measures}}
+    (tmp_path / "runs/study.json").write_text(json.dumps(study))
+    text = read(tmp_path)
+    assert re.search(r"group_pattern &lt;img src=x&gt;\\\*", text)
+    assert "**`<img src=x>*[a](b)*'c' d`, N_l = 6" in text  # code: Markdown shows it as it is
+    assert "<img" not in text.replace("`<img src=x>*[a](b)*'c' d`", "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataset": "../elsewhere"}, {"method": ["rpg"]}, {"labeled": "3"}, {"config": {"k": "0.5"}},
+        {"config": {"weighted": "--overwrite"}}, {"iou_per_class": [1]}, {"iou_per_class": {"a": "b"}},
+        {"pseudo_label_weight": {"a": {}}}, {"miou": None}, {"iterations": 1.5},
+    ],
+)  # fmt: skip
+def test_results_of_a_wrong_type_are_left_out_and_named(tmp_path, change):
+    write(tmp_path / "runs/good")
+    path = write(tmp_path / "runs/bad", split=1)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert re.search(r"\*\*warning\*\*: .*bad/result\.json cannot be read \(.*skipped", read(tmp_path))
+    path.write_text('{"dataset": ' + "[" * 100_000)
+    assert re.search(r"bad/result\.json cannot be read \(it is nested too deeply\); skipped", read(tmp_path))
+
+
 @pytest.mark.parametrize("config", [7, [1]])
 def test_options_that_are_none_are_named(tmp_path, config):
     write(tmp_path / "runs/good")

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -264,6 +265,30 @@ def test_a_configuration_that_is_none_is_named(run, monkeypatch, content):
     monkeypatch.setattr("sys.argv", ["examples.report", str(run)])
     with pytest.raises(SystemExit, match=r"config\.json holds (no .*method, .*expected the options|int, expected)"):
         main()
+
+
+def test_options_of_a_wrong_type_are_named(run):
+    edit(run / "config.json", weighted="--overwrite")
+    with pytest.raises(ValueError, match=r"config\.json holds what is no option .*weighted: got '--overwrite'"):
+        write_page(run)
+
+
+@pytest.mark.parametrize("file", ["status.json", "result.json"])
+def test_files_of_wrong_types_are_refused_or_shown(run, file, monkeypatch):
+    """Whatever stands in their place, there is a page or one line that says what is wrong."""
+    for draw in ("draw_losses", "draw_validation", "draw_pseudo_labels"):  # which take most of the time
+        monkeypatch.setattr(f"examples.reporting.run_page.{draw}", lambda *args: None)
+    content, draw = json.loads((run / file).read_text()), random.Random(0)
+    refused = 0
+    for value in (None, True, -1, 1e400, "<b>", [], [1], {}, {"a": 1}, 10**30):
+        for key in draw.sample(sorted(content), 3):
+            (run / file).write_text(json.dumps(content | {key: value}))
+            try:
+                write_page(run)
+            except ValueError as error:
+                refused += 1
+                assert str(error).count("\n") == 0, (key, value)  # noqa: PT017
+    assert refused
 
 
 def test_what_is_no_line_of_a_log_is_left_out(run):
