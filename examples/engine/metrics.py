@@ -54,6 +54,10 @@ class IoU:
         self.intersections.append((prediction & truth).flatten(2).sum(2).cpu())
         self.unions.append((prediction | truth).flatten(2).sum(2).cpu())
 
+    def collected(self) -> tuple[list[Tensor], ...]:
+        """Return all that was collected, the first axis over images."""
+        return self.intersections, self.unions
+
     def per_image(self) -> Tensor:
         """Return the IoU of every image and class (N, C); NaN where the class is in neither prediction nor truth."""
         return torch.cat(self.intersections) / torch.cat(self.unions)

@@ -19,6 +19,7 @@ from examples.engine.distributed import all_gather, all_reduce_sum, rank, world_
 from examples.engine.metrics import IoU
 
 Batch = TypeVar("Batch", bound=tuple[Any, ...])
+Collected = TypeVar("Collected", bound=IoU)
 
 
 def check_shares(config: Config) -> None:
@@ -80,12 +81,12 @@ def own_images(images: Images) -> Images:
     return images if world_size() == 1 else Selection(images, range(rank(), len(images), world_size()))
 
 
-def of_all_images(iou: IoU) -> IoU:
+def of_all_images(iou: Collected) -> Collected:
     """Return what the processes have collected of their own images, in the order of all images."""
     if world_size() == 1:
         return iou
-    whole = IoU()
-    for mine, counts in ((iou.intersections, whole.intersections), (iou.unions, whole.unions)):
+    for counts in iou.collected():
+        mine, counts[:] = list(counts), []
         parts = [torch.cat(theirs) for theirs in all_gather(mine) if theirs]  # a process may have had no image
         counts += [part[i : i + 1] for i in range(len(parts[0])) for part in parts if i < len(part)]
-    return whole
+    return iou

@@ -14,6 +14,7 @@ from examples.engine.distributed import fail_together, is_main_process
 from examples.engine.evaluation import by_class, evaluate, mean_iou, unlabeled_with_truth
 from examples.engine.run import Run, check_weights
 from examples.engine.sharding import of_all_images, own_images
+from examples.inference.measures import PER_IMAGE, Measures
 from examples.inference.trained import Labels
 from examples.logging.pictures import picture_files, save_overlays, save_pictures
 from examples.logging.progress import phase
@@ -21,6 +22,7 @@ from examples.logging.run_folder import write_json
 from examples.logging.run_log import log_errors
 from examples.models.unet import recalibrate_batch_norm
 
+WORST = 10  # test images that are named
 PERCENTILES = (5, 25, 50, 75)  # of the test images by their IoU: how bad the bad ones are
 
 
@@ -71,7 +73,7 @@ def finish(run: Run) -> dict[str, Any]:
             with log_errors(name, run.log.progress.say):
                 save()
         run.checkpoints.remove()
-        run.log.finish(run.net, run.method, pool)
+        run.log.finish(run.net, run.method, pool, list(summary["worst_images"]))
     return summary
 
 
@@ -79,11 +81,17 @@ def summarize(run: Run) -> dict[str, Any]:
     """Test ``run.net``, and return what result.json holds."""
     config, data, here = run.config, run.data, run.environments[-1]
     with phase(f"testing on {len(data.test)} images"):
-        iou = of_all_images(evaluate(run.net, own_images(data.test), data))
+        iou = Measures([None] * len(data.test))
+        evaluate(run.net, own_images(data.test), data, iou)
+        of_all_images(iou)
         # What options are to be chosen by, for the test set is not.
         unseen = unlabeled_with_truth(data)
         iou_unlabeled = of_all_images(evaluate(run.net, own_images(unseen), data)) if len(unseen) else None
     measures = run.log.last_tenth.measures()
+    by_image = iou.values()  # (N, C, 6)
+    dice, hd95 = (torch.from_numpy(by_image[..., PER_IMAGE.index(name)]).nanmean(0) for name in ("dice", "hd95_px"))
+    scores = iou.per_image().nanmean(1)  # NaN: nothing to find, and nothing found
+    worst = sorted((float(score), name) for name, score in zip(data.test.names, scores, strict=True) if score >= 0)
     return {
         "dataset": config.dataset,
         "method": config.method,
@@ -98,6 +106,9 @@ def summarize(run: Run) -> dict[str, Any]:
         "miou_pooled": float(iou.pooled().nanmean()),
         "iou_per_class": by_class(data.evaluated_names, iou.per_class()),
         "iou_per_class_pooled": by_class(data.evaluated_names, iou.pooled()),
+        "dice_per_class": by_class(data.evaluated_names, dice),
+        "hd95_px_per_class": by_class(data.evaluated_names, hd95),
+        "worst_images": {name: score for score, name in worst[:WORST]},
         "iou_percentiles": {
             str(percent): by_class(data.evaluated_names, iou.at_percentile(percent)) for percent in PERCENTILES
         },

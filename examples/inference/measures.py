@@ -37,7 +37,7 @@ class Measures(IoU):
         super().__init__()
         self.spacings = spacings
         self.sizes: list[tuple[list[int], list[int]]] = []  # pixels of every class, predicted and true
-        self.distances: list[NDArray[np.float64]] = []  # (C, 4)
+        self.distances: list[Tensor] = []  # (1, C, 4)
 
     def update(self, prediction: Tensor, truth: Tensor) -> None:
         super().update(prediction, truth)
@@ -45,19 +45,19 @@ class Measures(IoU):
             spacing = self.spacings[len(self.sizes)]
             self.sizes.append((predicted.sum((1, 2)).tolist(), true.sum((1, 2)).tolist()))
             unknown = (np.nan, np.nan)
-            self.distances.append(
-                np.array(
-                    [
-                        (*surface_distance(a, b, PIXELS), *(surface_distance(a, b, spacing) if spacing else unknown))
-                        for a, b in zip(predicted, true, strict=True)
-                    ]
-                )
-            )
+            rows = [
+                (*surface_distance(a, b, PIXELS), *(surface_distance(a, b, spacing) if spacing else unknown))
+                for a, b in zip(predicted, true, strict=True)
+            ]
+            self.distances.append(torch.tensor(rows, dtype=torch.float64)[None])
+
+    def collected(self) -> tuple[list[Tensor], ...]:
+        return (*super().collected(), self.distances)
 
     def values(self) -> NDArray[np.float64]:
         """Return (N, C, 6), as :data:`PER_IMAGE` names them."""
         iou = self.per_image().double().numpy()
-        return np.concatenate([iou[..., None], dice(iou)[..., None], np.stack(self.distances)], axis=2)
+        return np.concatenate([iou[..., None], dice(iou)[..., None], torch.cat(self.distances).numpy()], axis=2)
 
     def pixels(self) -> NDArray[np.int64]:
         """Return (N, 2, C): predicted and true."""

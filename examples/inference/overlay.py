@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from examples.logging.pictures import color, tinted
+from examples.logging.pictures import color, outlined, tinted
 
 LARGEST, SMALLEST = 1024, 384  # longer side of the image in the picture
 FONT_SIZE = 14
@@ -31,9 +30,7 @@ def draw_overlay(image: Tensor, masks: Tensor, names: Sequence[str]) -> Image.Im
     height, width = shown_size(image)
     shown = F.interpolate(image[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
     masks = F.interpolate(masks[None].float(), (height, width), mode="nearest-exact")[0] > 0.5
-    canvas = tinted(shown, masks)
-    for label, outline in enumerate(masks & ~eroded(masks)):
-        canvas[outline] = torch.tensor(to_rgb(color(label)))
+    canvas = outlined(tinted(shown, masks), masks)
     picture = Image.fromarray((canvas * 255).round().to(torch.uint8).numpy())
     legend = draw_legend(width, [(name, color(c)) for c, name in enumerate(names) if masks[c].any()])
     whole = Image.new("RGB", (width, height + legend.height), "white")
@@ -47,11 +44,6 @@ def shown_size(image: Tensor) -> tuple[int, int]:
     factor = min(1, LARGEST / longest) if longest >= SMALLEST else -(-SMALLEST // longest)
     height, width = (max(1, round(side * factor)) for side in image.shape)
     return height, width
-
-
-def eroded(masks: Tensor) -> Tensor:
-    """Return what is left of masks (C, H, W) without the pixels at their edges; the border of the image is none."""
-    return F.max_pool2d((~masks).float(), 3, stride=1, padding=1) == 0
 
 
 def draw_legend(width: int, entries: Sequence[tuple[str, str]]) -> Image.Image:

@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 from torch import Tensor, nn
 
-from examples.data import Dataset, ImageSet
+from examples.data import Dataset, Images, ImageSet
 from examples.data.augment import View
 from examples.data.fusing import fuse_masks
 from examples.engine.metrics import IoU, class_masks, known_pixels, predicted_masks
@@ -76,6 +76,22 @@ def evenly(count: int, most: int = ROWS) -> list[int]:
     return torch.linspace(0, count - 1, min(most, count)).long().tolist()
 
 
+def showing_all(images: Images, classes: int, most: int = ROWS) -> list[int]:
+    """Return indices of evenly spaced images, and of the first that show the classes which those do not."""
+    chosen = evenly(len(images), most)
+    if not chosen:
+        return []
+    missing = ~class_masks(images[chosen].labels, classes).amax((0, 2, 3))
+    for i in range(len(images)):
+        if not missing.any():
+            break
+        there = class_masks(images[[i]].labels, classes).amax((0, 2, 3)) & missing
+        if there.any():
+            chosen.append(i)
+            missing &= ~there
+    return sorted(chosen)
+
+
 def save_overlays(path: Path, net: Network, method: Method, pool: View, data: Dataset) -> None:
     """Draw one row for each of a few test images, evenly spaced.
 
@@ -88,25 +104,25 @@ def save_overlays(path: Path, net: Network, method: Method, pool: View, data: Da
     size = (2.0 * len(titles) + 0.6, 2.0 * len(test) + 0.7)
     figure, axes = plt.subplots(len(test), len(titles), figsize=size, squeeze=False, layout="constrained")
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=11)
+        axis.set_title(title, fontsize=16)
     for row, (image, name) in enumerate(zip(seen.images, test.names, strict=True)):
         show(axes[row, 0], image)
-        axes[row, 0].set_ylabel(name, fontsize=9)
+        axes[row, 0].set_ylabel(name, fontsize=12)
         show(axes[row, 1], image, seen.truth[row])
         show(axes[row, 2], image, seen.prediction[row])
         score = seen.score[row]
-        axes[row, 2].set_xlabel("nothing to find" if score.isnan() else f"mIoU {score:.2f}", fontsize=9)
+        axes[row, 2].set_xlabel("nothing to find" if score.isnan() else f"IoU {score:.2f}", fontsize=14)
         if seen.pseudo_labels is not None and seen.weights is not None:
             show(axes[row, 3], image, seen.pseudo_labels[row])
             shown = axes[row, 4].imshow(seen.weights[row].numpy(), vmin=0, vmax=1, cmap="magma")
     if seen.weights is not None:
-        figure.colorbar(shown, ax=axes[:, 4].tolist(), fraction=0.05, aspect=40)
+        figure.colorbar(shown, ax=axes[:, 4].tolist(), fraction=0.05, aspect=40).ax.tick_params(labelsize=12)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     names = data.evaluated_names
     patches = [Patch(color=color(c), label=label.replace("_", " ")) for c, label in enumerate(names)]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(names), 6), frameon=False, fontsize=9)
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(names), 5), frameon=False, fontsize=14)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -118,11 +134,12 @@ def columns(seen: Visualization) -> list[str]:
 def strips(seen: Visualization) -> list[Tensor]:
     """Return one small picture for each image, its ``columns`` side by side: (side, width, 4) uint8, clear between.
 
-    What is not known is clear as well: the truth of an image without labels.
+    The truth's outlines are drawn over the prediction. The truth of an image without labels is clear as well.
     """
     pictures = []
     for row, image in enumerate(seen.images):
-        panels = [tinted(image), tinted(image, seen.truth[row]), tinted(image, seen.prediction[row])]
+        truth, prediction = seen.truth[row], tinted(image, seen.prediction[row])
+        panels = [tinted(image), tinted(image, truth), outlined(prediction, truth)]
         if seen.pseudo_labels is not None and seen.weights is not None:
             panels += [tinted(image, seen.pseudo_labels[row]), heat(seen.weights[row])]
         panels = [F.pad(small(panel, STRIP_SIDE), (0, 1), value=1.0) for panel in panels]
@@ -185,6 +202,18 @@ def tinted(image: Tensor, masks: Tensor | None = None) -> Tensor:
         for label, mask in enumerate(masks.cpu()):
             canvas[mask] = 0.6 * canvas[mask] + 0.4 * torch.tensor(to_rgb(color(label)))
     return canvas.clamp(0, 1)
+
+
+def outlined(canvas: Tensor, masks: Tensor) -> Tensor:
+    """Draw the outlines of masks (C, H, W) over colors (H, W, 3) in [0, 1]."""
+    for label, edge in enumerate(masks & ~eroded(masks)):
+        canvas[edge] = torch.tensor(to_rgb(color(label)))
+    return canvas
+
+
+def eroded(masks: Tensor) -> Tensor:
+    """Return what is left of masks (C, H, W) without the pixels at their edges; the border of the image is none."""
+    return F.max_pool2d((~masks).float(), 3, stride=1, padding=1) == 0
 
 
 def show(axis: Axes, image: Tensor, masks: Tensor | None = None) -> None:

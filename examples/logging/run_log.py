@@ -27,7 +27,7 @@ from examples.data.augment import View
 from examples.engine.checkpoint import atomic_write
 from examples.engine.metrics import PseudoLabelMeter
 from examples.json_files import parse_json, read_json
-from examples.logging.pictures import columns, evenly, strips, visualize
+from examples.logging.pictures import columns, evenly, showing_all, strips, visualize
 from examples.logging.progress import RunProgress
 from examples.logging.run_folder import write_json
 from examples.methods import Method, Step
@@ -38,6 +38,7 @@ LOG_EVERY = 20  # steps from one line of metrics.jsonl to the next
 POINTS = 25  # of the history in result.json
 MAX_LOGGED_IMAGES = 10  # times a run that pictures are drawn
 IMAGES_PER_PART = 2  # that pictures are drawn of
+WORST_DRAWN, LABELED_DRAWN = 4, 6  # at the end
 LINES = 20  # printed in a run whose output is no terminal
 SLOW = 5.0  # seconds a step
 SMALL = "--image-size 128 --base-channels 16 --map-size 32 --iterations 1500"
@@ -238,10 +239,19 @@ class RunLog:
                         self.board.add_image(tag, picture, step, dataformats="HWC")
         self.report()
 
-    def finish(self, net: Network, method: Method, pool: View) -> None:
-        """Draw the test images and write the last report.html; result.json is there."""
+    def finish(self, net: Network, method: Method, pool: View, worst: Sequence[str]) -> None:
+        """Draw test images, the worst ones by name, and labeled ones, and write the last report.html.
+
+        result.json is there.
+        """
+        test, labeled = self.data.test, self.data.labeled
         with log_errors("pictures", self.progress.say):
-            self.draw("test", self.iterations, self.data.test, evenly(len(self.data.test)), net, method, pool)
+            for part, images, chosen in (
+                ("test", test, showing_all(test, len(self.data.class_names))),
+                ("worst", test, [test.names.index(name) for name in worst[:WORST_DRAWN]]),
+                ("labeled", labeled, evenly(len(labeled), LABELED_DRAWN)),
+            ):
+                self.draw(part, self.iterations, images, chosen, net, method, pool)
         self.report(state="finished")
 
     def draw(

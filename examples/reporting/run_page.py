@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def page(run: RunFiles) -> str:
         swatches=dict(zip(run.evaluated, class_colors(run.evaluated).values(), strict=True)),
         pictures=[*shown_pictures(run)],
         classes=class_table(run, best),
+        worst=[*((run.result or {}).get("worst_images") or {}).items()],
         plots=[
             (caption, data_uri("image/svg+xml", curves.encode()))
             for caption, draw, names in (
@@ -98,8 +100,10 @@ def page(run: RunFiles) -> str:
 
 HEADINGS = {
     "test": "Test images, by the network that was best on the validation images",
+    "worst": "Test images with the lowest IoU",
     "validation": "Validation images",
     "unlabeled": "Unlabeled images, beside what was held back",
+    "labeled": "Labeled images",
 }
 
 
@@ -109,7 +113,8 @@ def shown_pictures(run: RunFiles) -> Iterable[dict[str, Any]]:
     for part, heading in HEADINGS.items():
         if part in drawn:
             yield {
-                "heading": heading + ("" if part == "test" else f", step {drawn[part]['step']:,}"),
+                "heading": heading
+                + ("" if part in ("test", "worst", "labeled") else f", step {drawn[part]['step']:,}"),
                 "columns": drawn[part]["columns"],
                 "rows": [
                     {**row, "source": source} for row in drawn[part]["rows"] if (source := embedded(run, row["file"]))
@@ -215,6 +220,10 @@ def class_table(run: RunFiles, best: tuple[int, float] | None) -> dict[str, Any]
         result = run.result
         columns["test IoU per image"] = {**result["iou_per_class"], MEAN: result["miou"]}
         columns["test IoU pooled"] = {**result["iou_per_class_pooled"], MEAN: result["miou_pooled"]}
+        for key, heading in (("dice_per_class", "test Dice per image"), ("hd95_px_per_class", "test HD95, pixels")):
+            if key in result:
+                known = [value for value in result[key].values() if value is not None]
+                columns[heading] = {**result[key], MEAN: statistics.fmean(known) if known else None}
     if best:
         there = {name: run.at("validation", name, best[0]) for name in run.evaluated}
         columns[f"validation IoU, step {best[0]:,}"] = {**there, MEAN: best[1]}

@@ -3,11 +3,13 @@
 import base64
 import io
 import json
+import math
 import os
 import random
 import re
 import shutil
 import signal
+import statistics
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
@@ -33,7 +35,8 @@ from examples.data.augment import IGNORE_INDEX, View
 from examples.data.phantoms import chest as phantom
 from examples.engine.checkpoint import Checkpoints
 from examples.engine.loop import train
-from examples.logging.pictures import STRIP_GAP, STRIP_SIDE, strips, visualize
+from examples.evaluate import Evaluate, measure
+from examples.logging.pictures import STRIP_GAP, STRIP_SIDE, showing_all, strips, visualize
 from examples.logging.progress import RunProgress
 from examples.logging.run_log import RunLog, open_lines
 from examples.methods import METHODS
@@ -43,6 +46,7 @@ from examples.reporting.run_page import config_table, write_page
 from examples.reporting.run_plots import draw_pseudo_labels
 
 VALIDATIONS = (8, 16, 24)
+TESTED = ("iou_per_class", "iou_per_class_pooled", "dice_per_class", "hd95_px_per_class")
 COLUMNS = "image, truth, prediction, pseudo-label, weight"
 
 
@@ -166,7 +170,7 @@ def test_the_page_needs_nothing_but_itself(finished):
             for element in ElementTree.fromstring(content).iter():
                 references = [value for name, value in element.attrib.items() if name.endswith("href")]
                 assert all(reference.startswith("#") for reference in references)
-    assert kinds == ["image/png"] * (4 + 2 + 2) + ["image/svg+xml"] * 3
+    assert kinds == ["image/png"] * (4 + 4 + 2 + 2 + 3) + ["image/svg+xml"] * 3
 
 
 def test_the_numbers_are_those_of_the_result(finished):
@@ -179,16 +183,47 @@ def test_the_numbers_are_those_of_the_result(finished):
     )
     measures = [f"pseudo_label_{name}" for name in ("precision", "recall", "weight", "weight_share", "true_share")]
     for name in phantom.CLASSES:
-        expected = [result["iou_per_class"][name], result["iou_per_class_pooled"][name], best[name]]
+        expected = [result[key][name] for key in TESTED]
+        expected.append(best[name])
         expected += [result[measure][name] for measure in measures]
         assert page.tables["classes"][name.replace("_", " ")] == [value for value in expected if value is not None]
-    assert page.tables["classes"]["mean over classes"] == page.scores
+    means = [[value for value in result[key].values() if value is not None] for key in TESTED[2:]]
+    expected = [*page.scores[:2], *(statistics.fmean(known) for known in means if known), page.scores[2]]
+    assert page.tables["classes"]["mean over classes"] == pytest.approx(expected)
     assert "finished" in page.text
     assert result["data"] in page.text
 
 
 def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_dice_distances_and_the_worst_images_are_those_of_an_evaluation(finished):
+    result = json.loads((finished / "result.json").read_text())
+    measures = measure(Evaluate(finished, csv=finished / "again.csv", device="cpu"))
+    values = torch.from_numpy(measures.measures.values())  # (N, C, 6)
+    for key, column in (("dice_per_class", 1), ("hd95_px_per_class", 3)):
+        means = values[..., column].nanmean(0).tolist()
+        known = [None if math.isnan(mean) else pytest.approx(mean) for mean in means]
+        expected = dict(zip(phantom.CLASSES, known, strict=True))
+        assert result[key] == expected
+    scores = dict(zip(measures.images, values[..., 0].nanmean(1).tolist(), strict=True))
+    assert result["worst_images"] == pytest.approx(scores)
+    assert list(result["worst_images"]) == sorted(scores, key=scores.__getitem__)
+    text = (finished / "report.html").read_text()
+    assert "Test images with the lowest IoU" in text
+    assert "Labeled images" in text
+    assert text.index("test HD95, pixels") > text.index("test Dice per image")
+
+
+def test_pictures_show_each_class():
+    labels = torch.zeros(30, 8, 8, dtype=torch.int64)
+    labels[:, 0, 0] = 1
+    labels[13, 1, 1] = 2
+    labels[17, 2, 2] = 3
+    images = ImageSet(torch.zeros(30, 1, 8, 8), labels, tuple(map(str, range(30))))
+    assert showing_all(images, 3) == [0, 9, 13, 17, 19, 29]
+    assert showing_all(images[[3, 4]], 3) == [0, 1]  # what is nowhere cannot be shown
 
 
 def test_options_that_are_not_the_defaults_come_first(finished):
