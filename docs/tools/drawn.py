@@ -63,14 +63,14 @@ def draw_plane(axes: Axes, degrees: Tensor, labels: Tensor, queries: Tensor) -> 
     arc = np.radians(np.linspace(0, 90, 91))
     axes.plot(np.cos(arc), np.sin(arc), color="#cccccc", zorder=0)
     for angle, length in zip(QUERIES.values(), (0.93, 0.86), strict=True):
-        nearest = degrees[(degrees - angle).abs().topk(K, largest=False).indices]
-        first, last = float(min(nearest.min(), angle)) - 1.5, float(max(nearest.max(), angle)) + 1.5
+        nearest = degrees[(degrees - angle).abs().topk(K, largest=False).indices].tolist()
+        first, last = min(*nearest, angle) - 1.5, max(*nearest, angle) + 1.5
         axes.add_patch(Wedge((0, 0), length, first, last, color="#E69F00", alpha=0.25, linewidth=0))
     for c, (name, angles) in enumerate(REFERENCES.items()):
         x, y = at(torch.tensor([float(angle) for angle in angles])).T
         axes.scatter(x, y, s=110, color=COLORS[c], marker=MARKERS[c], zorder=2)
-        beside = at(torch.tensor([NAMED_AT[name]]))[0] * 1.06
-        axes.text(*beside.tolist(), name, color=COLORS[c], fontweight="bold")
+        beside = 1.06 * at(torch.tensor([NAMED_AT[name]]))[0]
+        axes.text(float(beside[0]), float(beside[1]), name, color=COLORS[c], fontweight="bold")
     for (query, _), (x, y) in zip(QUERIES.items(), at(queries).tolist(), strict=True):
         axes.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "-|>", "linewidth": 2, "color": "#000000"})
         axes.text(1.08 * x, 1.08 * y, query, ha="center", va="center", fontsize=18, fontweight="bold")
