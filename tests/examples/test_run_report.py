@@ -291,7 +291,7 @@ def test_only_pictures_within_the_run_are_shown(run):
     edit(run / "status.json", pictures=status["pictures"])
     write_page(run)
     shown = [image for image in Page(run).images if "phantom" in image["alt"]]
-    assert len(shown) == kept + 4  # those of the other parts
+    assert len(shown) == kept + 4 + 2 + 2 + 3  # those of the other parts
 
 
 @pytest.mark.parametrize("content", ["{}", '{"dataset": "phantom"}', "7"])
@@ -348,7 +348,7 @@ def test_a_run_of_before_there_was_a_status(run):
 
 def test_nothing_to_be_found_in_the_test_images(run):
     nothing = dict.fromkeys(phantom.CLASSES)
-    edit(run / "result.json", miou=None, miou_pooled=None, iou_per_class=nothing, iou_per_class_pooled=nothing)
+    edit(run / "result.json", miou=None, miou_pooled=None, worst_images={}, **dict.fromkeys(TESTED, nothing))
     write_page(run)
     page = Page(run)
     assert len(page.scores) == 1
