@@ -31,7 +31,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str) -> list[list[str]]:
-    lines = [line for block in blocks(page, "console") for line in block.splitlines()]
+    lines = [line for block in blocks(page, "console") for line in block.replace("\\\n", "").splitlines()]
     return [shlex.split(line)[2:] for line in lines if line.startswith("python -m ")]
 
 
