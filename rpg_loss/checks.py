@@ -173,7 +173,7 @@ def check_inputs(
     """
     required, optional = {"feat_u": feat_u, "feat_ref": feat_ref}, {"logits_u": logits_u, "logits_ref": logits_ref}
     given = {name: tensor for name, tensor in optional.items() if tensor is not None}
-    for name, tensor in (given | required).items():
+    for name, tensor in {**given, **required}.items():
         check_floating(name, tensor)
         if tensor.ndim < (3 if maps else 2) or tensor.numel() == 0:
             flat = "; for flat pixels call rpg_pseudo_labels" if maps else " or flat (pixels, D)"
