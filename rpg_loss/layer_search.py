@@ -176,7 +176,8 @@ def _way_back(logits: Tensor) -> Iterator[Any]:
 def _picked(node: Any, number: int) -> tuple[Any, int]:
     """Return the edge of what ``stack(outputs, axis).select(axis, index)`` or ``.unbind(axis)[index]`` took."""
     stack: Any = node.next_functions[0][0]
-    if stack is None or not stack.name().startswith("StackBackward"):
+    # Without metadata (torch 2.4) the layer has to be named: the error says so.
+    if stack is None or not stack.name().startswith("StackBackward") or not hasattr(stack, "_input_metadata"):
         return None, 0
     axes, outputs = len(stack._input_metadata[0].shape), stack.next_functions
     # Negative numbers are saved modulo 2^64.
