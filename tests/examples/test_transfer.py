@@ -213,6 +213,16 @@ def test_references_are_those_named_and_the_other_annotated_images_are_scored(tm
     assert not any(math.isnan(value) for value in result["iou_per_class"].values())
 
 
+def test_the_test_images_alone_are_labeled_where_only_scores_are_wanted(tmp_path):
+    root, out = write_folder(tmp_path / "data", exclusive=True, annotated=8), tmp_path / "out"
+    whole = run(root, tmp_path / "whole", labeled=3)
+    result = run(root, out, labeled=3, test_only=True)
+    assert result["images"] == result["scored"] == whole["scored"]
+    assert result["iou_per_class"] == whole["iou_per_class"]
+    with pytest.raises(ValueError, match="test_only: there are no test images"):
+        run(write_folder(tmp_path / "few", exclusive=True), tmp_path / "none", test_only=True)
+
+
 def test_drawn_data_are_labeled_as_examples_train_divides_them(tmp_path, monkeypatch):
     shrink(monkeypatch.setattr)
     result = run(None, tmp_path / "out", "phantom", labeled=2, positions=2.0)
