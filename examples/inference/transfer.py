@@ -185,11 +185,17 @@ def scores(rows: list[Row], material: Material) -> dict[str, Any]:
     names = material.labels.names
     if not iou.unions:
         return {"scored": 0, "miou": None, "miou_pooled": None, "iou_per_class": None, "iou_per_class_pooled": None}
+    per_image, pooled = iou.per_class(), iou.pooled()
     return {
         "scored": len(iou.unions),
         "score": material.score,
-        "miou": float(iou.per_class().nanmean()),
-        "miou_pooled": float(iou.pooled().nanmean()),
-        "iou_per_class": by_class(names, iou.per_class()),
-        "iou_per_class_pooled": by_class(names, iou.pooled()),
+        "miou": known(float(per_image.nanmean())),
+        "miou_pooled": known(float(pooled.nanmean())),
+        "iou_per_class": {name: known(value) for name, value in by_class(names, per_image).items()},
+        "iou_per_class_pooled": {name: known(value) for name, value in by_class(names, pooled).items()},
     }
+
+
+def known(value: float) -> float | None:
+    """Return None for what JSON has no word for: the IoU of a class that is nowhere."""
+    return None if math.isnan(value) else value

@@ -21,7 +21,7 @@ from examples.engine.metrics import class_masks, known_pixels, predicted_masks
 from rpg_loss import FrozenFeatures, rpg_pseudo_labels
 
 TEMPERATURE = 0.02  # a vote falls by e where the cosine is so much below the highest
-SURE = 0.02  # shares of the coarse grid that near 0 or 1 are not looked at again
+SURE = 0.05  # shares of the coarse grid that near 0 or 1 are not looked at again
 CUT = 0.4  # the share from which a label that may overlap others is there
 WEIGHT_K = 0.02  # share of the references that weights are made of
 BLOCK = 2**22  # similarities that are held at a time
@@ -91,7 +91,8 @@ class References:
 
     Attributes:
         coarse: Cells of a grid of half the side.
-        fine: Cells of the grid, whose features have the votes around them as a further part.
+        fine: Cells of the grid where the coarse votes are not sure; their features have the votes around them as a
+            further part.
         maps: (B, D, g/2, g/2) and
         labels: (B, C, g/2, g/2) or (B, g/2, g/2), what weights are made of.
     """
@@ -106,7 +107,7 @@ class References:
         rough, nearest = self.coarse.vote_on_map(halved(features))
         full = with_context(features, rough, multilabel=self.labels.ndim == 4)
         shares = F.interpolate(rough[None], features.shape[1:], mode="bilinear")[0]
-        again = unsure(rough).repeat_interleave(2, 0).repeat_interleave(2, 1)
+        again = unsure(rough)
         shares[:, again] = self.fine.vote(full[:, again].T)[0].T
         weights = rpg_pseudo_labels(halved(full)[None], self.maps, self.labels, WEIGHT_K, check_values=False).weights
         return Votes(shares, nearest, weights[0])
@@ -147,7 +148,9 @@ def encode_references(
             [coarse.without(int(i)).vote_on_map(halved(of))[0] for i, of in zip(which, maps, strict=True)]
         )
     full = torch.stack([with_context(*pair, multilabel=multilabel) for pair in zip(maps, rough, strict=True)])
-    fine = Cells.of(full, shares, covered[:, 0] > 0.5, which, k)
+    known_cells = covered[:, 0] > 0.5
+    again = known_cells & torch.stack([unsure(votes) for votes in rough])
+    fine = Cells.of(full, shares, again if again.any() else known_cells, which, k)
     step = labels.shape[-1] // rough.shape[-1]
     return References(coarse, fine, halved(full), labels[..., step // 2 :: step, step // 2 :: step])
 
@@ -177,10 +180,10 @@ def with_context(features: Tensor, rough: Tensor, *, multilabel: bool) -> Tensor
 
 
 def unsure(shares: Tensor) -> Tensor:
-    """Return the cells (g, g) where shares (C, g, g) are neither all 0 nor all 1, there and in all cells around."""
+    """Return in which cells (g, g) some shares (C, g/2, g/2) there or around are neither near 0 nor near 1."""
     highest = F.max_pool2d(shares[None], 3, stride=1, padding=1)[0]
     lowest = -F.max_pool2d(-shares[None], 3, stride=1, padding=1)[0]
-    return ((highest > SURE) & (lowest < 1 - SURE)).any(0)
+    return ((highest > SURE) & (lowest < 1 - SURE)).any(0).repeat_interleave(2, 0).repeat_interleave(2, 1)
 
 
 def mirrored(labels: Tensor, flip_pairs: Sequence[tuple[int, int]]) -> Tensor:

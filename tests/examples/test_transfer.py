@@ -130,7 +130,7 @@ def test_masks_weights_and_overlays_are_of_every_unlabeled_image_in_its_own_size
         weights = np.array(Image.open(out / "weights" / f"scan{number}.png"))
         assert (weights.shape, weights.dtype) == (SIZES[number], np.uint8)
         assert weights.max() > 128
-        assert (out / "overlays" / f"scan{number}.png").is_file()
+        assert (out / "overlays" / f"scan{number}.jpg").is_file()
 
 
 def test_masks_are_finer_than_the_grid(tmp_path, monkeypatch):
@@ -204,6 +204,16 @@ def test_scores_are_those_of_the_masks_on_the_test_images(exclusive, tmp_path):
     written = json.loads((out / "transfer.json").read_text())
     assert written.items() >= {"dataset": "folder", "split": 1, "encoder": TOY, "k": 5, "state": "finished"}.items()
     assert written["seconds"] > 0
+
+
+def test_a_class_that_is_nowhere_has_no_score(tmp_path):
+    root, out = write_folder(tmp_path / "data", exclusive=True, annotated=4), tmp_path / "out"
+    (root / "classes.txt").write_text("disk\nsquare\nring\n")
+    result = run(root, out, references=("scan0", "scan1", "scan2"))
+    assert result["iou_per_class"]["ring"] is None
+    assert result["miou"] == pytest.approx((result["iou_per_class"]["disk"] + result["iou_per_class"]["square"]) / 2)
+    assert "NaN" not in (out / "transfer.json").read_text()
+    assert "<td>ring</td><td>\u2013</td>" in (out / "transfer.html").read_text()
 
 
 def test_references_are_those_named_and_the_other_annotated_images_are_scored(tmp_path):
