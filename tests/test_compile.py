@@ -56,7 +56,9 @@ def test_numbers_of_numpy(k):
     compiled = torch.compile(criterion.pseudo_labels, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(feat_u, feat_ref, y).weights, expected)
     compiled = torch.compile(rpg_pseudo_labels, fullgraph=True, backend="aot_eager")
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="k: got ndarray, expected an int >= 1"):
+    # Older compilers refuse it, too, and do not say why.
+    message = "k: got ndarray, expected an int >= 1" if hasattr(torch._C, "_set_fp32_precision_setter") else None
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=message):
         compiled(feat_u, feat_ref, y, k)
 
 
