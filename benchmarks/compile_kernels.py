@@ -172,10 +172,10 @@ QUICK = {
 }
 
 
-def variants(capability: tuple[int, int], quick: bool) -> list[tuple[str, int, bool]]:
-    if quick:
+def variants(capability: tuple[int, int], options: argparse.Namespace) -> list[tuple[str, int, bool]]:
+    if options.quick:
         return [QUICK[capability]]
-    return [(dtype, d, epsilon) for dtype in DTYPES for d in FEATURES for epsilon in (False, True)]
+    return [(dtype, d, epsilon) for dtype in options.dtypes for d in options.features for epsilon in (False, True)]
 
 
 def table(rows: list[Compiled]) -> str:
@@ -204,11 +204,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     known = {f"{major}.{minor}": (major, minor) for major, minor in CARDS}
     parser.add_argument("--cards", nargs="+", choices=known, default=list(known), help="compute capabilities")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="of the features")
+    parser.add_argument("--features", nargs="+", type=int, default=list(FEATURES), metavar="D", help="how many")
     parser.add_argument("--quick", action="store_true", help="one of the 24 variants for each card")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every kernel's figures")
     options = parser.parse_args(arguments)
     cards = [known[card] for card in options.cards]
-    rows = [row for card in cards for of in variants(card, options.quick) for row in compile_variants(card, *of)]
+    rows = [row for card in cards for of in variants(card, options) for row in compile_variants(card, *of)]
     print(f"compiled, not run: Triton {triton.__version__}, commit {commit()}\n\n{table(rows)}")
     record = {"command": " ".join(["python -m benchmarks.compile_kernels", *sys.argv[1:]]), "commit": commit()}
     write_json(options.json, {"triton": triton.__version__, **record, "rows": [asdict(row) for row in rows]})

@@ -204,6 +204,7 @@ class _Sweep(Engine):
         self.m, self.n = len(queries.values), len(references.values)
         self.d = queries.values.shape[1]
         self.device = sets.device
+        self.compiled: dict[str, Any] = {}  # what was launched last, by kernel
         self.features = (
             queries.values,
             references.values,
@@ -226,7 +227,7 @@ class _Sweep(Engine):
             "enable_fp_fusion": True,  # as it was the default before Triton 3.10
         }
 
-    def _launch(self, kernel: Any, m: int, *arguments: Tensor, sets: tuple[int, ...] = ()) -> None:
+    def _launch(self, name: str, m: int, *arguments: Tensor, sets: tuple[int, ...] = ()) -> None:
         if m == 0 or self.n == 0:
             return
         rows = -(-m // self.tiles.queries)
@@ -238,19 +239,20 @@ class _Sweep(Engine):
         span = -(-columns // splits) * self.tiles.references
         sizes = (m, self.n, self.d, span, *sets)
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            kernel[rows, -(-self.n // span)](*self.features, *arguments, *sizes, **self.options)
+            kernel = getattr(_kernels(), name)[rows, -(-self.n // span)]
+            self.compiled[name] = kernel(*self.features, *arguments, *sizes, **self.options)
 
     def set_maxima(self) -> Tensor:
         best = torch.zeros(self.m, self.num_sets, dtype=torch.int32, device=self.device)
-        self._launch(_kernels().set_maxima, self.m, self.sets, best, sets=(self.num_sets,))
+        self._launch("set_maxima", self.m, self.sets, best, sets=(self.num_sets,))
         return best.view(torch.float32)
 
     def lowest_key(self, rows: Tensor, threshold: Tensor) -> Tensor:
         lowest = torch.full(rows.shape, NO_KEY, device=self.device)
-        self._launch(_kernels().lowest_key, len(rows), self.keys, rows, threshold, lowest)
+        self._launch("lowest_key", len(rows), self.keys, rows, threshold, lowest)
         return lowest
 
     def count_above(self, rows: Tensor, thresholds: Tensor) -> Tensor:
         counts = torch.zeros(thresholds.shape, dtype=torch.int32, device=self.device)
-        self._launch(_kernels().count_above, len(rows), rows, thresholds, counts)
+        self._launch("count_above", len(rows), rows, thresholds, counts)
         return counts
