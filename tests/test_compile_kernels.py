@@ -1,5 +1,6 @@
 """The fused kernels compiled for cards that are not there; all variants: ``python -m benchmarks.compile_kernels``."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from .problems import needs_triton
+from .problems import HAS_TRITON, needs_triton
 
 pytestmark = [
     needs_triton,
+    pytest.mark.skipif(
+        HAS_TRITON and importlib.util.find_spec("triton.knobs") is None, reason="Triton before 3.4 hides its tools"
+    ),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ptxas comes with Triton on Linux alone"),
 ]
 ROOT = Path(__file__).parent.parent
