@@ -161,8 +161,8 @@ def test_best_weights_are_those_of_the_checkpoint(tmp_path, monkeypatch):
     scores = iter([0.9, 0.1, 0.1, 0.1] * 2)
     evaluate = examples.engine.validation.evaluate
 
-    def evaluate_as_told(net, images, data):
-        iou = evaluate(net, images, data)
+    def evaluate_as_told(net, images, data, *into):
+        iou = evaluate(net, images, data, *into)
         if images is data.validation:
             score = torch.full((len(data.class_names),), next(scores))
             iou.per_class = lambda: score

@@ -26,6 +26,7 @@ from examples.train import main
 KEYS = {
     "dataset", "method", "labeled", "split", "seed", "iterations", "image_size", "commit", "miou", "miou_pooled",
     "iou_per_class", "iou_per_class_pooled", "iou_percentiles", "miou_unlabeled", "validation", "seconds",
+    "dice_per_class", "hd95_px_per_class", "worst_images",
     "data", "division", "device", "threads", "torch", "score",
     "config", "history", "pictures", "environment", "earlier_environments",
 }  # fmt: skip
