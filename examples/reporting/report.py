@@ -74,7 +74,9 @@ def section_text(section: Section, name: str, out: Path) -> tuple[list[str], lis
 
 def heading(section: Section) -> str:
     size, channels = section.setting["image_size"], section.setting["base_channels"]
-    return f"{section.dataset}: {size} px, {channels} base channels, {section.length} iterations"
+    network = section.setting["network"]
+    named = "" if network == defaults(section.dataset)["network"] else f"{tables.as_text(str(network))}, "
+    return f"{section.dataset}: {named}{size} px, {channels} base channels, {section.length} iterations"
 
 
 def cautions(section: Section) -> list[str]:
