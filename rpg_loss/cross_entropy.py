@@ -123,13 +123,14 @@ def mean_cross_entropy(
         weights = (weights.unsqueeze(1) if weights.ndim < target.ndim else weights).to(logits.dtype)
         kept = used & (weights != 0)
         factor = torch.where(kept, weights, 0)
-    # What has no part must not reach the sum or its gradient: 0 times infinity is NaN.  In place, as kernels give other
-    # last bits for another layout, which a clone keeps.
-    logits = logits.clone().masked_fill_(~(kept if multilabel else kept.unsqueeze(1)), 0)
+    # What has no part must not reach the sum or its gradient: 0 times infinity is NaN.  Layouts are kept, of the logits
+    # and of their gradient: in another one the layers below are slower, and sum in another order.
     if multilabel:
+        logits = torch.where(torch.ones_like(logits, dtype=torch.bool) & kept, logits, 0)
         labels = target.masked_fill(~kept, 0).to(logits.dtype)
         entries = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     else:
+        logits = logits.clone().masked_fill_(~kept.unsqueeze(1), 0)  # its gradient is contiguous, as cross_entropy's is
         entries = F.cross_entropy(logits, target.long().masked_fill(~kept, 0), reduction="none")
     total = used.sum()
     if group is not None:

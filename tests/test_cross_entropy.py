@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rpg_loss import FixMatchSegLoss, RPGLoss, segmentation_cross_entropy
 
@@ -113,3 +114,21 @@ def test_weights_of_any_real_dtype(dtype):
     weights = torch.rand(2, 4, 5) < 0.5
     expected = segmentation_cross_entropy(LOGITS, CLASSES, weights.float())
     assert torch.equal(segmentation_cross_entropy(LOGITS, CLASSES, weights.to(dtype)), expected)
+
+
+@pytest.mark.parametrize("target", [CLASSES, VECTORS])
+def test_layers_get_the_gradient_in_the_layout_of_the_plain_cross_entropy(target):
+    """In another layout they are slower, and sum in another order: the same training gives other weights."""
+
+    def strides(loss_of):
+        seen = []
+        logits = LOGITS.to(memory_format=torch.channels_last).requires_grad_() * 1
+        logits.register_hook(lambda gradient: seen.append(gradient.stride()))
+        loss_of(logits).backward()
+        return seen
+
+    plain = F.binary_cross_entropy_with_logits if target is VECTORS else F.cross_entropy
+    expected = strides(lambda logits: plain(logits, target, reduction="none").sum())
+    for options in ({}, {"weights": PIXELS / 2, "valid": PIXELS > 0}):
+        found = strides(lambda logits, given=options: segmentation_cross_entropy(logits, target, **given))
+        assert found == expected, options
