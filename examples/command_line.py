@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import tyro
 
@@ -26,6 +27,25 @@ from examples.config import (
 )
 from examples.json_files import read_json
 from examples.typed_fields import typed_fields
+
+
+@contextmanager
+def ending_in_words() -> Iterator[None]:
+    """End the process with the message of an error, which says what to do; a traceback would bury it."""
+    try:
+        yield
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; every file that was written is whole, and --overwrite begins again", file=sys.stderr)
+        sys.exit(130)
+
+
+def end_naming(faults: Sequence[str]) -> NoReturn:
+    """End the process, with status 1 if there are faults, which are named."""
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    sys.exit(1 if faults else 0)
 
 
 @dataclass(frozen=True)

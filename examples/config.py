@@ -39,7 +39,6 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "map_size": ("nearest_neighbor", "rpg", "rpg_plus"),
     "weighted": ("rpg", "rpg_plus"),
     "features": ("nearest_neighbor", "rpg", "rpg_plus"),
-    "positions": ("nearest_neighbor", "rpg", "rpg_plus"),
     "threshold": ("pseudolabel", "fixmatch", "rpg_plus"),
     "cutout": ("fixmatch", "rpg_plus"),
     "batch_norm": METHOD_NAMES,
@@ -194,9 +193,6 @@ class AblationOptions:
     features: Literal["network", "frozen", "both"] = "network"
     """rpg, rpg_plus, nearest_neighbor: match in features of the network, of a frozen EfficientNet-lite0, or of both."""
 
-    positions: float = 0.0
-    """With --features frozen or both: length of the pixel's place among the features; each layer has length 1."""
-
     lambda_u: float = 1.0
     """Weight of the loss on unlabeled images (paper: 1)."""
 
@@ -252,9 +248,6 @@ class Config(
         require(self.side <= self.image_size, "map_size", self.side, f"at most --image-size {self.image_size}")
         require(self.cache_mib >= 0, "cache_mib", self.cache_mib, "0 or more")
         require(0.5 <= self.threshold < 1, "threshold", self.threshold, "in [0.5, 1)")
-        require(0 <= self.positions < math.inf, "positions", self.positions, "0 or more, and finite")
-        placed = self.positions == 0 or self.features != "network"
-        require(placed, "positions", self.positions, "0 with --features network")
         require(0 <= self.lambda_u < math.inf, "lambda_u", self.lambda_u, "0 or more, and finite")
         require(0 <= self.warm_up < 1, "warm_up", self.warm_up, "a share in [0, 1)")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "more than 0, and finite")

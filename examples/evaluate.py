@@ -17,23 +17,20 @@ of the others the ones where it was predicted all the same (false): distances sa
 
 from __future__ import annotations
 
-import sys
-
 import torch
 import tyro
 from rich.console import Console
 
+from examples.command_line import ending_in_words
 from examples.inference.evaluation import Evaluate, measure
 from examples.inference.measures import table
 
 
 def main() -> None:
     torch.set_flush_denormal(True)  # as in training: tiny activations would slow a CPU down
-    try:
+    with ending_in_words():
         options = tyro.cli(Evaluate, description=__doc__, prog="python -m examples.evaluate")
         evaluation = measure(options)
-    except (ValueError, OSError) as error:  # the message says what to do; a traceback would bury it
-        sys.exit(f"error: {error}")
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)

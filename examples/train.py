@@ -51,8 +51,8 @@ def run_command() -> None:
             print(f"already finished, see {config.out_dir / 'report.html'}; --overwrite starts it again")
             return
         summary = train(config, resume=resume)
-    except (ValueError, OSError, FloatingPointError) as error:  # the message says what to do; a traceback would bury it
-        # What is not finite is so on all processes.
+    except (ImportError, OSError, ValueError, FloatingPointError) as error:
+        # The message says what to do; a traceback would bury it. What is not finite is so on all processes.
         sys.exit(f"error: {error}" if parallel.is_main_process() or not isinstance(error, FloatingPointError) else 1)
     except RuntimeError as error:
         if not parallel.is_peer_failure(error):

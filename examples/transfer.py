@@ -19,30 +19,22 @@ references, and scores are over its test images, so that both can be compared.
 
 from __future__ import annotations
 
-import sys
-
 import torch
 import tyro
 
+from examples.command_line import end_naming, ending_in_words
 from examples.inference.transfer import Transfer, transfer
 
 
 def main() -> None:
     torch.set_flush_denormal(True)
-    try:
+    with ending_in_words():
         options = tyro.cli(Transfer, description=__doc__, prog="python -m examples.transfer")
         result, faults = transfer(options)
-    except (ImportError, OSError, ValueError) as error:  # the message says what to do; a traceback would bury it
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; every file that was written is whole, and --overwrite begins again", file=sys.stderr)
-        sys.exit(130)
     print(f"{result['images']} images labeled by {result['labeled']} in {result['seconds']:.0f} s: {options.out}")
     if result["miou"] is not None:
         print(f"IoU of {result['scored']}: {result['miou']:.3f} per image, {result['miou_pooled']:.3f} pooled")
-    for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
-    sys.exit(1 if faults else 0)
+    end_naming(faults)
 
 
 if __name__ == "__main__":

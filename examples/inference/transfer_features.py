@@ -7,11 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from examples.models.encoders import lite0
+from examples.models.encoders import LITE0_LAYERS, lite0
 from examples.models.named import named
 from rpg_loss import FrozenFeatures
-
-LITE0_LAYERS = ("_blocks.2", "_blocks.4", "_blocks.10")  # at a quarter, an eighth and a sixteenth of the input's side
 
 
 class HuggingFace(nn.Module):

@@ -25,7 +25,7 @@ class RPG(Method):
         )
         self.frozen = None
         if config.features != "network":
-            self.frozen = FrozenFeatures(lite0(), LITE0_LAYERS, size=config.side, positions=config.positions)
+            self.frozen = FrozenFeatures(lite0(), LITE0_LAYERS, size=config.side)
 
     def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
         (logits_ref, feat_ref), (logits_u, feat_u) = self.forward_views(net, pool.images, unlabeled.images)

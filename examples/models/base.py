@@ -70,6 +70,11 @@ class PyramidNetwork(Network):
     def blocks(self, images: Tensor) -> list[Tensor]: ...
 
 
+def channels_last(net: nn.Module) -> None:
+    """Lay the weights out as CPUs are faster with."""
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it for tensors alone
+
+
 def initialize(module: nn.Module) -> None:
     """Draw convolutions by Glorot's rule, without bias."""
     for part in module.modules():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.models.base import PyramidNetwork, initialize
+from examples.models.base import PyramidNetwork, channels_last, initialize
 from examples.models.unet import UpBlock, conv
 
 # The last block before each halving of the size, and its channels.
@@ -77,7 +77,7 @@ class UNetLite0(PyramidNetwork):
             initialize(part)
         self.widths = (w4, w4, w3, w2, w1, w1)
         self.feature_channels = w1
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
+        channels_last(self)
 
     def blocks(self, images: Tensor) -> list[Tensor]:
         skips = [self.fine(images)]

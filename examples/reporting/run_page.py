@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2 import TemplateError
 
 from examples.config import defaults
 from examples.engine.checkpoint import atomic_write
 from examples.engine.resuming import changes
 from examples.reporting.run_files import RunFiles, read_run
 from examples.reporting.run_plots import class_colors, draw_losses, draw_pseudo_labels, draw_validation
+from examples.reporting.templates import template
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NEXT_TO_NOTHING = 0.01  # of a mean weight
@@ -33,10 +34,7 @@ LIGHTER = {
     "pseudolabel": "; try a lower --threshold",
 }
 
-PAGE = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-    lstrip_blocks=True,
-).get_template("run_page.html")  # fmt: skip
+PAGE = template("run_page.html")
 
 
 def write_page(folder: Path) -> Path:

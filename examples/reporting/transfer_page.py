@@ -12,21 +12,18 @@ from urllib.parse import quote
 import matplotlib
 import torch
 import torch.nn.functional as F
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
 from examples.engine.checkpoint import atomic_write
 from examples.logging.pictures import color, tinted
+from examples.reporting.templates import template
 
 PANEL = 256  # longer side of a picture in a strip
 GAP = 4
 NEXT = 12  # images that are named first
 
-PAGE = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-    lstrip_blocks=True,
-).get_template("transfer_page.html")  # fmt: skip
+PAGE = template("transfer_page.html")
 
 
 class Row(Protocol):

