@@ -135,5 +135,8 @@ def match(
     """
     impl = resolve(impl, queries, references)
     # Subclasses may look at every slice that is taken: MONAI's MetaTensor collates its metadata anew, or raises.
-    queries, references, set_ids = (tensor.as_subclass(Tensor) for tensor in (queries, references, set_ids))
+    # One that is none stays as it is: torch 2.4 refuses to make it one anew inside a dispatch mode, as profilers use.
+    queries, references, set_ids = (
+        tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor) for tensor in (queries, references, set_ids)
+    )
     return IMPLEMENTATIONS[impl](queries, references, set_ids, num_sets, k, shards)
