@@ -6,6 +6,8 @@ Nothing is trained. The network stays as it is, pools and unlabeled images are d
 pseudo-labels and predictions are compared with the labels held back, on the same pixels. So the options differ in
 nothing but themselves, where whole runs differ by chance as well. A pseudo-label can teach what the network does not
 know yet only where the two differ, and should be right there more often than the prediction.
+
+With --encoder pixels are matched in features of the pretrained encoder, too, which the network has no part in.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import Generator, Tensor
+from torch.nn.functional import one_hot
 
 from examples.config import Config
 from examples.data import Dataset, load
@@ -29,12 +32,17 @@ from examples.engine.metrics import class_masks, known_pixels, predicted_masks, 
 from examples.inference.trained import read_trained
 from examples.logging.environment import environment
 from examples.logging.run_folder import write_json
+from examples.methods.rpg import beside
 from examples.models.base import Network
-from rpg_loss import RPGLoss
+from examples.models.encoders import LITE0_LAYERS, lite0
+from rpg_loss import FrozenFeatures, RPGLoss
 from rpg_loss.maps import subsample
 
-SHARES = (0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.0025, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+SMALL = (0.0025, 0.01, 0.05)  # shares that features of the encoder are tried with
 SIDES = (16, 32, 64)
+POSITIONS = (0.5, 1.0, 2.0)
+WEIGHT_BINS = 10  # of equal width, from 0 to 1, in which shares of right labels are counted
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,9 @@ class LabelStudy:
 
     batches: int = 30
     """Draws of a pool and of unlabeled images that are compared."""
+
+    encoder: bool = False
+    """Match in features of the pretrained EfficientNet-lite0 as well, of several layers and with places."""
 
     root: Path | None = None
     """Folder the data set is read from, if it is not where the run had it."""
@@ -66,22 +77,37 @@ class Variant:
         k: Share of the references.
         side: Of the map.
         pool_size: Labeled images.
+        layers: Of the pretrained encoder, in which pixels are matched; none: in the network's own features.
+        positions: As in :class:`rpg_loss.FrozenFeatures`.
+        own: Whether the network's own features stand before them.
     """
 
     k: float
     side: int
     pool_size: int
+    layers: tuple[str, ...] = ()
+    positions: float = 0.0
+    own: bool = False
 
 
-def variants(config: Config) -> dict[str, Variant]:
+def variants(config: Config, *, encoder: bool = False) -> dict[str, Variant]:
     """Return the variants by what they change of a run's own setting."""
     share = config.k / (config.pool_size * config.side**2) if isinstance(config.k, int) else config.k
     own = Variant(share, config.side, config.pool_size)
+    frozen = replace(own, layers=LITE0_LAYERS)
+    of_encoder = {
+        "encoder": frozen,
+        **{f"encoder, k = {100 * share:g}%": replace(frozen, k=share) for share in SMALL},
+        **{f"encoder, {layer} alone": replace(frozen, layers=(layer,)) for layer in LITE0_LAYERS},
+        **{f"encoder, positions {length}": replace(frozen, positions=length) for length in POSITIONS},
+        "network and encoder": replace(frozen, own=True),
+    }
     return {
         "as trained": own,
-        **{f"k = {share:.0%}": replace(own, k=share) for share in SHARES},
+        **{f"k = {100 * share:g}%": replace(own, k=share) for share in SHARES},
         **{f"pool of {size}": replace(own, pool_size=size) for size in range(1, config.pool_size)},
         **{f"map of {side}": replace(own, side=side) for side in SIDES if config.side != side <= config.image_size},
+        **(of_encoder if encoder else {}),
     }
 
 
@@ -98,14 +124,20 @@ class Tally:
         right, own_right = (((masks == true).all(1) & known) for masks in (given, own))
         differ = (given != own).any(1) & known
         each = known[:, None]
+        bins = one_hot((weights * WEIGHT_BINS).long().clamp(max=WEIGHT_BINS - 1), WEIGHT_BINS).bool().movedim(-1, 1)
+        assigned = ~given[:, -1] & known
         over_pixels = {
             "known": known, "weight": weights, "right": right, "own_right": own_right, "differ": differ,
             "weight_right": weights * right, "weight_own_right": weights * own_right,
             "differ_right": differ & right, "differ_own_right": differ & own_right,
+            "assigned": assigned, "assigned_right": assigned & right,
+            "assigned_weight": assigned * weights, "assigned_weight_right": assigned * weights * right,
         }  # fmt: skip
         over_classes = {
             "class_true": true & each, "class_weight": weights[:, None] * true,
             "class_both": given & true & each, "class_any": (given | true) & each,
+            "bin": bins & each, "bin_right": bins & right[:, None],
+            "bin_assigned": bins & assigned[:, None], "bin_assigned_right": bins & (assigned & right)[:, None],
         }  # fmt: skip
         parts = {name: part.sum().double() for name, part in over_pixels.items()}
         parts |= {name: part.sum((0, 2, 3)).double() for name, part in over_classes.items()}
@@ -119,50 +151,78 @@ class Tally:
         * ``right``, ``own_right``: share of pixels where pseudo-label, or prediction, is right (in every label);
         * ``weighted_right``, ``weighted_own_right``: the same with every pixel counting as much as it weighs;
         * ``differ``: share of pixels where the two differ, ``differ_right``, ``differ_own_right``: who is right there;
-        * ``weight_per_class``: mean weight of the pixels that are of a class; ``iou_per_class``: of the pseudo-labels.
+        * ``assigned``: share of pixels that are given another label than background, and of these ``assigned_weight``,
+          ``assigned_right`` and ``assigned_weighted_right``, as above;
+        * ``weight_per_class``: mean weight of the pixels that are of a class; ``iou_per_class``: of the pseudo-labels;
+        * ``by_weight``: in tenths of the weight, from 0 to 1, the ``share`` of the pixels and the share of right ones
+          among them, and the same of pixels that are ``assigned``.
         """
         s = self.sums
 
         def by_name(over: str, under: str) -> dict[str, float]:
             return dict(zip(self.names, (s[over] / s[under]).tolist(), strict=True))
 
+        by_weight = {
+            "share": s["bin"] / s["known"], "right": s["bin_right"] / s["bin"],
+            "assigned": s["bin_assigned"] / s["known"], "assigned_right": s["bin_assigned_right"] / s["bin_assigned"],
+        }  # fmt: skip
         ratios = {
             "weight": ("weight", "known"), "right": ("right", "known"), "own_right": ("own_right", "known"),
             "weighted_right": ("weight_right", "weight"), "weighted_own_right": ("weight_own_right", "weight"),
             "differ": ("differ", "known"), "differ_right": ("differ_right", "differ"),
-            "differ_own_right": ("differ_own_right", "differ"),
+            "differ_own_right": ("differ_own_right", "differ"), "assigned": ("assigned", "known"),
+            "assigned_weight": ("assigned_weight", "assigned"), "assigned_right": ("assigned_right", "assigned"),
+            "assigned_weighted_right": ("assigned_weight_right", "assigned_weight"),
         }  # fmt: skip
         return {
             **{name: float(s[over] / s[under]) for name, (over, under) in ratios.items()},
             "weight_per_class": by_name("class_weight", "class_true"),
             "iou_per_class": by_name("class_both", "class_any"),
+            "by_weight": {name: values.tolist() for name, values in by_weight.items()},
         }
 
 
 @torch.no_grad()
-def study(net: Network, data: Dataset, config: Config, batches: int) -> dict[str, dict[str, Any]]:
+def study(
+    net: Network, data: Dataset, config: Config, batches: int, *, encoder: bool = False
+) -> dict[str, dict[str, Any]]:
     """Return the measures (see ``Tally``) of every variant that the data allows, by name."""
     net.train()  # views have their own batch statistics, as in training
     unlabeled = UnlabeledBatches(data, config.unlabeled_batch or 1, Generator().manual_seed(config.seed))
     pools = {size: pool for size in range(1, config.pool_size + 1) if (pool := pools_of(size, data, config))}
-    wanted = {name: variant for name, variant in variants(config).items() if variant.pool_size in pools}
+    wanted = {
+        name: variant for name, variant in variants(config, encoder=encoder).items() if variant.pool_size in pools
+    }
+    encoders = {
+        (variant.layers, variant.positions): FrozenFeatures(
+            lite0(), variant.layers, size=config.side, positions=variant.positions
+        )
+        for variant in wanted.values()
+        if variant.layers
+    }
     tallies = {name: Tally(data.class_names) for name in wanted}
     for _ in range(batches):
         views = {size: next(pool) for size, pool in pools.items()}
-        feat_ref = {size: net(view.images)[1] for size, view in views.items()}
         view = next(unlabeled)
         logits, feat_u = net(view.images)
+        own = {0: feat_u} | {size: net(pool.images)[1] for size, pool in views.items()}
+        images = {0: view.images} | {size: pool.images for size, pool in views.items()}
+        frozen = {key: {size: make(images[size]) for size in images} for key, make in encoders.items()}
         predicted = with_background(predicted_masks(logits, multilabel=data.multilabel))
         true = with_background(class_masks(view.labels, len(data.class_names)))
         known = known_pixels(view.labels) & view.valid
         for name, variant in wanted.items():
-            size = variant.pool_size
             criterion = RPGLoss(variant.k, map_size=variant.side, check_values=False)
-            labels, weights = criterion.pseudo_labels(feat_u, feat_ref[size], views[size].labels, valid_u=view.valid)
+            features = frozen[variant.layers, variant.positions] if variant.layers else own
+            feat_u, feat_ref = (
+                beside(own[n], features[n]) if variant.own else features[n] for n in (0, variant.pool_size)
+            )
+            y_ref = views[variant.pool_size].labels
+            labels, weights = criterion.pseudo_labels(feat_u, feat_ref, y_ref, valid_u=view.valid)
             given = with_background(class_masks(labels, len(data.class_names)))
             grid = tuple(weights.shape[1:])
-            own, truth, count = (subsample(maps, grid) for maps in (predicted, true, known))
-            tallies[name].add(given, own, truth, weights, count)
+            said, truth, count = (subsample(maps, grid) for maps in (predicted, true, known))
+            tallies[name].add(given, said, truth, weights, count)
     return {name: {"options": asdict(wanted[name]), **tally.measures()} for name, tally in tallies.items()}
 
 
@@ -179,13 +239,15 @@ def pools_of(size: int, data: Dataset, config: Config) -> PoolBatches | None:
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
     title = "Pseudo-labels (p) and own predictions (o), % of pixels"
-    caption = "right; right where weighed by W; where the two differ, and which is right there"
+    caption = (
+        "right; right where weighed by W; where the two differ, and which is right there; of p that assign a class"
+    )
     shown = Table(title=title, caption=caption, box=SIMPLE, padding=(0, 0, 0, 1))
     shown.add_column("option", no_wrap=True)
-    for heading in ("W", "p", "o", "W·p", "W·o", "differ", "p", "o"):
+    for heading in ("W", "p", "o", "W·p", "W·o", "differ", "p", "o", "W", "p", "W·p"):
         shown.add_column(heading, justify="right", no_wrap=True)
     keys = ("weight", "right", "own_right", "weighted_right", "weighted_own_right", "differ", "differ_right",
-            "differ_own_right")  # fmt: skip
+            "differ_own_right", "assigned_weight", "assigned_right", "assigned_weighted_right")  # fmt: skip
     for name, measures in results.items():
         shown.add_row(name, *(f"{100 * measures[key]:.1f}" for key in keys))
     return shown
@@ -198,12 +260,12 @@ def main() -> None:
         trained = read_trained(options.run)
         config = trained.config if options.root is None else replace(trained.config, root=options.root)
         data = load(config)
-        results = study(trained.net(), data, config, options.batches)
+        results = study(trained.net(), data, config, options.batches, encoder=options.encoder)
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             content = {"run": config.plain(), "batches": options.batches, "variants": results}
             write_json(options.out, content | {"environment": environment(config.device)})
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     Console().print(table(results))
 

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import griffe
+import matplotlib.pyplot as plt
 
 import rpg_loss
 from benchmarks.measure import conditions
@@ -24,7 +25,7 @@ from benchmarks.plots import mebibytes, milliseconds, number, sizes
 from examples.command_line import Command
 from examples.config import DATASET_HELP
 from examples.reporting import label_studies as studied
-from examples.reporting import report, tables
+from examples.reporting import plotting, report, tables
 from examples.reporting.results import read_results, sections
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +46,10 @@ def pages() -> dict[str, str]:
 def pictures() -> dict[str, bytes]:
     """Every picture that a page shows, by its place below docs/."""
     found = [*(RESULTS / "plots").glob("*.png"), ROOT / "examples" / "demo.png"]
-    drawn = {name: content for folder in reported() for name, content in drawn_report(folder)[1].items()}
+    drawn = {name: content for folder in shown("results") for name, content in drawn_report(folder)[1].items()}
+    drawn |= {f"reliability-{folder}.png": drawn_reliability(folder) for folder in shown("label_studies")}
     return {f"pictures/{path.name}": path.read_bytes() for path in found} | {
-        f"pictures/{name}": content for name, content in drawn.items()
+        f"pictures/{name}": content for name, content in drawn.items() if content
     }
 
 
@@ -207,11 +209,10 @@ def legend() -> str:
     return tables.LEGEND
 
 
-def reported() -> set[str]:
-    """The folders of benchmarks/results of which a page shows the results."""
-    return {
-        name for page in DOCS.rglob("*.md") for name in re.findall(r"<!-- build: results (\w+) -->", page.read_text())
-    }
+def shown(block: str) -> set[str]:
+    """The folders of benchmarks/results of which a page has such a block."""
+    marker = re.compile(rf"<!-- build: {block} (\w+) -->")
+    return {name for page in DOCS.rglob("*.md") for name in marker.findall(page.read_text())}
 
 
 def results(folder: str) -> str:
@@ -222,7 +223,19 @@ def results(folder: str) -> str:
 def label_studies(folder: str) -> str:
     """What examples.report makes of the label studies in a folder of benchmarks/results."""
     found = studied.read_label_studies([RESULTS / folder])
-    return folded("All networks", [studied.CAPTION, *(studied.label_study_table(content) for _, content in found)])
+    tables_ = folded("All networks", [studied.CAPTION, *(studied.label_study_table(content) for _, content in found)])
+    if not drawn_reliability(folder):
+        return tables_
+    return f"![{studied.RELIABILITY}](../pictures/reliability-{folder}.png)\n\n*{studied.RELIABILITY}.*\n\n{tables_}"
+
+
+@functools.cache
+def drawn_reliability(folder: str) -> bytes:
+    """The picture of the label studies in a folder, empty if they have none."""
+    contents = [content for _, content in studied.read_label_studies([RESULTS / folder])]
+    with TemporaryDirectory() as scratch, plt.rc_context(plotting.LOOK):
+        path = Path(scratch) / "reliability.png"
+        return path.read_bytes() if studied.draw_reliability(contents, path) else b""
 
 
 @functools.cache

@@ -47,7 +47,10 @@ class RPG(Method):
         if self.frozen is None:
             return features
         frozen: Tensor = self.frozen(images)
-        if self.config.features == "frozen":
-            return frozen
-        own = F.interpolate(features, frozen.shape[-2:])  # nearest, as the loss sub-samples
-        return torch.cat([F.normalize(own, dim=1), frozen], dim=1)
+        return frozen if self.config.features == "frozen" else beside(features, frozen)
+
+
+def beside(own: Tensor, frozen: Tensor) -> Tensor:
+    """Return features of the network, at unit length, and behind them frozen ones, of their size."""
+    own = F.interpolate(own, frozen.shape[-2:])  # nearest, as the loss sub-samples
+    return torch.cat([F.normalize(own, dim=1), frozen], dim=1)

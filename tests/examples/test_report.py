@@ -452,4 +452,10 @@ def test_what_the_label_study_found_is_shown(tmp_path):
     (tmp_path / "runs/broken.json").write_text("{")
     text = read(tmp_path)
     assert "**`rpg`, N_l = 6, split 2, 7 batches**" in text
-    assert "| as trained |" + " 25.1 |" * 7 + " – |" in text  # noqa: RUF001
+    assert "| as trained |" + " 25.1 |" * 7 + " – |" * 4 in text  # noqa: RUF001
+    assert "reliability.png" not in text  # a study that has not counted by weight
+    by_weight = {"assigned": [0.1, 0.2], "assigned_right": [0.5, None]}
+    found["k = 5%"] = found["as trained"] | {"by_weight": by_weight}
+    (tmp_path / "runs/labels.json").write_text(json.dumps({"run": run, "batches": 7, "variants": found}))
+    assert "](reliability.png)" in read(tmp_path)
+    assert (tmp_path / "report/reliability.png").stat().st_size > 0
