@@ -13,6 +13,7 @@ With --encoder pixels are matched in features of the pretrained encoder, too, wh
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,7 +99,7 @@ def variants(config: Config, *, encoder: bool = False) -> dict[str, Variant]:
     of_encoder = {
         "encoder": frozen,
         **{f"encoder, k = {100 * share:g}%": replace(frozen, k=share) for share in SMALL},
-        **{f"encoder, {layer} alone": replace(frozen, layers=(layer,)) for layer in LITE0_LAYERS},
+        **{f"encoder, {layer}": replace(frozen, layers=(layer,)) for layer in LITE0_LAYERS},
         **{f"encoder, positions {length}": replace(frozen, positions=length) for length in POSITIONS},
         "network and encoder": replace(frozen, own=True),
     }
@@ -237,20 +238,24 @@ def pools_of(size: int, data: Dataset, config: Config) -> PoolBatches | None:
     return PoolBatches(data, size, Generator().manual_seed(config.seed))
 
 
-def table(results: dict[str, dict[str, Any]]) -> Table:
-    title = "Pseudo-labels (p) and own predictions (o), % of pixels"
-    caption = (
-        "right; right where weighed by W; where the two differ, and which is right there; of p that assign a class"
-    )
-    shown = Table(title=title, caption=caption, box=SIMPLE, padding=(0, 0, 0, 1))
-    shown.add_column("option", no_wrap=True)
-    for heading in ("W", "p", "o", "W·p", "W·o", "differ", "p", "o", "W", "p", "W·p"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    keys = ("weight", "right", "own_right", "weighted_right", "weighted_own_right", "differ", "differ_right",
-            "differ_own_right", "assigned_weight", "assigned_right", "assigned_weighted_right")  # fmt: skip
-    for name, measures in results.items():
-        shown.add_row(name, *(f"{100 * measures[key]:.1f}" for key in keys))
-    return shown
+def tables(results: dict[str, dict[str, Any]]) -> Iterator[Table]:
+    whole = [
+        ("W", "weight"), ("p", "right"), ("o", "own_right"), ("W·p", "weighted_right"), ("W·o", "weighted_own_right"),
+        ("differ", "differ"), ("p", "differ_right"), ("o", "differ_own_right"),
+    ]  # fmt: skip
+    assigned = [("W", "assigned_weight"), ("p", "assigned_right"), ("W·p", "assigned_weighted_right")]
+    caption = "right; right where weighed by W; where the two differ, and which is right there"
+    for title, columns, below in (
+        ("Pseudo-labels (p) and own predictions (o), % of pixels", whole, caption),
+        ("Those that p gives a class, %", assigned, None),
+    ):
+        shown = Table(title=title, caption=below, box=SIMPLE, padding=(0, 0, 0, 1))
+        shown.add_column("option", no_wrap=True)
+        for heading, _ in columns:
+            shown.add_column(heading, justify="right", no_wrap=True)
+        for name, measures in results.items():
+            shown.add_row(name, *(f"{100 * measures[key]:.1f}" for _, key in columns))
+        yield shown
 
 
 def main() -> None:
@@ -267,7 +272,7 @@ def main() -> None:
             write_json(options.out, content | {"environment": environment(config.device)})
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    Console().print(table(results))
+    Console().print(*tables(results))
 
 
 if __name__ == "__main__":
