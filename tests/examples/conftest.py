@@ -1,11 +1,45 @@
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import pytest
 
 from examples.engine import distributed
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _on_the_cpu():
-    """What is compared to the last bit, or with tensors of the test's own, is computed on the CPU."""
+def _on_the_cpu(tmp_path_factory):
+    """What is compared to the last bit, or with tensors of the test's own, is computed on the CPU.
+
+    The user's cache is left alone, and nothing waits for the disk.
+    """
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(distributed, "default_device", lambda: "cpu")
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patched.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+class Ended(NamedTuple):
+    """Exit status, or the message in its place, and what was printed to stdout and stderr."""
+
+    status: int | str
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Callable[..., Ended]:
+    """Run the ``main`` of a command with words, in this process."""
+
+    def run(main: Callable[[], Any], *words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, words)])
+        status = 0
+        try:
+            main()
+        except SystemExit as ended:
+            status = ended.code or 0
+        return Ended(status, *capsys.readouterr())
+
+    return run

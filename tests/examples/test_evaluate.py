@@ -3,9 +3,7 @@
 import csv
 import json
 import math
-import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from examples.inference.evaluation import Evaluate, RemappedOutputs, match_outpu
 from examples.inference.measures import Measures
 from examples.inference.trained import Labels, read_trained
 from examples.train import train
+from tests.examples.files import read_json, real_data, save_image
 from tests.examples.tiny import shrink, tiny
 from tests.examples.trained import write_checkpoint
 from tests.examples.volumes import SCANS, draw_volume, write_image, write_tree, write_volume
@@ -35,19 +34,8 @@ NAN = math.nan
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+def _small(monkeypatch):
     shrink(monkeypatch.setattr)
-
-
-def command(monkeypatch, capsys, *words: object) -> tuple[int | str | None, str]:
-    """Exit status, and what was printed."""
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
-    try:
-        evaluate.main()
-    except SystemExit as ended:
-        return ended.code, capsys.readouterr().out
-    return 0, capsys.readouterr().out
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -69,8 +57,7 @@ def write_folder(root: Path, names: tuple[str, ...] = (), count: int = 6) -> Pat
         ids = np.where(masks[0] > 0, 1, 2 * (masks[1] > 0)).astype(np.uint8)
         files = {f"masks/{name}": mask for name, mask in zip(names, masks, strict=False)} or {"masks": ids}
         for folder, values in {"images": rng.integers(0, 255, ids.shape, np.uint8), **files}.items():
-            (root / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(values).save(root / folder / f"p{i}.png")
+            save_image(root / folder / f"p{i}.png", values)
     return root
 
 
@@ -85,7 +72,7 @@ def test_the_iou_is_that_of_the_runs_own_result(dataset, tmp_path):
     else:
         of_run = replace(tiny(tmp_path / "run"), dataset=dataset)
     train(replace(of_run, iterations=6))
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    result = read_json(tmp_path / "run" / "result.json")
     measured = measure(Evaluate(tmp_path / "run"))
     for iou, expected in (
         (measured.measures.per_class(), result["iou_per_class"]),
@@ -128,7 +115,7 @@ def measure_later(later: Path, **options: object) -> evaluation.Evaluation:
 
 def test_images_added_after_a_run_change_none_of_its_parts(later):
     """Drawn anew, the division would test images that were learned from."""
-    result = json.loads((later / "run" / "result.json").read_text())
+    result = read_json(later / "run" / "result.json")
     of_run = result["division"]
     assert of_run["unlabeled"]["images"] == 14 - len(of_run["validation"]) - len(of_run["test"])
     before = measure_later(later)
@@ -149,7 +136,7 @@ def test_images_added_after_a_run_change_none_of_its_parts(later):
 
 @pytest.mark.parametrize("change", ["image", "mask", "pixel"])
 def test_a_test_of_other_images_than_the_runs_is_refused(change, later):
-    name = json.loads((later / "run" / "result.json").read_text())["division"]["test"][1]
+    name = read_json(later / "run" / "result.json")["division"]["test"][1]
     mask = later / "data" / "masks" / f"{name}.png"
     if change == "pixel":
         values = np.array(Image.open(mask))
@@ -216,7 +203,7 @@ class Fixed(nn.Module):
         return (self.masks.float() * 2 - 1).expand(len(images), -1, -1, -1), None
 
 
-def test_the_table_counts_what_is_missed_and_what_is_not_there(tmp_path, monkeypatch, capsys):
+def test_the_table_counts_what_is_missed_and_what_is_not_there(tmp_path, monkeypatch, command):
     names = ("everywhere", "missed", "nowhere")
     root = write_folder(tmp_path / "data", names)
     for path in (root / "masks" / "nowhere").iterdir():
@@ -227,7 +214,7 @@ def test_the_table_counts_what_is_missed_and_what_is_not_there(tmp_path, monkeyp
     masks = torch.zeros(3, SIDE, SIDE, dtype=torch.bool)
     masks[0] = True
     monkeypatch.setattr(evaluation, "match_outputs", lambda net, labels, data: Fixed(masks))
-    status, text = command(monkeypatch, capsys, checkpoint, "--part", "all", "--spacing", "0.5", "0.25")
+    status, text, _ = command(evaluate.main, checkpoint, "--part", "all", "--spacing", "0.5", "0.25")
     assert status == 0
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
     assert rows["class"][:3] == ["images", "missed", "false"]
@@ -360,33 +347,30 @@ def test_no_name_is_counted_twice_where_parts_overlap():
 # --- what goes wrong
 
 
-def test_the_csv_file_is_not_written_over_without_the_flag(tmp_path, monkeypatch, capsys):
+def test_the_csv_file_is_not_written_over_without_the_flag(tmp_path, command):
     root = write_folder(tmp_path / "data")
     labels = Labels(("class1", "class2"), multilabel=False)
     checkpoint = write_checkpoint(tmp_path / "best.pt", config(root=root), labels, load(config(root=root)))
     path = tmp_path / "evaluation-folder-test.csv"
     path.write_text("mine")
-    status, _ = command(monkeypatch, capsys, checkpoint)
+    status, *_ = command(evaluate.main, checkpoint)
     assert status == f"error: csv: {path} is there; pass --overwrite or another --csv"
     assert path.read_text() == "mine"
-    assert command(monkeypatch, capsys, checkpoint, "--csv", tmp_path / "new" / "other.csv")[0] == 0
-    assert command(monkeypatch, capsys, checkpoint, "--overwrite")[0] == 0
+    assert command(evaluate.main, checkpoint, "--csv", tmp_path / "new" / "other.csv")[0] == 0
+    assert command(evaluate.main, checkpoint, "--overwrite")[0] == 0
     assert path.read_bytes() == (tmp_path / "new" / "other.csv").read_bytes()
 
 
-def test_options_that_cannot_be_meant_are_refused(tmp_path, monkeypatch, capsys):
+def test_options_that_cannot_be_meant_are_refused(tmp_path, command):
     labels = Labels(jsrt.CLASSES, multilabel=True)
     checkpoint = write_checkpoint(tmp_path / "best.pt", config("jsrt", root=tmp_path / "gone", labeled=3), labels)
     with pytest.raises(ValueError, match=r"spacing: got \(0\.0, 1\.0\), expected two lengths in mm"):
         Evaluate(checkpoint, spacing=(0.0, 1.0))
-    assert "gone is not a folder" in command(monkeypatch, capsys, checkpoint)[0]
+    assert "gone is not a folder" in command(evaluate.main, checkpoint)[0]
 
 
 def test_jsrt(tmp_path):
-    default = Path(__file__).resolve().parents[3] / "shared" / "data" / "jsrt"
-    root = Path(os.environ.get("RPG_LOSS_JSRT", default))
-    if not root.is_dir():
-        pytest.skip(f"no JSRT at {root}; name its folder in RPG_LOSS_JSRT")
+    root = real_data("jsrt")
     labels = Labels(jsrt.CLASSES, multilabel=True)
     of_run = config("jsrt", labeled=3)
     checkpoint = write_checkpoint(tmp_path / "best.pt", of_run, labels, load(replace(of_run, root=root)))

@@ -1,7 +1,6 @@
 """Pseudo-labels of a trained network beside its predictions."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -12,18 +11,14 @@ from hypothesis import strategies as st
 from benchmarks import label_study
 from benchmarks.label_study import Tally, variants
 from examples.config import Config
-from examples.data.phantoms import chest as phantom
 from examples.engine.loop import train
+from tests.examples.tiny import shrink, tiny
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(phantom, "TRAIN", 8)
-    monkeypatch.setattr(phantom, "VALIDATION", 2)
-    monkeypatch.setattr(phantom, "TEST", 2)
-    config = Config(
-        "phantom", method="rpg", out=tmp_path / "run", image_size=32, base_channels=4, map_size=16, k=0.5, iterations=4
-    )
+    shrink(monkeypatch.setattr)
+    config = tiny(tmp_path / "run", method="rpg", map_size=16, iterations=4)
     train(config)
     return config
 
@@ -89,13 +84,11 @@ def test_features_of_the_encoder_have_a_row_each(run, monkeypatch):
     assert len(set(rights)) == 3
 
 
-def test_the_study_of_a_run(run, tmp_path, monkeypatch, capsys):
+def test_the_study_of_a_run(run, tmp_path, command):
     out = tmp_path / "new" / "labels.json"
-    monkeypatch.setattr(sys, "argv", ["label_study", str(run.out_dir), "--out", str(out), "--batches", "2"])
-    label_study.main()
+    assert "as trained" in command(label_study.main, run.out_dir, "--out", out, "--batches", "2").out
     found = json.loads(out.read_text())
     assert found["variants"].keys() == variants(run).keys()
-    assert "as trained" in capsys.readouterr().out
     same, different = found["variants"]["k = 50%"], found["variants"]["k = 100%"]
     assert {**found["variants"]["as trained"], "options": None} == {**same, "options": None}
     # k moves weights and no label.
@@ -105,10 +98,8 @@ def test_the_study_of_a_run(run, tmp_path, monkeypatch, capsys):
     assert found["variants"]["map of 32"]["right"] != same["right"]
 
 
-def test_no_run_there_is_an_error_that_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["label_study", str(tmp_path / "no")])
-    with pytest.raises(SystemExit, match="error: checkpoint: "):
-        label_study.main()
+def test_no_run_there_is_an_error_that_says_so(tmp_path, command):
+    assert command(label_study.main, tmp_path / "no").status.startswith("error: checkpoint: ")
 
 
 def test_k_as_a_number_is_its_share(tmp_path):

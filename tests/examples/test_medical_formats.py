@@ -22,11 +22,6 @@ CONFIG = Config("folder", image_size=SIDE, base_channels=2, map_size=8, k=0.5, l
 VALUES = np.random.default_rng(0).integers(0, 4000, (3, 20, 44)).astype(np.uint16)
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
 def write(path: Path, values: np.ndarray, **tags: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = SimpleITK.GetImageFromArray(values)

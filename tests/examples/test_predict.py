@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from examples.inference import inputs
 from examples.inference.inputs import Input
 from examples.inference.overlay import draw_overlay
 from examples.inference.trained import Labels, read_trained
+from tests.examples.files import save_image
 from tests.examples.trained import write_checkpoint
 from tests.examples.volumes import HEIGHT, SCANS, WIDTH, draw_volume, write_image, write_tree
 
@@ -30,12 +30,6 @@ LABELS = {
 }
 SIZES = [(SIDE, SIDE), (20, 50), (90, 30), (1, 7)]  # height, width
 SPACING, ORIGIN, DIRECTION = (0.5, 0.25, 3.0), (1.0, -2.0, 7.5), (0, 1, 0, 1, 0, 0, 0, 0, -1)
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def config(dataset: str = "folder", **changes: object) -> Config:
@@ -58,18 +52,9 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    (tmp_path / "images").mkdir()
     for seed, size in enumerate(SIZES):
-        Image.fromarray(picture(*size, seed)).save(tmp_path / "images" / f"scan{seed}.png")
+        save_image(tmp_path / "images" / f"scan{seed}.png", picture(*size, seed))
     return tmp_path / "images"
-
-
-def command(monkeypatch, capsys, *words: object) -> tuple[int | str, str, str]:
-    """Exit status, and what was printed to stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["predict", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        predict.main()
-    return ended.value.code, *capsys.readouterr()
 
 
 def write_volume(path: Path, dtype: type = np.uint16) -> np.ndarray:
@@ -92,10 +77,10 @@ def masks_below(folder: Path, name: str) -> list[np.ndarray]:
 
 
 def test_masks_have_the_size_of_their_images_and_the_values_of_their_kind(
-    labels, checkpoint, images, tmp_path, monkeypatch, capsys
+    labels, checkpoint, images, tmp_path, command
 ):
     out = tmp_path / "out"
-    status, text, _ = command(monkeypatch, capsys, checkpoint, images, "--out", out)
+    status, text, _ = command(predict.main, checkpoint, images, "--out", out)
     assert status == 0
     assert "masks of 4 of 4 files" in text
     for seed, size in enumerate(SIZES):
@@ -205,13 +190,13 @@ def test_a_flat_mhd_file_is_an_image(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("view", ["whole", "crop", "flatten"])
-def test_retouch_is_prepared_as_in_training(view, tmp_path, monkeypatch, capsys):
+def test_retouch_is_prepared_as_in_training(view, tmp_path, command):
     tree = write_tree(tmp_path / "tree", volumes=3)
     of_run = config("retouch", root=tree, retina=view, labeled=3, image_size=WIDTH)
     checkpoint = write_checkpoint(tmp_path / "best.pt", of_run, Labels(("IRF", "SRF", "PED"), multilabel=False))
     data = load(of_run)
     folders = sorted((tree / "TrainingSpectralis").iterdir())
-    status, *_ = command(monkeypatch, capsys, checkpoint, *folders, "--out", tmp_path / "out")
+    status, *_ = command(predict.main, checkpoint, *folders, "--out", tmp_path / "out")
     assert status == 0
     assert len(list((tmp_path / "out" / "masks").glob("*.mhd"))) == 3  # and none of reference.mhd
     net = read_trained(checkpoint).net()
@@ -277,14 +262,14 @@ def test_overlays_show_image_masks_and_the_names_of_what_is_there(images, tmp_pa
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
-def test_damaged_files_are_named_and_the_others_predicted(damage, checkpoint, images, tmp_path, monkeypatch, capsys):
+def test_damaged_files_are_named_and_the_others_predicted(damage, checkpoint, images, tmp_path, command):
     write_volume(images / "volume.mhd")
     for path in (images / "scan2.png", images / "volume.raw"):
         content = path.read_bytes()
         path.write_bytes({"cut": content[: len(content) // 2], "noise": b"no image", "empty": b""}[damage])
     np.full((5, 5), np.nan, np.float32).tofile(images / "nan.raw")
     write_image(images / "nan.mhd", np.full((5, 5), np.nan, np.float32))
-    status, text, errors = command(monkeypatch, capsys, checkpoint, images, "--out", tmp_path / "out", "--overlays")
+    status, text, errors = command(predict.main, checkpoint, images, "--out", tmp_path / "out", "--overlays")
     assert status == 1
     assert "masks of 3 of 6 files" in text
     for name, why in (("scan2.png", "cannot be read"), ("volume.raw", "bytes of values"), ("nan.mhd", "not finite")):
@@ -319,7 +304,7 @@ def test_volumes_in_one_file_or_two_are_read(suffix, compressed, tmp_path):
         inputs.read_volume(path)
 
 
-def test_volumes_that_cannot_be_meant_are_named_and_the_others_predicted(checkpoint, tmp_path, monkeypatch, capsys):
+def test_volumes_that_cannot_be_meant_are_named_and_the_others_predicted(checkpoint, tmp_path, command):
     folder = tmp_path / "volumes"
     secret = tmp_path / "secret.raw"
     for name in ("empty", "far", "outside", "usual"):
@@ -332,7 +317,7 @@ def test_volumes_that_cannot_be_meant_are_named_and_the_others_predicted(checkpo
     ):
         header = folder / f"{name}.mhd"
         header.write_text(header.read_text().replace(old, new))
-    status, text, errors = command(monkeypatch, capsys, checkpoint, folder, "--out", tmp_path / "out")
+    status, text, errors = command(predict.main, checkpoint, folder, "--out", tmp_path / "out")
     assert status == 1
     assert "masks of 1 of 4 files" in text
     for name, why in (("empty", "is empty"), ("far", "more than can be read"), ("outside", "in the same folder")):
@@ -340,31 +325,31 @@ def test_volumes_that_cannot_be_meant_are_named_and_the_others_predicted(checkpo
     assert {path.stem for path in (tmp_path / "out" / "masks").rglob("*.mhd")} == {"usual"}
 
 
-def test_long_names_are_predicted_or_refused_before_anything_is(checkpoint, tmp_path, monkeypatch, capsys):
+def test_long_names_are_predicted_or_refused_before_anything_is(checkpoint, tmp_path, command):
     for name in ("a" * 251, "\u00e9" * 125):
         Image.fromarray(picture(9, 9)).save(tmp_path / f"{name}.png")
-    status, *_ = command(monkeypatch, capsys, checkpoint, tmp_path, "--out", tmp_path / "out", "--overlays")
+    status, *_ = command(predict.main, checkpoint, tmp_path, "--out", tmp_path / "out", "--overlays")
     assert status == 0
     assert {len(path.stem) for path in (tmp_path / "out" / "overlays").iterdir()} == {251, 125}
     write_image(tmp_path / f"{'v' * 248}.mhd", np.zeros((3, 9, 9), np.uint8))
-    status, *_ = command(monkeypatch, capsys, checkpoint, tmp_path, "--out", tmp_path / "volumes")
+    status, *_ = command(predict.main, checkpoint, tmp_path, "--out", tmp_path / "volumes")
     assert "vvv.mhd has a name of 248 bytes, too long for its masks to be named after it; shorten it to 240" in status
     assert not (tmp_path / "volumes").exists()
 
 
-def test_nothing_is_written_over_without_the_flag(labels, checkpoint, images, tmp_path, monkeypatch, capsys):
+def test_nothing_is_written_over_without_the_flag(labels, checkpoint, images, tmp_path, command):
     out = tmp_path / "out"
     words = (checkpoint, images / "scan0.png", images / "scan1.png", "--out", out, "--overlays")
-    assert command(monkeypatch, capsys, *words)[0] == 0
+    assert command(predict.main, *words)[0] == 0
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
-    status, *_ = command(monkeypatch, capsys, *words)
+    status, *_ = command(predict.main, *words)
     assert status.startswith(f"error: out: {out / 'masks'}")
     assert "would be written over; pass --overwrite" in status
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.*")} == before
-    assert command(monkeypatch, capsys, *words, "--overwrite")[0] == 0
-    assert command(monkeypatch, capsys, checkpoint, images / "scan2.png", "--out", out)[0] == 0  # beside the others
+    assert command(predict.main, *words, "--overwrite")[0] == 0
+    assert command(predict.main, checkpoint, images / "scan2.png", "--out", out)[0] == 0  # beside the others
     (out / "classes.txt").write_text("other\n")
-    status, *_ = command(monkeypatch, capsys, checkpoint, images / "scan3.png", "--out", out)
+    status, *_ = command(predict.main, checkpoint, images / "scan3.png", "--out", out)
     assert "classes.txt would be written over" in status
 
 
@@ -374,12 +359,12 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 @pytest.mark.parametrize("written", range(1, 4))
 def test_on_a_full_disk_every_file_is_the_old_or_the_new_one(
-    written, checkpoint, images, tmp_path, monkeypatch, capsys
+    written, checkpoint, images, tmp_path, monkeypatch, command
 ):
     """It is full after ``written`` files."""
     outs = [tmp_path / name for name in ("out", "expected")]
     for out in outs:
-        assert command(monkeypatch, capsys, checkpoint, images, "--out", out)[0] == 0
+        assert command(predict.main, checkpoint, images, "--out", out)[0] == 0
     for file in outs[0].rglob("*.png"):
         file.write_bytes(b"old")
     flushed = []
@@ -390,7 +375,7 @@ def test_on_a_full_disk_every_file_is_the_old_or_the_new_one(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    status, *_ = command(monkeypatch, capsys, checkpoint, images, "--out", outs[0], "--overwrite")
+    status, *_ = command(predict.main, checkpoint, images, "--out", outs[0], "--overwrite")
     assert status.startswith("error: [Errno 28] No space left on device: ")
     now, new = (contents(out).values() for out in outs)
     assert len(now) == len(new)
@@ -399,11 +384,13 @@ def test_on_a_full_disk_every_file_is_the_old_or_the_new_one(
 
 
 @pytest.mark.parametrize("failing", ["write", "flush", "rename"])
-def test_a_volume_that_cannot_be_written_leaves_the_old_one_or_none(failing, checkpoint, tmp_path, monkeypatch, capsys):
+def test_a_volume_that_cannot_be_written_leaves_the_old_one_or_none(
+    failing, checkpoint, tmp_path, monkeypatch, command
+):
     write_volume(tmp_path / "scan.mhd")
     out = tmp_path / "out"
     words = (checkpoint, tmp_path / "scan.mhd", "--out", out)
-    assert command(monkeypatch, capsys, *words)[0] == 0
+    assert command(predict.main, *words)[0] == 0
     before = contents(out)
     rename = os.replace
 
@@ -429,7 +416,7 @@ def test_a_volume_that_cannot_be_written_leaves_the_old_one_or_none(failing, che
         monkeypatch.setattr(os, "fsync", flush)
     else:
         monkeypatch.setattr(os, "replace", rename_values_only)
-    status, *_ = command(monkeypatch, capsys, *words, "--overwrite")
+    status, *_ = command(predict.main, *words, "--overwrite")
     assert status.startswith("error: ")
     if failing == "write":
         assert status.endswith("scan.mhd cannot be written: no space")

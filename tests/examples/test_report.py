@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -381,30 +380,19 @@ def test_pictures_of_methods_side_by_side(tmp_path):
     assert not (tmp_path / "report/1-jsrt-pictures.png").exists()
 
 
-def test_no_result_is_an_error(tmp_path, monkeypatch):
+def test_no_result_is_an_error(tmp_path, command):
     for folder, message in ((tmp_path, "no results below"), (tmp_path / "x", "does not exist")):
-        monkeypatch.setattr(sys, "argv", ["report", str(folder), "--out", str(tmp_path / "report")])
-        with pytest.raises(SystemExit, match=message):
-            report.main()
+        assert message in command(report.main, folder, "--out", tmp_path / "report").status
 
 
-def test_command(tmp_path, monkeypatch, capsys):
-    write(tmp_path / "runs/a")
-    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
-    report.main()
-    assert str(tmp_path / "report" / "report.md") in capsys.readouterr().out
-
-
-def test_a_run_gets_its_page_and_a_folder_of_runs_tables(tmp_path, monkeypatch, capsys):
+def test_a_run_gets_its_page_and_a_folder_of_runs_tables(tmp_path, monkeypatch, command):
     runs = [write(tmp_path / "runs" / name, method=method).parent for name, method in (("a", "rpg"), ("b", "mlds"))]
     for run in runs:
         (run / "config.json").write_text(json.dumps(json.loads((run / "result.json").read_text())["config"]))
     monkeypatch.chdir(tmp_path)
 
     def files(*words: object) -> list[str]:
-        monkeypatch.setattr(sys, "argv", ["report", *map(str, words)])
-        report.main()
-        return capsys.readouterr().out.split()
+        return command(report.main, *words).out.split()
 
     pages = [str(run / "report.html") for run in runs]
     assert files(*runs) == pages

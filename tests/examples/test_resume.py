@@ -215,7 +215,8 @@ def test_overwriting_starts_again(tmp_path, monkeypatch, capsys):
     interrupt(config, 5, monkeypatch)
     train(replace(config, seed=2, overwrite=True))
     assert "going on" not in capsys.readouterr().out
-    assert result(config)["seed"] == 2
+    train(replace(config, seed=3, overwrite=True))  # a finished one as well
+    assert result(config)["seed"] == 3
 
 
 def test_other_images_are_another_run(tmp_path, monkeypatch):

@@ -239,24 +239,19 @@ def test_options_that_are_not_the_defaults_come_first(finished):
     assert page.tables["environment"]["commit"] == [environment["commit"]]
 
 
-def test_the_command_makes_the_same_page_from_the_files(run, finished, monkeypatch, capsys):
+def test_the_command_makes_the_same_page_from_the_files(run, finished, command):
     (run / "report.html").unlink()
-    monkeypatch.setattr("sys.argv", ["examples.report", str(run)])
-    main()
-    assert capsys.readouterr().out.strip() == str(run / "report.html")
+    assert command(main, run).out.strip() == str(run / "report.html")
     again, before = ((folder / "report.html").read_text() for folder in (run, finished))
     assert again.replace(str(run), str(finished)) == before
 
 
-def test_a_folder_of_no_run_is_refused(tmp_path, monkeypatch):
+def test_a_folder_of_no_run_is_refused(tmp_path, command):
     with pytest.raises(FileNotFoundError, match=r"holds no config\.json, expected the folder of a run"):
         write_page(tmp_path)
-    monkeypatch.setattr("sys.argv", ["examples.report", str(tmp_path)])
-    with pytest.raises(SystemExit, match="no results below"):
-        main()
+    assert "no results below" in command(main, tmp_path).status
     (tmp_path / "config.json").write_text('{"dataset": ')
-    with pytest.raises(SystemExit, match=r"config\.json is not JSON"):
-        main()
+    assert "config.json is not JSON" in command(main, tmp_path).status
 
 
 def test_whatever_stands_in_the_files_is_shown_as_text(run):
@@ -295,11 +290,10 @@ def test_only_pictures_within_the_run_are_shown(run):
 
 
 @pytest.mark.parametrize("content", ["{}", '{"dataset": "phantom"}', "7"])
-def test_a_configuration_that_is_none_is_named(run, monkeypatch, content):
+def test_a_configuration_that_is_none_is_named(run, command, content):
     (run / "config.json").write_text(content)
-    monkeypatch.setattr("sys.argv", ["examples.report", str(run)])
-    with pytest.raises(SystemExit, match=r"config\.json holds (no .*method, .*expected the options|int, expected)"):
-        main()
+    fault = r"config\.json holds (no .*method, .*expected the options|int, expected)"
+    assert re.search(fault, command(main, run).status)
 
 
 def test_options_of_a_wrong_type_are_named(run):
@@ -599,16 +593,15 @@ def test_a_slow_step_is_said_early_with_a_smaller_setting(tmp_path, capsys, seco
     assert ("a smaller setting for a first try: --image-size 128" in said) == hint
 
 
-def test_a_finished_run_started_again_says_so(finished, monkeypatch, capsys):
-    words = ["--config", str(finished / "config.json"), "--out", str(finished)]
+def test_a_finished_run_started_again_says_so(finished, command):
+    words = ("phantom", "--config", finished / "config.json", "--out", finished)
     before = (finished / "result.json").stat().st_mtime_ns
-    monkeypatch.setattr("sys.argv", ["examples.train", "phantom", *words])
-    assert examples.train.run_command() is None  # status 0
-    assert f"already finished, see {finished / 'report.html'}" in capsys.readouterr().out
+    again = command(examples.train.run_command, *words)
+    assert again.status == 0
+    assert f"already finished, see {finished / 'report.html'}" in again.out
     assert (finished / "result.json").stat().st_mtime_ns == before
-    monkeypatch.setattr("sys.argv", ["examples.train", "phantom", *words, "--seed", "5"])
-    with pytest.raises(SystemExit, match=r"was made with other options \(seed 0 there, 5 now\)"):
-        examples.train.run_command()
+    other = command(examples.train.run_command, *words, "--seed", "5")
+    assert "was made with other options (seed 0 there, 5 now)" in other.status
 
 
 @pytest.fixture
@@ -620,16 +613,14 @@ def heard():
 
 
 @pytest.mark.usefixtures("heard")
-def test_ctrl_c_while_images_are_read_promises_no_checkpoint(tmp_path, monkeypatch, capsys):
+def test_ctrl_c_while_images_are_read_promises_no_checkpoint(tmp_path, monkeypatch, command):
     def interrupted(config):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(examples.engine.run, "load", interrupted)
-    monkeypatch.setattr("sys.argv", ["examples.train", "phantom", "--out", str(tmp_path / "run")])
-    with pytest.raises(SystemExit) as ended:
-        examples.train.run_command()
-    assert ended.value.code == 128 + signal.SIGINT
-    assert "the same command begins the run" in capsys.readouterr().err
+    ended = command(examples.train.run_command, "phantom", "--out", tmp_path / "run")
+    assert ended.status == 128 + signal.SIGINT
+    assert "the same command begins the run" in ended.err
 
 
 def test_the_result_is_there_before_pictures_whose_files_are_numbered(tmp_path, monkeypatch, capsys):

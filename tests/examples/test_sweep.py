@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,13 +26,6 @@ def finish(config: Config, changes: dict | None = None) -> None:
     config.out_dir.mkdir(parents=True)
     result = {"method": config.method, "iterations": config.iterations, "seconds": 60.0, "config": config.plain()}
     (config.out_dir / "result.json").write_text(json.dumps(result | (changes or {})))
-
-
-def command(monkeypatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["sweep", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        sweep.main()
-    return ended.value.code
 
 
 def test_cells_are_all_combinations(tmp_path):
@@ -131,12 +123,12 @@ def test_estimate_is_by_results_of_the_same_kind(tmp_path):
     assert list(seconds.values()) == [300, None]
 
 
-def test_dry_run_shows_the_plan_and_starts_nothing(tmp_path, monkeypatch, capsys):
+def test_dry_run_shows_the_plan_and_starts_nothing(tmp_path, command):
     (first,) = cells(tmp_path)
     finish(first.config)
     words = ("--datasets", "phantom", "--methods", "rpg", "--splits", 0, 1, 2, "--out", tmp_path, "--dry-run")
-    assert command(monkeypatch, *words, "--", *TINY) == 0
-    shown = capsys.readouterr().out
+    status, shown, _ = command(sweep.main, *words, "--", *TINY)
+    assert status == 0
     assert "phantom/rpg-n3-s0-seed0: finished" in shown
     assert "phantom/rpg-n3-s1-seed0: to run, about 60 s" in shown
     assert "3 cells, 2 to run" in shown
@@ -144,10 +136,10 @@ def test_dry_run_shows_the_plan_and_starts_nothing(tmp_path, monkeypatch, capsys
     assert [path.name for path in (tmp_path / "phantom").iterdir()] == ["rpg-n3-s0-seed0"]
 
 
-def test_dry_run_says_so_where_no_result_tells_the_time(tmp_path, monkeypatch, capsys):
+def test_dry_run_says_so_where_no_result_tells_the_time(tmp_path, command):
     words = ("--datasets", "phantom", "--methods", "rpg", "--out", tmp_path / "new", "--dry-run")
-    assert command(monkeypatch, *words, "--", *TINY) == 0
-    shown = capsys.readouterr().out
+    status, shown, _ = command(sweep.main, *words, "--", *TINY)
+    assert status == 0
     assert "phantom/rpg-n3-s0-seed0: to run, for a time that is not known yet\n1 cells, 1 to run\n" in shown
     assert f"time: not known before one of them is finished below {tmp_path / 'new'}" in shown
     assert "unknown" not in shown
@@ -169,19 +161,19 @@ def test_an_unfinished_run_that_does_not_tell_its_options_is_refused(tmp_path, c
         cells(tmp_path)
 
 
-def test_invalid_cells_stop_the_command(tmp_path, monkeypatch):
+def test_invalid_cells_stop_the_command(tmp_path, command):
     words = ("--datasets", "phantom", "--methods", "rpg", "--out", tmp_path)
-    assert "expected a multiple of 16" in command(monkeypatch, *words, "--", "--image-size", "30")
+    assert "expected a multiple of 16" in command(sweep.main, *words, "--", "--image-size", "30").status
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failing_cell_is_named_and_the_others_finish(tmp_path, monkeypatch, capsys):
+def test_a_failing_cell_is_named_and_the_others_finish(tmp_path, monkeypatch, command):
     pytest.importorskip("submitit")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the sweep sets it: put it back afterwards
     options = (*TINY, "--root", tmp_path / "nowhere")  # which phantom does not need
     words = ("--datasets", "jsrt", "phantom", "--methods", "supervised", "--out", tmp_path / "runs", "--", *options)
-    assert command(monkeypatch, *words) == 1
-    shown = capsys.readouterr().out
+    status, shown, _ = command(sweep.main, *words)
+    assert status == 1
     assert "FAILED jsrt/supervised-n3-s0-seed0: " in shown
     assert str(tmp_path / "nowhere") in shown
     log = Path(shown.partition("; log: ")[2].splitlines()[0])
@@ -192,11 +184,10 @@ def test_a_failing_cell_is_named_and_the_others_finish(tmp_path, monkeypatch, ca
 
     # Once more: what is finished is skipped.
     words = ("--datasets", "phantom", "--methods", "supervised", "--out", tmp_path / "runs", "--", *TINY)
-    assert command(monkeypatch, *words) == 0
-    assert "1 cells, 1 of them finished" in capsys.readouterr().out
+    assert "1 cells, 1 of them finished" in command(sweep.main, *words).out
 
 
-def test_unfinished_cells_go_on(tmp_path, monkeypatch, capsys):
+def test_unfinished_cells_go_on(tmp_path, monkeypatch, command):
     pytest.importorskip("submitit")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (cell,) = cells(tmp_path, methods=("supervised",))
@@ -215,14 +206,13 @@ def test_unfinished_cells_go_on(tmp_path, monkeypatch, capsys):
         cells(tmp_path, methods=("supervised",), options=(*TINY[:-1], "3"))
 
     words = ("--datasets", "phantom", "--methods", "supervised", "--out", tmp_path)
-    assert command(monkeypatch, *words, "--dry-run", "--", *TINY) == 0
-    assert "less what is done of it" in capsys.readouterr().out
-    assert command(monkeypatch, *words, "--", *TINY) == 0
+    assert "less what is done of it" in command(sweep.main, *words, "--dry-run", "--", *TINY).out
+    assert command(sweep.main, *words, "--", *TINY).status == 0
     (log,) = (cell.out / "log").glob("*_0_log.out")
     assert "going on after step 1 of 2" in log.read_text()
 
 
-def test_missing_submitit_is_explained(tmp_path, monkeypatch):
+def test_missing_submitit_is_explained(tmp_path, monkeypatch, command):
     monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: None)
     words = ("--datasets", "phantom", "--methods", "rpg", "--out", tmp_path, "--", *TINY)
-    assert "pip install 'rpg-loss[examples]'" in command(monkeypatch, *words)
+    assert "pip install 'rpg-loss[examples]'" in command(sweep.main, *words).status

@@ -21,7 +21,6 @@ from examples.engine.loop import check_loss, train
 from examples.logging.environment import git_commit
 from examples.methods import METHODS, Step
 from examples.models.unet import UNet, UpBlock, recalibrate_batch_norm
-from examples.train import main
 
 KEYS = {
     "dataset", "method", "labeled", "split", "seed", "iterations", "image_size", "commit", "miou", "miou_pooled",
@@ -175,13 +174,6 @@ def test_exclusive_phantoms(config):
     assert {*phantom.CLASSES, "background"} <= result["pseudo_label_weight"].keys()
 
 
-def test_results_are_not_overwritten_by_accident(config):
-    train(replace(config, method="supervised"))
-    with pytest.raises(FileExistsError, match="--overwrite"):
-        train(replace(config, method="supervised"))
-    train(replace(config, method="supervised", overwrite=True))
-
-
 def test_a_loss_that_is_not_finite_stops_the_run():
     terms = {"supervised": torch.tensor(1.0), "rpg": torch.tensor(math.nan)}
     with pytest.raises(FloatingPointError, match="step 7: loss term rpg = nan"):
@@ -205,19 +197,6 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 def test_bad_values_are_refused(config, changes, message):
     with pytest.raises(ValueError, match=message):
         replace(config, **changes)
-
-
-def test_command_line(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["examples.train", "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        main()
-    shown = capsys.readouterr().out
-    for option in ("phantom", "nearest_neighbor", "--labeled", "--k", "--overwrite"):
-        assert option in shown
-    monkeypatch.setattr("sys.argv", ["examples.train", "phantom", "--method", "magic"])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "rpg_plus" in capsys.readouterr().err
 
 
 def test_names_on_the_command_line_are_those_registered():

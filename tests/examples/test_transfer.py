@@ -3,9 +3,7 @@
 import csv
 import json
 import math
-import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from examples.engine.loop import train
 from examples.inference import transfer_votes
 from examples.inference.transfer import Transfer
 from examples.inference.transfer_features import build_features
+from tests.examples.files import read_json, save_image
 from tests.examples.tiny import shrink
 
 TOY = "tests.examples.test_transfer:brightness"
@@ -58,10 +57,9 @@ def draw(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def write_folder(root: Path, *, exclusive: bool, annotated: int = ANNOTATED, images: int = len(SIZES)) -> Path:
-    (root / "images").mkdir(parents=True)
     for number in range(images):
         image, masks = draw(number)
-        Image.fromarray(image).save(root / "images" / f"scan{number}.png")
+        save_image(root / "images" / f"scan{number}.png", image)
         if number < annotated:
             write_masks(root, f"scan{number}", masks, exclusive=exclusive)
     if exclusive:
@@ -74,8 +72,7 @@ def write_masks(root: Path, name: str, masks: dict[str, np.ndarray], *, exclusiv
     if exclusive:
         written = {f"{name}.png": masks["disk"] + 2 * masks["square"].astype(np.uint8)}
     for file, values in written.items():
-        (root / "masks" / file).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(values).save(root / "masks" / file)
+        save_image(root / "masks" / file, values)
 
 
 def read_masks(root: Path, name: str, *, exclusive: bool) -> dict[str, np.ndarray]:
@@ -93,7 +90,6 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 def _small(monkeypatch):
     monkeypatch.setattr(inference, "IMAGE_SIZE", 64)
     monkeypatch.setattr(inference, "GRID", 32)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(params=["exclusive", "overlapping"])
@@ -106,14 +102,6 @@ def run(root: Path | None, out: Path, dataset: str = "folder", **changes) -> dic
     result, faults = inference.transfer(options)
     assert faults == []
     return result
-
-
-def command(monkeypatch, capsys, *words: object) -> tuple[int | str, str, str]:
-    """Exit status, and what was printed to stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["transfer", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        transfer.main()
-    return ended.value.code, *capsys.readouterr()
 
 
 # --- what is written
@@ -201,7 +189,7 @@ def test_scores_are_those_of_the_masks_on_the_test_images(exclusive, tmp_path):
     assert result["iou_per_class"] == pytest.approx(by_hand)
     assert result["miou"] == pytest.approx(np.mean(list(by_hand.values())))
     assert result["miou_pooled"] == pytest.approx(np.mean(list(pooled.values())))
-    written = json.loads((out / "transfer.json").read_text())
+    written = read_json(out / "transfer.json")
     assert written.items() >= {"dataset": "folder", "split": 1, "encoder": TOY, "k": 5, "state": "finished"}.items()
     assert written["seconds"] > 0
 
@@ -358,10 +346,10 @@ def test_huggingface_models_are_encoders(tmp_path):
         (("--references", "scan0", "scan7"), "references: 'scan7' is not the name of a labeled image, as scan0, scan1"),
     ],
 )
-def test_errors_name_the_option(words, message, tmp_path, monkeypatch, capsys):
+def test_errors_name_the_option(words, message, tmp_path, command):
     root = write_folder(tmp_path / "data", exclusive=False)
     words = words if "--encoder" in words else (*words, "--encoder", TOY)
-    status, _, _ = command(monkeypatch, capsys, "folder", "--root", root, "--out", tmp_path / "out", *words)
+    status, _, _ = command(transfer.main, "folder", "--root", root, "--out", tmp_path / "out", *words)
     assert str(status).startswith(f"error: {message}")
     assert not (tmp_path / "out").exists()
 
@@ -391,10 +379,10 @@ def test_without_any_labeled_image_there_is_an_error(tmp_path):
         run(root, tmp_path / "out")
 
 
-def test_a_file_that_cannot_be_read_is_named_and_the_others_are_labeled(tmp_path, monkeypatch, capsys):
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_labeled(tmp_path, command):
     root, out = write_folder(tmp_path / "data", exclusive=False), tmp_path / "out"
     (root / "images" / "broken.png").write_bytes(b"no image")
-    status, text, errors = command(monkeypatch, capsys, "folder", "--root", root, "--out", out, "--encoder", TOY)
+    status, text, errors = command(transfer.main, "folder", "--root", root, "--out", out, "--encoder", TOY)
     assert status == 1
     assert "5 images labeled by 3" in text
     assert "broken.png" in errors
@@ -419,7 +407,7 @@ def test_nothing_is_written_over_unless_asked_for_and_then_all(tmp_path):
     assert len(list((root / "images").iterdir())) == 7
 
 
-def test_after_an_interruption_files_are_whole_and_the_same_command_begins_again(tmp_path, monkeypatch, capsys):
+def test_after_an_interruption_files_are_whole_and_the_same_command_begins_again(tmp_path, monkeypatch, command):
     root, out = write_folder(tmp_path / "data", exclusive=False), tmp_path / "out"
     words = ("folder", "--root", root, "--out", out, "--encoder", TOY)
     monkeypatch.setattr(inference, "BATCH", 2)
@@ -432,12 +420,12 @@ def test_after_an_interruption_files_are_whole_and_the_same_command_begins_again
         return label(self, features)
 
     monkeypatch.setattr(transfer_votes.References, "label", interrupted)
-    status, _, errors = command(monkeypatch, capsys, *words)
+    status, _, errors = command(transfer.main, *words)
     assert status == 130
     assert "--overwrite begins again" in errors
-    assert json.loads((out / "transfer.json").read_text())["state"] == "unfinished"
+    assert read_json(out / "transfer.json")["state"] == "unfinished"
     assert not list(out.rglob("*.tmp"))
     assert check.report(check.Check("folder", out))  # images without a mask are unlabeled
     monkeypatch.setattr(transfer_votes.References, "label", label)
-    assert command(monkeypatch, capsys, *words, "--overwrite")[0] == 0
-    assert json.loads((out / "transfer.json").read_text())["state"] == "finished"
+    assert command(transfer.main, *words, "--overwrite")[0] == 0
+    assert read_json(out / "transfer.json")["state"] == "finished"

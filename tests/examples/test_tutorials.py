@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ TO_TYPE = {"check", "evaluate", "folder", "predict", "report", "sweep", "train",
 @pytest.fixture(autouse=True)
 def _away(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name, count in (("TRAIN", 8), ("VALIDATION", 2), ("TEST", 2)):
         monkeypatch.setattr(chest, name, count)
 
@@ -35,17 +33,6 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(line)[2:] for line in lines if line.startswith("python -m ")]
 
 
-def run(module: str, words: list[str], monkeypatch) -> None:
-    """Run a command in this process, which has imported what it needs."""
-    monkeypatch.setattr(sys, "argv", [module, *words])
-    ended = 0
-    try:
-        importlib.import_module(module).main()
-    except SystemExit as error:
-        ended = error.code
-    assert not ended, ended
-
-
 def test_the_loop_runs_as_it_stands(capsys):
     scope: dict[str, object] = {}
     for block in blocks("own-loop.md", "python"):
@@ -56,7 +43,7 @@ def test_the_loop_runs_as_it_stands(capsys):
     assert Path("net.pt").is_file()
 
 
-def test_the_story_of_a_folder(monkeypatch):
+def test_the_story_of_a_folder(command):
     """check, transfer, train, predict, evaluate and report, each with what the one before has left."""
     typed = commands("own-images.md")
     assert {module.rpartition(".")[2] for module, *_ in typed} == TO_TYPE - {"sweep"}
@@ -66,13 +53,13 @@ def test_the_story_of_a_folder(monkeypatch):
         words = [TINY.get(before, word) for before, word in zip(["", *words], words, strict=False)]
         if module.endswith("phantoms.folder"):
             words += ["--images", "20", "--masks", "16", "--size", "48"]
-        run(module, words, monkeypatch)
+        assert command(importlib.import_module(module).main, *words).status == 0
     for file in ("contact.png", "runs/rpg_plus/report.html", "report/report.md", "predicted/masks/patient019.png"):
         assert Path(file).stat().st_size, file
     assert list(Path("runs/rpg_plus").glob("evaluation-*.csv"))
 
 
-def test_the_commands_of_the_paper(monkeypatch):
+def test_the_commands_of_the_paper(command):
     """On drawn images, for JSRT cannot be passed on."""
     typed = [" ".join(words) for words in commands("paper.md")]
     assert [words.split()[0] for words in typed] == [
@@ -87,5 +74,5 @@ def test_the_commands_of_the_paper(monkeypatch):
         elif words.startswith("examples.sweep"):
             words = words.removesuffix(" --root").removesuffix(" --") + f" --{small}"
         module, *rest = shlex.split(words)
-        run(module, rest, monkeypatch)
+        assert command(importlib.import_module(module).main, *rest).status == 0
     assert Path("report/report.md").stat().st_size
