@@ -29,15 +29,18 @@ from examples.json_files import read_json
 from examples.typed_fields import typed_fields
 
 
+FILES_ARE_WHOLE = "; every file that was written is whole, and --overwrite begins again"
+
+
 @contextmanager
-def ending_in_words() -> Iterator[None]:
+def ending_in_words(when_interrupted: str = "") -> Iterator[None]:
     """End the process with the message of an error, which says what to do; a traceback would bury it."""
     try:
         yield
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted; every file that was written is whole, and --overwrite begins again", file=sys.stderr)
+        print(f"interrupted{when_interrupted}", file=sys.stderr)
         sys.exit(130)
 
 

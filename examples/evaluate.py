@@ -17,23 +17,23 @@ of the others the ones where it was predicted all the same (false): distances sa
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import tyro
 from rich.console import Console
 
-from examples.command_line import ending_in_words
+from examples.command_line import FILES_ARE_WHOLE, ending_in_words
 from examples.inference.evaluation import Evaluate, measure
 from examples.inference.measures import table
 
 
 def main() -> None:
     torch.set_flush_denormal(True)  # as in training: tiny activations would slow a CPU down
-    with ending_in_words():
+    with ending_in_words(FILES_ARE_WHOLE):
         options = tyro.cli(Evaluate, description=__doc__, prog="python -m examples.evaluate")
         evaluation = measure(options)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(f"{options.part}, {len(evaluation.images)} images; {evaluation.found}", soft_wrap=True, markup=False)
     console.print(table(evaluation))
     console.print(f"every image: {evaluation.csv}", soft_wrap=True, markup=False, highlight=False)

@@ -20,13 +20,13 @@ from __future__ import annotations
 import torch
 import tyro
 
-from examples.command_line import end_naming, ending_in_words
+from examples.command_line import FILES_ARE_WHOLE, end_naming, ending_in_words
 from examples.inference.prediction import Predict, predict
 
 
 def main() -> None:
     torch.set_flush_denormal(True)  # tiny activations of a trained net would slow a CPU down
-    with ending_in_words():
+    with ending_in_words(FILES_ARE_WHOLE):
         options = tyro.cli(Predict, description=__doc__, prog="python -m examples.predict")
         predicted, faults = predict(options)
     print(f"masks of {predicted} of {predicted + len(faults)} files in {options.out / 'masks'}")

@@ -11,13 +11,13 @@ or died, or with newer code. With --out single runs are compared as well.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from examples.command_line import ending_in_words
 from examples.reporting.report import write_report
 from examples.reporting.run_page import write_page
 
@@ -36,12 +36,10 @@ class Report:
 def main() -> None:
     asked = tyro.cli(Report, prog="python -m examples.report", description=__doc__)
     single = [folder for folder in asked.runs if (folder / "config.json").is_file()]
-    try:
+    with ending_in_words():
         files = [write_page(folder) for folder in single]
         if asked.out or len(single) < len(asked.runs):
             files += write_report(asked.runs, asked.out or Path("report"))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
     print("\n".join(map(str, files)))
 
 

@@ -22,13 +22,13 @@ from __future__ import annotations
 import torch
 import tyro
 
-from examples.command_line import end_naming, ending_in_words
+from examples.command_line import FILES_ARE_WHOLE, end_naming, ending_in_words
 from examples.inference.transfer import Transfer, transfer
 
 
 def main() -> None:
     torch.set_flush_denormal(True)
-    with ending_in_words():
+    with ending_in_words(FILES_ARE_WHOLE):
         options = tyro.cli(Transfer, description=__doc__, prog="python -m examples.transfer")
         result, faults = transfer(options)
     print(f"{result['images']} images labeled by {result['labeled']} in {result['seconds']:.0f} s: {options.out}")

@@ -31,126 +31,77 @@ def with_value(labels, value):
 
 
 PSEUDO_LABELS = {
-    "no tensor": ((U.numpy(), R, Y, 5), {}, TypeError, r"feat_u: got ndarray, expected a torch.Tensor"),
-    "list": ((U, R, Y.tolist(), 5), {}, TypeError, r"y_ref: got list, expected a torch.Tensor"),
-    "rank 1": ((U[0, 0, 0], R, Y, 5), {}, ValueError, r"feat_u: got shape \(6,\), expected"),
+    "no tensor": ({"feat_u": U.numpy()}, TypeError, r"feat_u: got ndarray, expected a torch.Tensor"),
+    "list": ({"y_ref": Y.tolist()}, TypeError, r"y_ref: got list, expected a torch.Tensor"),
+    "rank 1": ({"feat_u": U[0, 0, 0]}, ValueError, r"feat_u: got shape \(6,\), expected"),
     "flat and not": (
-        (U, R[..., 0, 0], Y, 5),
-        {},
+        {"feat_ref": R[..., 0, 0]},
         ValueError,
         r"y_ref: .*expected a class map \(3,\) .* go with feat_ref",
     ),
-    "features": (
-        (U, R[:, :3], Y, 5),
-        {},
+    "features": ({"feat_ref": R[:, :3]}, ValueError, r"feat_ref: got 3 features per pixel .* expected the 4 of feat_u"),
+    "spatial": ({"y_ref": Y[:, :-1]}, ValueError, r"y_ref: got shape \(3, 6, 8\), expected a class map \(3, 7, 8\)"),
+    "spatial vectors": ({"y_ref": V[..., 1:]}, ValueError, r"or label vectors \(3, C, 7, 8\)"),
+    "rank of labels": ({"y_ref": Y[0]}, ValueError, r"y_ref: got shape \(7, 8\)"),
+    "no labels": ({"y_ref": V[:, :0]}, ValueError, r"y_ref: got shape \(3, 0, 7, 8\)"),
+    "P = 0": (
+        {"feat_ref": R[:0], "y_ref": Y[:0]},
         ValueError,
-        r"feat_ref: got 3 features per pixel .* expected the 4 of feat_u",
+        r"feat_ref: got shape \(0, 4, 7, 8\), expected a non-empty",
     ),
-    "spatial": (
-        (U, R, Y[:, :-1], 5),
-        {},
+    "B = 0": ({"feat_u": U[:0]}, ValueError, r"feat_u: got shape \(0, 4, 5, 6\), expected a non-empty"),
+    "k = 0": ({"k": 0}, ValueError, r"k: got 0, expected an int >= 1"),
+    "k < 0": ({"k": -3}, ValueError, r"k: got -3, expected an int >= 1"),
+    "k = 0.": ({"k": 0.0}, ValueError, r"k: got the float 0.0, expected .* float in \(0, 1\]"),
+    "k > 1": ({"k": 1.5}, ValueError, r"k: got the float 1.5, .*a number of references must be an int"),
+    "k NaN": ({"k": float("nan")}, ValueError, r"k: got the float nan"),
+    "k string": ({"k": "all"}, TypeError, r"k: got str, expected an int"),
+    "k bool": ({"k": True}, TypeError, r"k: got bool, expected"),
+    "negative class": ({"y_ref": with_value(Y, -1)}, ValueError, r"y_ref: got the values -1, expected class indices"),
+    "float classes": ({"y_ref": Y.float()}, TypeError, r"y_ref: got a class map .*float32, expected an integer"),
+    "bool classes": ({"y_ref": Y.bool()}, TypeError, r"y_ref: got a class map .*bool, expected an integer"),
+    "complex labels": ({"y_ref": V.cfloat()}, TypeError, r"y_ref: got .*complex64, expected a real dtype"),
+    "mask 0/255": ({"y_ref": (Y > 0) * 255}, ValueError, r"the values 255, .* use mask // 255"),
+    "vectors 0/255": ({"y_ref": V * 255}, ValueError, r"the values 255, expected 0 or 1 .* use mask // 255"),
+    "vectors of 2": ({"y_ref": with_value(V, 2)}, ValueError, r"the values 2, expected 0 or 1 in every entry"),
+    "vectors of .5": ({"y_ref": with_value(V.float(), 0.5)}, ValueError, r"the values 0.5, expected 0 or 1"),
+    "devices": ({"feat_ref": R.to(META)}, ValueError, r"got feat_u on cpu, feat_ref on meta, .*expected one device"),
+    "complex features": ({"feat_u": U.cfloat()}, TypeError, r"feat_u: got .*complex64, expected a real floating"),
+    "integer features": ({"feat_ref": R.long()}, TypeError, r"feat_ref: got .*int64, .*convert it with .float\(\)"),
+    "all ignored": ({"y_ref": torch.full_like(Y, -100)}, ValueError, r"y_ref: .*ignore_index=-100 at every reference"),
+    "all ignored vectors": ({"y_ref": torch.full_like(V, -100)}, ValueError, r"at every reference"),
+    "NaN": ({"feat_u": NAN}, ValueError, r"feat_u: got \(2, 4, 5, 6\) float32 with 1 NaN or infinite values"),
+    "infinite": ({"feat_ref": INF}, ValueError, r"feat_ref: .*check_values=False"),
+    "valid shape": ({"valid_u": torch.ones(2, 5, 5) > 0}, ValueError, r"valid_u: .*expected \(2, 5, 6\) bool"),
+    "valid dtype": ({"valid_u": torch.ones(2, 5, 6)}, ValueError, r"valid_u: .*expected \(2, 5, 6\) bool"),
+    "valid list": ({"valid_u": [True]}, TypeError, r"valid_u: got list"),
+    "vectors of NaN": ({"y_ref": V * torch.nan}, ValueError, r"y_ref: got the values nan, expected 0 or 1"),
+    "vectors of inf": ({"y_ref": with_value(V.float(), torch.inf)}, ValueError, r"y_ref: got the values inf, exp"),
+    "float8 features": ({"feat_ref": R.to(F8)}, TypeError, r"feat_ref: got .*float8_e5m2, .* with .float\(\)"),
+    "float8 vectors": ({"y_ref": V.to(F8)}, TypeError, r"y_ref: got .*float8_e5m2, expected a real dtype"),
+    "complex classes": ({"y_ref": Y.cfloat()}, TypeError, r"y_ref: got a class map .*complex64, expected an integer"),
+    "NaN reference": ({"feat_ref": with_value(R, torch.nan)}, ValueError, r"feat_ref: got .* with 1 NaN"),
+    "sparse": ({"feat_ref": R.to_sparse()}, TypeError, r"feat_ref: got a sparse_coo tensor, expected a dense one"),
+    "sparse valid": ({"valid_u": torch.ones(2, 5, 6).bool().to_sparse()}, TypeError, r"valid_u: got a sparse_coo"),
+    "nested": ({"feat_u": NESTED}, TypeError, r"feat_u: got a nested tensor, expected a dense one; make one of equal"),
+    "meta": (
+        {"feat_u": U.to(META), "feat_ref": R.to(META), "y_ref": Y.to(META)},
         ValueError,
-        r"y_ref: got shape \(3, 6, 8\), expected a class map \(3, 7, 8\)",
+        r"feat_u, feat_ref, y_ref: got .* meta device",
     ),
-    "spatial vectors": ((U, R, V[..., 1:], 5), {}, ValueError, r"or label vectors \(3, C, 7, 8\)"),
-    "rank of labels": ((U, R, Y[0], 5), {}, ValueError, r"y_ref: got shape \(7, 8\)"),
-    "no labels": ((U, R, V[:, :0], 5), {}, ValueError, r"y_ref: got shape \(3, 0, 7, 8\)"),
-    "P = 0": ((U, R[:0], Y[:0], 5), {}, ValueError, r"feat_ref: got shape \(0, 4, 7, 8\), expected a non-empty"),
-    "B = 0": ((U[:0], R, Y, 5), {}, ValueError, r"feat_u: got shape \(0, 4, 5, 6\), expected a non-empty"),
-    "k = 0": ((U, R, Y, 0), {}, ValueError, r"k: got 0, expected an int >= 1"),
-    "k < 0": ((U, R, Y, -3), {}, ValueError, r"k: got -3, expected an int >= 1"),
-    "k = 0.": ((U, R, Y, 0.0), {}, ValueError, r"k: got the float 0.0, expected .* float in \(0, 1\]"),
-    "k > 1": ((U, R, Y, 1.5), {}, ValueError, r"k: got the float 1.5, .*a number of references must be an int"),
-    "k NaN": ((U, R, Y, float("nan")), {}, ValueError, r"k: got the float nan"),
-    "k string": ((U, R, Y, "all"), {}, TypeError, r"k: got str, expected an int"),
-    "k bool": ((U, R, Y, True), {}, TypeError, r"k: got bool, expected"),
-    "negative class": (
-        (U, R, with_value(Y, -1), 5),
-        {},
-        ValueError,
-        r"y_ref: got the values -1, expected class indices",
-    ),
-    "float classes": ((U, R, Y.float(), 5), {}, TypeError, r"y_ref: got a class map .*float32, expected an integer"),
-    "bool classes": ((U, R, Y.bool(), 5), {}, TypeError, r"y_ref: got a class map .*bool, expected an integer"),
-    "complex labels": ((U, R, V.cfloat(), 5), {}, TypeError, r"y_ref: got .*complex64, expected a real dtype"),
-    "mask 0/255": ((U, R, (Y > 0) * 255, 5), {}, ValueError, r"the values 255, .* use mask // 255"),
-    "vectors 0/255": ((U, R, V * 255, 5), {}, ValueError, r"the values 255, expected 0 or 1 .* use mask // 255"),
-    "vectors of 2": ((U, R, with_value(V, 2), 5), {}, ValueError, r"the values 2, expected 0 or 1 in every entry"),
-    "vectors of .5": ((U, R, with_value(V.float(), 0.5), 5), {}, ValueError, r"the values 0.5, expected 0 or 1"),
-    "devices": ((U, R.to(META), Y, 5), {}, ValueError, r"got feat_u on cpu, feat_ref on meta, .*expected one device"),
-    "complex features": ((U.cfloat(), R, Y, 5), {}, TypeError, r"feat_u: got .*complex64, expected a real floating"),
-    "integer features": ((U, R.long(), Y, 5), {}, TypeError, r"feat_ref: got .*int64, .*convert it with .float\(\)"),
-    "all ignored": (
-        (U, R, torch.full_like(Y, -100), 5),
-        {},
-        ValueError,
-        r"y_ref: .*ignore_index=-100 at every reference",
-    ),
-    "all ignored vectors": ((U, R, torch.full_like(V, -100), 5), {}, ValueError, r"at every reference"),
-    "NaN": ((NAN, R, Y, 5), {}, ValueError, r"feat_u: got \(2, 4, 5, 6\) float32 with 1 NaN or infinite values"),
-    "infinite": ((U, INF, Y, 5), {}, ValueError, r"feat_ref: .*check_values=False"),
-    "valid shape": (
-        (U, R, Y, 5),
-        {"valid_u": torch.ones(2, 5, 5) > 0},
-        ValueError,
-        r"valid_u: .*expected \(2, 5, 6\) bool",
-    ),
-    "valid dtype": (
-        (U, R, Y, 5),
-        {"valid_u": torch.ones(2, 5, 6)},
-        ValueError,
-        r"valid_u: .*expected \(2, 5, 6\) bool",
-    ),
-    "valid list": ((U, R, Y, 5), {"valid_u": [True]}, TypeError, r"valid_u: got list"),
-    "vectors of NaN": ((U, R, V * torch.nan, 5), {}, ValueError, r"y_ref: got the values nan, expected 0 or 1"),
-    "vectors of inf": ((U, R, with_value(V.float(), torch.inf), 5), {}, ValueError, r"y_ref: got the values inf, exp"),
-    "float8 features": ((U, R.to(F8), Y, 5), {}, TypeError, r"feat_ref: got .*float8_e5m2, .* with .float\(\)"),
-    "float8 vectors": ((U, R, V.to(F8), 5), {}, TypeError, r"y_ref: got .*float8_e5m2, expected a real dtype"),
-    "complex classes": (
-        (U, R, Y.cfloat(), 5),
-        {},
-        TypeError,
-        r"y_ref: got a class map .*complex64, expected an integer",
-    ),
-    "NaN reference": ((U, with_value(R, torch.nan), Y, 5), {}, ValueError, r"feat_ref: got .* with 1 NaN"),
-    "sparse": ((U, R.to_sparse(), Y, 5), {}, TypeError, r"feat_ref: got a sparse_coo tensor, expected a dense one"),
-    "sparse valid": (
-        (U, R, Y, 5),
-        {"valid_u": torch.ones(2, 5, 6).bool().to_sparse()},
-        TypeError,
-        r"valid_u: got a sparse_coo",
-    ),
-    "nested": (
-        (NESTED, R, Y, 5),
-        {},
-        TypeError,
-        r"feat_u: got a nested tensor, expected a dense one; make one of equal",
-    ),
-    "meta": ((U.to(META), R.to(META), Y.to(META), 5), {}, ValueError, r"feat_u, feat_ref, y_ref: got .* meta device"),
-    "check_values": (
-        (U, R, Y, 5),
-        {"check_values": "no"},
-        TypeError,
-        r"check_values: got 'no', expected True or False",
-    ),
+    "check_values": ({"check_values": "no"}, TypeError, r"check_values: got 'no', expected True or False"),
     **{
-        f"ignore_index {value}": (
-            (U, R, Y, 5),
-            {"ignore_index": value},
-            TypeError,
-            f"ignore_index: got {value!r}, expected an int",
-        )
+        f"ignore_index {value}": ({"ignore_index": value}, TypeError, f"ignore_index: got {value!r}, expected an int")
         for value in (None, "255", float("nan"), 1.5, True)
     },
-    "impl": ((U, R, Y, 5), {"impl": "cuda"}, ValueError, r"impl: got 'cuda', expected one of 'auto'"),
+    "impl": ({"impl": "cuda"}, ValueError, r"impl: got 'cuda', expected one of 'auto'"),
 }
 
 
-@pytest.mark.parametrize("case", PSEUDO_LABELS)
-def test_rpg_pseudo_labels(case):
-    args, options, error, message = PSEUDO_LABELS[case]
+@pytest.mark.parametrize(("changed", "error", "message"), PSEUDO_LABELS.values(), ids=PSEUDO_LABELS)
+def test_rpg_pseudo_labels(changed, error, message):
     with pytest.raises(error, match=message):
-        rpg_pseudo_labels(*args, **options)
+        rpg_pseudo_labels(**{"feat_u": U, "feat_ref": R, "y_ref": Y, "k": 5, **changed})
 
 
 def test_checks_of_values_can_be_switched_off():
@@ -161,29 +112,31 @@ def test_checks_of_values_can_be_switched_off():
 
 LU, LR = torch.randn(2, 3, 5, 6), torch.randn(3, 3, 7, 8)
 LOSS = {
-    "flat": ((LU[..., 0, 0], U[..., 0, 0], R[..., 0, 0], Y[..., 0, 0]), {}, r"logits_u: got shape \(2, 3\), expected"),
-    "B": ((LU[:1], U, R, Y), {}, r"feat_u: got shape \(2, 4, 5, 6\), expected \(1, D, \*spatial\)"),
-    "axes": ((LU, U[..., 0], R, Y), {}, r"feat_u: got shape \(2, 4, 5\), expected \(2, D, \*spatial\) with 2 spatial"),
-    "axes of labels": ((LU, U, R, Y[0]), {}, r"y_ref: got shape \(7, 8\), expected a class map \(3, \*R\)"),
-    "images of labels": ((LU, U, R, Y[:2]), {}, r"y_ref: got shape \(2, 7, 8\), expected a class map \(3, \*R\)"),
-    "features": ((LU, U, R[:, :3], Y), {}, r"feat_ref: got 3 features per pixel .* expected the 4 of feat_u"),
-    "class beyond the logits": ((LU, U, R, with_value(Y, 3)), {}, r"the values 3, expected class indices in \[0, 3\)"),
-    "mask 0/255": ((LU, U, R, (Y > 0) * 255), {}, r"the values 255, .*use mask // 255"),
-    "channels": ((LU, U, R, V), {}, r"y_ref: got 2 labels .*expected one per channel of logits_u"),
-    "channel axis": ((LU, U, R, Y[:, None].float()), {}, r"y_ref: got 1 labels .*MONAI.* pass y\[:, 0\].long\(\)"),
-    "one channel": ((LU[:, :1], U, R, Y), {}, r"logits_u: got one channel .*pass y_ref as \(P, 1, \*R\)"),
-    "logits_ref": ((LU, U, R, Y, LR[..., 1:]), {}, r"logits_ref: .*expected \(3, 3, 7, 8\) to go with y_ref"),
-    "valid_u": ((LU, U, R, Y), {"valid_u": torch.ones(2, 5, 6)}, r"valid_u: got \(2, 5, 6\) float32, expected"),
-    "devices": ((LU, U, R, Y, LR.to(META)), {}, r"logits_ref on meta, expected one device"),
-    "NaN": ((LU, NAN, R, Y), {}, r"feat_u: .*NaN or infinite"),
+    "flat": (
+        {"logits_u": LU[..., 0, 0], "feat_u": U[..., 0, 0], "feat_ref": R[..., 0, 0], "y_ref": Y[..., 0, 0]},
+        r"logits_u: got shape \(2, 3\), expected",
+    ),
+    "B": ({"logits_u": LU[:1]}, r"feat_u: got shape \(2, 4, 5, 6\), expected \(1, D, \*spatial\)"),
+    "axes": ({"feat_u": U[..., 0]}, r"feat_u: got shape \(2, 4, 5\), expected \(2, D, \*spatial\) with 2 spatial"),
+    "axes of labels": ({"y_ref": Y[0]}, r"y_ref: got shape \(7, 8\), expected a class map \(3, \*R\)"),
+    "images of labels": ({"y_ref": Y[:2]}, r"y_ref: got shape \(2, 7, 8\), expected a class map \(3, \*R\)"),
+    "features": ({"feat_ref": R[:, :3]}, r"feat_ref: got 3 features per pixel .* expected the 4 of feat_u"),
+    "class beyond the logits": ({"y_ref": with_value(Y, 3)}, r"the values 3, expected class indices in \[0, 3\)"),
+    "mask 0/255": ({"y_ref": (Y > 0) * 255}, r"the values 255, .*use mask // 255"),
+    "channels": ({"y_ref": V}, r"y_ref: got 2 labels .*expected one per channel of logits_u"),
+    "channel axis": ({"y_ref": Y[:, None].float()}, r"y_ref: got 1 labels .*MONAI.* pass y\[:, 0\].long\(\)"),
+    "one channel": ({"logits_u": LU[:, :1]}, r"logits_u: got one channel .*pass y_ref as \(P, 1, \*R\)"),
+    "logits_ref": ({"logits_ref": LR[..., 1:]}, r"logits_ref: .*expected \(3, 3, 7, 8\) to go with y_ref"),
+    "valid_u": ({"valid_u": torch.ones(2, 5, 6)}, r"valid_u: got \(2, 5, 6\) float32, expected"),
+    "devices": ({"logits_ref": LR.to(META)}, r"logits_ref on meta, expected one device"),
+    "NaN": ({"feat_u": NAN}, r"feat_u: .*NaN or infinite"),
 }
 
 
-@pytest.mark.parametrize("case", LOSS)
-def test_rpg_loss(case):
-    args, options, message = LOSS[case]
+@pytest.mark.parametrize(("changed", "message"), LOSS.values(), ids=LOSS)
+def test_rpg_loss(changed, message):
     with pytest.raises(ValueError, match=message):
-        RPGLoss(map_size=None)(*args, **options)
+        RPGLoss(map_size=None)(**{"logits_u": LU, "feat_u": U, "feat_ref": R, "y_ref": Y, **changed})
 
 
 @pytest.mark.parametrize(("labels", "value"), [(Y, 7), (V, 2), (V, 255)])
@@ -265,36 +218,45 @@ def test_entropy_weights_of_what_is_no_tensor_of_floats(proximities):
 
 
 FIXMATCH = {
-    "shapes": ((LU, LU[..., 1:]), {}, ValueError, r"logits_weak, logits_strong: .*expected the same"),
-    "flat": ((LU[..., 0, 0], LU[..., 0, 0]), {}, ValueError, r"expected the same non-empty \(B, C, \*spatial\)"),
-    "integer": ((LU.long(), LU), {}, TypeError, r"logits_weak: got .*int64"),
+    "shapes": ({"logits_strong": LU[..., 1:]}, ValueError, r"logits_weak, logits_strong: .*expected the same"),
+    "flat": (
+        {"logits_weak": LU[..., 0, 0], "logits_strong": LU[..., 0, 0]},
+        ValueError,
+        r"expected the same non-empty \(B, C, \*spatial\)",
+    ),
+    "integer": ({"logits_weak": LU.long()}, TypeError, r"logits_weak: got .*int64"),
     "cutout": (
-        (LU, LU),
         {"cutout_mask": torch.ones(2, 5, 6)},
         ValueError,
         r"cutout_mask: got .*float32, expected \(2, 5, 6\) bool",
     ),
-    "valid": ((LU, LU), {"valid_weak": torch.ones(2, 6) > 0}, ValueError, r"valid_weak: got \(2, 6\) bool, expected"),
-    "warp": (
-        (LU, LU),
-        {"warp": lambda maps: maps[..., 1:]},
-        ValueError,
-        r"warp: got shape .*act on all channels alike",
+    "valid": ({"valid_weak": torch.ones(2, 6) > 0}, ValueError, r"valid_weak: got \(2, 6\) bool, expected"),
+    "warp": ({"warp": lambda maps: maps[..., 1:]}, ValueError, r"warp: got shape .*act on all channels alike"),
+    "devices": ({"logits_strong": LU.to(META)}, ValueError, r"logits_strong on meta, expected one device"),
+    "float8": (
+        {"logits_strong": LU.to(F8)},
+        TypeError,
+        r"logits_strong: got .*float8_e5m2, expected a real floating-point",
     ),
-    "devices": ((LU, LU.to(META)), {}, ValueError, r"logits_strong on meta, expected one device"),
-    "float8": ((LU, LU.to(F8)), {}, TypeError, r"logits_strong: got .*float8_e5m2, expected a real floating-point"),
-    "sparse": ((LU.to_sparse(), LU), {}, TypeError, r"logits_weak: got a sparse_coo tensor, expected a dense one"),
-    "meta": ((LU.to(META), LU.to(META)), {}, ValueError, r"logits_weak, logits_strong: got tensors on the meta device"),
-    "mask list": ((LU, LU), {"cutout_mask": [True]}, TypeError, r"cutout_mask: got list, expected a torch.Tensor"),
-    "no warp": ((LU, LU), {"warp": "flip"}, TypeError, r"warp: got str, expected a function"),
+    "sparse": (
+        {"logits_weak": LU.to_sparse()},
+        TypeError,
+        r"logits_weak: got a sparse_coo tensor, expected a dense one",
+    ),
+    "meta": (
+        {"logits_weak": LU.to(META), "logits_strong": LU.to(META)},
+        ValueError,
+        r"logits_weak, logits_strong: got tensors on the meta device",
+    ),
+    "mask list": ({"cutout_mask": [True]}, TypeError, r"cutout_mask: got list, expected a torch.Tensor"),
+    "no warp": ({"warp": "flip"}, TypeError, r"warp: got str, expected a function"),
 }
 
 
-@pytest.mark.parametrize("case", FIXMATCH)
-def test_fixmatch(case):
-    args, options, error, message = FIXMATCH[case]
+@pytest.mark.parametrize(("changed", "error", "message"), FIXMATCH.values(), ids=FIXMATCH)
+def test_fixmatch(changed, error, message):
     with pytest.raises(error, match=message):
-        FixMatchSegLoss()(*args, **options)
+        FixMatchSegLoss()(**{"logits_weak": LU, "logits_strong": LU, **changed})
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
@@ -314,75 +276,67 @@ def test_fixmatch_options():
 
 POOL = {
     **{
-        f"ignore_index {value}": (
-            (Y,),
-            {"ignore_index": value},
-            TypeError,
-            f"ignore_index: got {value!r}, expected an int",
-        )
+        f"ignore_index {value}": ({"ignore_index": value}, TypeError, f"ignore_index: got {value!r}, expected an int")
         for value in (None, "255", float("nan"), 1.5)
     },
     "NaN": (
-        ([V[0] * torch.nan],),
-        {"multilabel": True},
+        {"labels": [V[0] * torch.nan], "multilabel": True},
         ValueError,
         r"labels\[0\]: got the values nan, expected 0 or 1",
     ),
     "infinite matrix": (
-        (torch.eye(2) * torch.inf,),
-        {},
+        {"labels": torch.eye(2) * torch.inf},
         ValueError,
         r"labels: got the values inf, nan, expected 0 or 1",
     ),
-    "sparse": (([Y[0].to_sparse()],), {}, TypeError, r"labels\[0\]: got a sparse_coo tensor, expected a dense one"),
+    "sparse": (
+        {"labels": [Y[0].to_sparse()]},
+        TypeError,
+        r"labels\[0\]: got a sparse_coo tensor, expected a dense one",
+    ),
     "sparse matrix": (
-        (torch.eye(2).to_sparse(),),
-        {},
+        {"labels": torch.eye(2).to_sparse()},
         TypeError,
         r"labels: got a sparse_coo tensor, expected a dense one",
     ),
-    "nested": ((NESTED,), {}, TypeError, r"labels: got a nested tensor, expected a dense one"),
-    "meta": ((Y.to(META),), {}, TypeError, r"labels\[0\]: got Tensor, which cannot be read as a tensor \(.*meta"),
-    "text": (([np.array(["a"])],), {}, TypeError, r"labels\[0\]: got ndarray, which cannot be read as a tensor"),
-    "complex": (([Y[0].cfloat()],), {}, TypeError, r"labels\[0\]: got \(7, 8\) complex64, expected a real dtype"),
+    "nested": ({"labels": NESTED}, TypeError, r"labels: got a nested tensor, expected a dense one"),
+    "meta": ({"labels": Y.to(META)}, TypeError, r"labels\[0\]: got Tensor, which cannot be read as a tensor \(.*meta"),
+    "text": ({"labels": [np.array(["a"])]}, TypeError, r"labels\[0\]: got ndarray, which cannot be read as a tensor"),
+    "complex": ({"labels": [Y[0].cfloat()]}, TypeError, r"labels\[0\]: got \(7, 8\) complex64, expected a real dtype"),
     "float8 matrix": (
-        (torch.eye(2).to(F8),),
-        {},
+        {"labels": torch.eye(2).to(F8)},
         TypeError,
         r"labels: got \(2, 2\) float8_e5m2, expected a real dtype",
     ),
-    "no axis": ((torch.tensor(3),), {}, TypeError, r"labels: got Tensor, expected a sequence of label maps"),
-    "empty": (([],), {}, ValueError, r"labels: got none"),
-    "no sequence": ((iter([Y]),), {}, TypeError, r"labels: got list_iterator, expected a sequence"),
-    "pairs": (([("image", Y[0])],), {}, TypeError, r"labels\[0\]: got tuple, .*\[label for _, label in dataset\]"),
-    "size 0": ((Y, 0), {}, ValueError, r"size: got 0, expected 1 or more"),
-    "size float": ((Y, 2.0), {}, TypeError, r"size: got 2.0, expected an int"),
-    "num_classes": ((Y,), {"num_classes": 0}, ValueError, r"num_classes: got 0"),
+    "no axis": ({"labels": torch.tensor(3)}, TypeError, r"labels: got Tensor, expected a sequence of label maps"),
+    "empty": ({"labels": []}, ValueError, r"labels: got none"),
+    "no sequence": ({"labels": iter([Y])}, TypeError, r"labels: got list_iterator, expected a sequence"),
+    "pairs": ({"labels": [("image", Y[0])]}, TypeError, r"labels\[0\]: got tuple, .*\[label for _, label in dataset\]"),
+    "size 0": ({"size": 0}, ValueError, r"size: got 0, expected 1 or more"),
+    "size float": ({"size": 2.0}, TypeError, r"size: got 2.0, expected an int"),
+    "num_classes": ({"num_classes": 0}, ValueError, r"num_classes: got 0"),
     "beyond num_classes": (
-        ([Y[0]],),
-        {"num_classes": 2},
+        {"labels": [Y[0]], "num_classes": 2},
         ValueError,
         r"labels\[0\]: got the values 2, expected .*\[0, 2\)",
     ),
-    "0/255": (([(Y[0] > 0).long() * 255],), {}, ValueError, r"labels\[0\]: .*use mask // 255"),
-    "0/255 vectors": ((V * 255,), {"multilabel": True}, ValueError, r"labels\[0\]: .*use mask // 255"),
-    "float classes": (([Y[0].float()],), {}, TypeError, r"labels\[0\]: got .*float32, expected class indices"),
-    "absent": ((Y,), {"num_classes": 5}, ValueError, r"none holds class 3, 4, expected every class"),
-    "matrix": ((np.array([[2, 0]]),), {}, ValueError, r"labels: got the values 2, expected 0 or 1"),
-    "columns": ((np.eye(3),), {"num_classes": 2}, ValueError, r"presence matrix .*expected 2 columns"),
-    "ragged": ((([torch.ones(2, 4, 4), torch.ones(3, 4, 4)]),), {}, ValueError, r"first axes \[2, 3\], read as"),
-    "all ignored": (([torch.full((4, 4), -100)],), {}, ValueError, r"ignore_index=-100 at every pixel"),
+    "0/255": ({"labels": [(Y[0] > 0).long() * 255]}, ValueError, r"labels\[0\]: .*use mask // 255"),
+    "0/255 vectors": ({"labels": V * 255, "multilabel": True}, ValueError, r"labels\[0\]: .*use mask // 255"),
+    "float classes": ({"labels": [Y[0].float()]}, TypeError, r"labels\[0\]: got .*float32, expected class indices"),
+    "absent": ({"num_classes": 5}, ValueError, r"none holds class 3, 4, expected every class"),
+    "matrix": ({"labels": np.array([[2, 0]])}, ValueError, r"labels: got the values 2, expected 0 or 1"),
+    "columns": ({"labels": np.eye(3), "num_classes": 2}, ValueError, r"presence matrix .*expected 2 columns"),
+    "ragged": ({"labels": [torch.ones(2, 4, 4), torch.ones(3, 4, 4)]}, ValueError, r"first axes \[2, 3\], read as"),
+    "all ignored": ({"labels": [torch.full((4, 4), -100)]}, ValueError, r"ignore_index=-100 at every pixel"),
     "uncoverable": (
-        ([torch.tensor([i, 9]) for i in (0, 4, 5, 7)], 3),
-        {},
+        {"labels": [torch.tensor([i, 9]) for i in (0, 4, 5, 7)], "size": 3},
         ValueError,
         r"found no 3 of the 4 labeled images .*still lacks class 7\); 4 images do: use size=4",
     ),
 }
 
 
-@pytest.mark.parametrize("case", POOL)
-def test_reference_pool(case):
-    args, options, error, message = POOL[case]
+@pytest.mark.parametrize(("changed", "error", "message"), POOL.values(), ids=POOL)
+def test_reference_pool(changed, error, message):
     with pytest.raises(error, match=message):
-        ReferencePool(*args, **options)
+        ReferencePool(**{"labels": Y, **changed})

@@ -27,6 +27,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from examples.command_line import ending_in_words
 from examples.config import RetinaView, Vendor
 from examples.data import jsrt
 from examples.data.base import to_unit_range
@@ -294,13 +295,8 @@ def save_sheet(path: Path, findings: Findings) -> None:
     drawn = [[(item.name, picture) for item in row for picture in item.draw()] for row in rows]
     across = max(map(len, drawn))
     tallest = max(image.shape[0] / image.shape[1] for row in drawn for _, (image, _) in row)
-    figure, axes = plt.subplots(
-        len(rows),
-        across,
-        figsize=(2.2 * across, (2.1 * min(tallest, 2) + 0.25) * len(rows) + 0.4),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (2.2 * across, (2.1 * min(tallest, 2) + 0.25) * len(rows) + 0.4)
+    figure, axes = plt.subplots(len(rows), across, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.set_axis_off()
     for row, pictures in zip(axes, drawn, strict=True):
@@ -317,9 +313,7 @@ def save_sheet(path: Path, findings: Findings) -> None:
 
 def report(check: Check) -> bool:
     """Print and draw what is found; whether the data can be used."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     findings = CHECKS[check.dataset](check)
     if findings.items:
         console.print(table(findings))
@@ -336,10 +330,8 @@ def report(check: Check) -> bool:
 
 def main() -> None:
     check = tyro.cli(Check, description=__doc__, prog="python -m examples.data.check")
-    try:
+    with ending_in_words():
         usable = report(check)
-    except (ValueError, OSError) as error:  # the message says what to do; a traceback would bury it
-        sys.exit(f"error: {error}")
     sys.exit(0 if usable else 1)
 
 

@@ -41,11 +41,8 @@ def load(config: Config) -> Dataset:
     images, masks = find_files(config.root)
     skipped = ""
     if config.skip_unreadable:
-
-        def read(name: str) -> None:
-            read_set([name], images, masks, config.image_size)
-
-        images, skipped = skip_unreadable(images, read)
+        every = images
+        images, skipped = skip_unreadable(every, lambda name: read_set([name], every, masks, config.image_size))
     split = read_split(config.labeled, config.split)
     first = [name for name in images if int(name[-3:]) % 2]
     second = [name for name in images if not int(name[-3:]) % 2]

@@ -19,7 +19,7 @@ from examples.data.folder.dataset import load_undivided
 from examples.data.retouch.index import Volume
 from examples.engine.evaluation import evaluate
 from examples.engine.metrics import known_pixels
-from examples.inference.measures import Evaluation, Measures, Spacing, write_csv
+from examples.inference.measures import Evaluation, Measures, Spacing, write_measures
 from examples.inference.trained import Labels, Trained, read_trained
 
 JSRT_FIELD = 2048 * 0.175  # mm: side of the film
@@ -129,7 +129,7 @@ def measure(options: Evaluate) -> Evaluation:
     for part in chosen:
         evaluate(net, part, data, measures)
     evaluation = Evaluation(names, data.evaluated_names, measures, found, path)
-    write_csv(evaluation)
+    write_measures(evaluation)
     return evaluation
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -87,17 +87,22 @@ class Evaluation(NamedTuple):
     csv: Path
 
 
-def write_csv(evaluation: Evaluation) -> None:
-    """Return a line for every image and class."""
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file, all of it or nothing."""
     text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["image", "class", *PER_IMAGE, "truth_pixels", "predicted_pixels"])
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    atomic_write(path, text.getvalue().encode(errors="surrogateescape"))
+
+
+def write_measures(evaluation: Evaluation) -> None:
+    """Write a line for every image and class."""
+    rows = []
     values, pixels = evaluation.measures.values(), evaluation.measures.pixels()
     for image, of_image, (predicted, true) in zip(evaluation.images, values, pixels, strict=True):
         for name, row, *sizes in zip(evaluation.classes, of_image.tolist(), true, predicted, strict=True):
-            lines.writerow([image, name, *(f"{value:.6g}" for value in row), *sizes])
+            rows.append([image, name, *(f"{value:.6g}" for value in row), *sizes])
     evaluation.csv.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(evaluation.csv, text.getvalue().encode(errors="surrogateescape"))
+    write_csv(evaluation.csv, ["image", "class", *PER_IMAGE, "truth_pixels", "predicted_pixels"], rows)
 
 
 def table(evaluation: Evaluation) -> Table:

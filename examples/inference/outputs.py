@@ -20,7 +20,7 @@ from examples.engine.checkpoint import atomic_write
 from examples.inference.inputs import Input, Scan
 from examples.inference.overlay import draw_overlay
 from examples.inference.trained import Labels
-from examples.logging.pictures import color
+from examples.logging.pictures import color, encoded
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Outputs:
             paths = self.overlays_of(source, len(predicted))
             for path, plane, of_plane in zip(paths, scan.planes, predicted, strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                atomic_write(path, as_png(draw_overlay(plane.image, of_plane.masks, self.labels.names)))
+                atomic_write(path, encoded(draw_overlay(plane.image, of_plane.masks, self.labels.names)))
         if self.probabilities:
             path = self.probabilities_of(source)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ class Outputs:
         for path, of_label in zip(self.masks_of(source), values, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             if volume is None:
-                atomic_write(path, as_png(indexed(of_label[0], self.labels)))
+                atomic_write(path, encoded(indexed(of_label[0], self.labels)))
             else:
                 write_volume(path, of_label, volume)
 
@@ -134,12 +134,6 @@ def indexed(values: NDArray[np.uint8], labels: Labels) -> Image.Image:
         colors = [(0.0, 0.0, 0.0), *(to_rgb(color(c)) for c in range(len(labels.names)))]
         image.putpalette([round(255 * part) for color in colors for part in color])
     return image
-
-
-def as_png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "png")
-    return buffer.getvalue()
 
 
 def as_npz(predicted: Sequence[Predicted], labels: Labels, *, is_volume: bool) -> bytes:

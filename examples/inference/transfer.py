@@ -25,6 +25,7 @@ from examples.inference.transfer_features import build_features
 from examples.inference.transfer_files import Files, Proposal, Row
 from examples.inference.transfer_votes import BATCH, Votes, encode_references, proposed_masks
 from examples.logging.environment import environment
+from examples.logging.run_folder import without_nan
 
 IMAGE_SIZE = 256  # at which images are encoded
 GRID = 64  # side of the grid on which they are matched
@@ -186,16 +187,12 @@ def scores(rows: list[Row], material: Material) -> dict[str, Any]:
     if not iou.unions:
         return {"scored": 0, "miou": None, "miou_pooled": None, "iou_per_class": None, "iou_per_class_pooled": None}
     per_image, pooled = iou.per_class(), iou.pooled()
-    return {
+    found = {
         "scored": len(iou.unions),
         "score": material.score,
-        "miou": known(float(per_image.nanmean())),
-        "miou_pooled": known(float(pooled.nanmean())),
-        "iou_per_class": {name: known(value) for name, value in by_class(names, per_image).items()},
-        "iou_per_class_pooled": {name: known(value) for name, value in by_class(names, pooled).items()},
+        "miou": float(per_image.nanmean()),
+        "miou_pooled": float(pooled.nanmean()),
+        "iou_per_class": by_class(names, per_image),
+        "iou_per_class_pooled": by_class(names, pooled),
     }
-
-
-def known(value: float) -> float | None:
-    """Return None for what JSON has no word for: the IoU of a class that is nowhere."""
-    return None if math.isnan(value) else value
+    return without_nan(found)  # a class that is nowhere has no IoU

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +15,12 @@ from torch import Tensor
 from examples.engine.checkpoint import atomic_write
 from examples.engine.metrics import IoU, class_masks, known_pixels
 from examples.inference.inputs import Input, Plane, Scan
-from examples.inference.outputs import Outputs, Predicted, as_png
+from examples.inference.measures import write_csv
+from examples.inference.outputs import Outputs, Predicted
 from examples.inference.overlay import draw_overlay
 from examples.inference.transfer_data import Material
+from examples.logging.pictures import encoded
+from examples.logging.run_folder import write_json
 from examples.reporting.transfer_page import draw_strip, write_page
 
 RESULT, PAGE, NEXT = "transfer.json", "transfer.html", "label_next.csv"
@@ -92,7 +92,7 @@ class Files:
         self.material = material
         self.outputs = Outputs(self.folder, material.labels)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.write_json({**about, "state": "unfinished"})
+        write_json(self.folder / RESULT, {**about, "state": "unfinished"})
         for name in (PAGE, NEXT):
             (self.folder / name).unlink(missing_ok=True)
         for name in FOLDERS:
@@ -111,9 +111,10 @@ class Files:
         """Write the files of an image; its masks last."""
         name, plane, masks, weights = proposal.name, proposal.plane, proposal.masks, proposal.weights
         self.write_image(name, plane)
-        atomic_write(self.folder / "weights" / f"{name}.png", as_png(gray(2 * weights - 1)), flush=False)
-        overlay = draw_overlay(plane.image, masks, self.material.labels.names)
-        atomic_write(self.folder / "overlays" / f"{name}.jpg", as_jpeg(overlay), flush=False)
+        atomic_write(self.folder / "weights" / f"{name}.png", encoded(gray(2 * weights - 1)), flush=False)
+        # As PNG it would take a tenth of all the time.
+        overlay = encoded(draw_overlay(plane.image, masks, self.material.labels.names), "jpeg", quality=90)
+        atomic_write(self.folder / "overlays" / f"{name}.jpg", overlay, flush=False)
         strip = draw_strip(plane.image, masks, weights)
         atomic_write(self.folder / "strips" / f"{name}.jpg", strip, flush=False)
         self.write_masks(name, plane, masks)
@@ -131,36 +132,22 @@ class Files:
         if source is not None and self.material.config.dataset == "folder":
             atomic_write(self.folder / "images" / source.name, source.read_bytes(), flush=False)
         else:
-            atomic_write(self.folder / "images" / f"{name}.png", as_png(gray(plane.image)), flush=False)
+            atomic_write(self.folder / "images" / f"{name}.png", encoded(gray(plane.image)), flush=False)
 
     def write_masks(self, name: str, plane: Plane, masks: Tensor) -> None:
         self.outputs.write(Input(Path(f"{name}.png"), name), Scan([plane]), [Predicted(masks, None)])
 
-    def write_json(self, result: dict[str, Any]) -> None:
-        atomic_write(self.folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
-
     def finish(self, result: dict[str, Any], rows: Sequence[Row]) -> None:
         """Write what to label next, the page and the result."""
-        text = io.StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(["image", "explained", "certainty"])
-        for row in label_next(rows):
-            lines.writerow([row.name, f"{row.explained:.6f}", f"{row.certainty:.6f}"])
-        atomic_write(self.folder / NEXT, text.getvalue().encode(errors="surrogateescape"))
+        figures = ([row.name, f"{row.explained:.6f}", f"{row.certainty:.6f}"] for row in label_next(rows))
+        write_csv(self.folder / NEXT, ["image", "explained", "certainty"], figures)
         write_page(self.folder / PAGE, result, rows, self.material.labels.names)
-        self.write_json({**result, "state": "finished"})
+        write_json(self.folder / RESULT, {**result, "state": "finished"})
 
 
 def label_next(rows: Sequence[Row]) -> list[Row]:
     """Return the images that the references explain least first."""
     return sorted(rows, key=lambda row: row.explained)
-
-
-def as_jpeg(image: Image.Image) -> bytes:
-    """Return a picture to look at; as PNG it would take a tenth of all the time."""
-    buffer = io.BytesIO()
-    image.save(buffer, "jpeg", quality=90)
-    return buffer.getvalue()
 
 
 def gray(values: Tensor) -> Image.Image:

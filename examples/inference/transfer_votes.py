@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from examples.data import ImageSet
+from examples.data.augment import swap_classes
 from examples.data.resize import Placement
 from examples.engine.metrics import class_masks, known_pixels, predicted_masks
 from rpg_loss import FrozenFeatures, rpg_pseudo_labels
@@ -129,7 +130,7 @@ def encode_references(
     Raises:
         ValueError: no pixel of them is labeled.
     """
-    labels = torch.cat([images.labels, mirrored(images.labels, flip_pairs)])
+    labels = torch.cat([images.labels, swap_classes(images.labels.flip(-1), flip_pairs)])
     pixels = torch.cat([images.images, images.images.flip(-1)])
     maps = torch.cat([features(part) for part in pixels.split(BATCH)])
     multilabel = labels.ndim == 4
@@ -184,19 +185,6 @@ def unsure(shares: Tensor) -> Tensor:
     highest = F.max_pool2d(shares[None], 3, stride=1, padding=1)[0]
     lowest = -F.max_pool2d(-shares[None], 3, stride=1, padding=1)[0]
     return ((highest > SURE) & (lowest < 1 - SURE)).any(0).repeat_interleave(2, 0).repeat_interleave(2, 1)
-
-
-def mirrored(labels: Tensor, flip_pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Return labels (B, C, H, W) or (B, H, W) of the mirror images."""
-    flipped = labels.flip(-1)
-    swapped = flipped.clone()
-    for a, b in flip_pairs:
-        for one, other in ((a, b), (b, a)):
-            if labels.ndim == 4:
-                swapped[:, one] = flipped[:, other]
-            else:
-                swapped[flipped == one + 1] = other + 1
-    return swapped
 
 
 def proposed_masks(shares: Tensor, placement: Placement, *, multilabel: bool) -> Tensor:

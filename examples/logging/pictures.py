@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
+from PIL import Image
 from torch import Tensor, nn
 
 from examples.data import Dataset, Images, ImageSet
@@ -154,7 +156,10 @@ def strips(seen: Visualization) -> list[Tensor]:
 def heat(weights: Tensor) -> Tensor:
     """Return weights (h, w) in [0, 1] as colors (H, W, 3) in [0, 1], enlarged in blocks where they are few."""
     times = max(1, STRIP_SIDE // min(weights.shape))
-    weights = weights.repeat_interleave(times, 0).repeat_interleave(times, 1)
+    return in_heat(weights.repeat_interleave(times, 0).repeat_interleave(times, 1))
+
+
+def in_heat(weights: Tensor) -> Tensor:
     return torch.from_numpy(matplotlib.colormaps["magma"](weights.numpy())[..., :3]).float()
 
 
@@ -189,6 +194,13 @@ def save_pictures(out: Path, net: nn.Module, data: Dataset) -> None:
         for kind, masks in (("image", None), ("truth", truth[row]), ("prediction", predicted[row])):
             shown = fuse_masks(masks[None], data.fused)[0] if masks is not None else None
             plt.imsave(out / files[kind], small(tinted(image, shown), PICTURE_SIDE).numpy())
+
+
+def encoded(picture: Image.Image, kind: str = "png", **options: Any) -> bytes:
+    """Return a picture as a file holds it."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def color(label: int) -> str:

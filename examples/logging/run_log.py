@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -27,7 +26,7 @@ from examples.data.augment import View
 from examples.engine.checkpoint import atomic_write
 from examples.engine.metrics import PseudoLabelMeter
 from examples.json_files import parse_json, read_json
-from examples.logging.pictures import columns, evenly, showing_all, strips, visualize
+from examples.logging.pictures import columns, encoded, evenly, showing_all, strips, visualize
 from examples.logging.progress import RunProgress
 from examples.logging.run_folder import write_json
 from examples.methods import Method, Step
@@ -65,12 +64,6 @@ def read_pictures(path: Path) -> dict[str, Any]:
         return dict(read_json(path)["pictures"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def png(picture: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "png")
-    return buffer.getvalue()
 
 
 @contextmanager
@@ -269,7 +262,7 @@ class RunLog:
         rows, tagged = [], {}
         for number, (name, strip) in enumerate(zip(drawn.names, strips(shown), strict=True)):
             file = f"pictures/{part}-{number}.png"
-            atomic_write(self.folder / file, png(strip.numpy()), flush=False)
+            atomic_write(self.folder / file, encoded(Image.fromarray(strip.numpy())), flush=False)
             rows.append({"name": name, "file": file, "miou": float(shown.score[number])})
             tagged[f"{part}: {', '.join(columns(shown))}/{name}"] = strip.numpy()
         self.status["pictures"][part] = {"step": step, "columns": columns(shown), "rows": rows}

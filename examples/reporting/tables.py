@@ -141,21 +141,8 @@ def runs_table(runs: Sequence[Run]) -> str:
         ]
         for run in runs
     ]  # fmt: skip
-    header = [
-        "data set",
-        "method",
-        "N_l",
-        "split",
-        "seed",
-        "steps",
-        "mIoU",
-        "seconds",
-        "commit",
-        "device",
-        "data",
-        "file",
-    ]
-    return markdown(header, rows)
+    columns = "data set, method, N_l, split, seed, steps, mIoU, seconds, commit, device, data, file"
+    return markdown(columns.split(", "), rows)
 
 
 def paper_caption(section: Section) -> str:

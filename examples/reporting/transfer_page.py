@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-import matplotlib
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from examples.engine.checkpoint import atomic_write
-from examples.logging.pictures import color, tinted
+from examples.logging.pictures import color, encoded, in_heat, tinted
 from examples.reporting.templates import template
 
 PANEL = 256  # longer side of a picture in a strip
@@ -50,12 +48,9 @@ def draw_strip(image: Tensor, masks: Tensor, weights: Tensor) -> bytes:
     small = F.interpolate(image[None, None], size, mode="bilinear", antialias=True)[0, 0]
     covered = F.interpolate(masks[None].float(), size, mode="area")[0] > 0.5
     trusted = F.interpolate(weights[None, None], size, mode="area")[0, 0].clamp(0, 1)
-    heat = torch.from_numpy(matplotlib.colormaps["magma"](trusted.numpy())[..., :3]).float()
     gap = torch.ones(size[0], GAP, 3)
-    strip = torch.cat([tinted(small), gap, tinted(small, covered), gap, heat], dim=1)
-    buffer = io.BytesIO()
-    Image.fromarray((255 * strip).round().to(torch.uint8).numpy()).save(buffer, "jpeg", quality=85)
-    return buffer.getvalue()
+    strip = torch.cat([tinted(small), gap, tinted(small, covered), gap, in_heat(trusted)], dim=1)
+    return encoded(Image.fromarray((255 * strip).round().to(torch.uint8).numpy()), "jpeg", quality=85)
 
 
 def write_page(path: Path, result: Mapping[str, Any], rows: Sequence[Row], names: Sequence[str]) -> None:

@@ -1,13 +1,11 @@
 """Phantoms are what they say, and JSRT is read alike in both of its layouts."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from examples.config import Config
 from examples.data import jsrt, load
@@ -15,6 +13,7 @@ from examples.data.base import Dataset
 from examples.data.loaders import PoolBatches, UnlabeledBatches
 from examples.data.phantoms import chest
 from examples.data.splits.draw_jsrt import FIRST_SET, draw
+from tests.examples.files import real_data, save_image
 
 NAMES = ("JPCLN001", "JPCNN003", "JPCLN002")
 SIDE = 32
@@ -120,19 +119,15 @@ def write_distributed(root: Path) -> None:
         picture(index).tofile(folder / f"{name}.IMG")
         for number, structure in enumerate(jsrt.CLASSES):
             fold = root / "scratch" / f"fold{1 + index % 2}" / "masks" / structure.replace("_", " ")
-            fold.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(mask(index, number)).save(fold / f"{name}.gif")
+            save_image(fold / f"{name}.gif", mask(index, number))
 
 
 def write_folder(root: Path) -> None:
     """The same as plain images with dark lungs."""
-    (root / "images").mkdir(parents=True)
     for index, name in enumerate(NAMES):
-        shown = ((4095 - picture(index)[::4, ::4]) // 16).astype(np.uint8)
-        Image.fromarray(shown).save(root / "images" / f"{name}.png")
+        save_image(root / "images" / f"{name}.png", ((4095 - picture(index)[::4, ::4]) // 16).astype(np.uint8))
         for number, structure in enumerate(jsrt.CLASSES):
-            (root / "masks" / structure).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(mask(index, number)).save(root / "masks" / structure / f"{name}.gif")
+            save_image(root / "masks" / structure / f"{name}.gif", mask(index, number))
 
 
 @pytest.fixture
@@ -187,7 +182,7 @@ def test_masks_keep_pixels_covered_by_more_than_half(tmp_path):
     image = np.zeros((4, 4), np.uint8)
     image[0, :] = 255  # half of the upper two output pixels
     image[1, 0] = 255  # three quarters of the first
-    Image.fromarray(image).save(tmp_path / "mask.gif")
+    save_image(tmp_path / "mask.gif", image)
     assert jsrt.read_mask(tmp_path / "mask.gif", 2).tolist() == [[True, False], [False, False]]
 
 
@@ -219,7 +214,7 @@ def test_a_cut_img_file_is_refused(tmp_path):
 def test_an_image_that_cannot_be_decoded_is_named_and_skipped_only_on_demand(folder):
     (folder / "images" / "JPCLN005.png").write_bytes(b"no image")
     for structure in jsrt.CLASSES:
-        Image.fromarray(mask(0, 0)).save(folder / "masks" / structure / "JPCLN005.gif")
+        save_image(folder / "masks" / structure / "JPCLN005.gif", mask(0, 0))
     with pytest.raises(ValueError, match=r"JPCLN005\.png cannot be read as an image"):
         load_jsrt(folder)
     data = load(config("jsrt", root=folder, labeled=1, skip_unreadable=True))
@@ -248,11 +243,7 @@ def test_missing_splits_are_refused():
 
 
 def test_real_jsrt():
-    default = Path(__file__).resolve().parents[3] / "shared" / "data" / "jsrt"
-    root = Path(os.environ.get("RPG_LOSS_JSRT", default))
-    if not root.is_dir():
-        pytest.skip(f"no JSRT images at {root}; name their folder in RPG_LOSS_JSRT")
-    images, masks = jsrt.find_files(root)
+    images, masks = jsrt.find_files(real_data("jsrt"))
     assert {name for name in images if int(name[-3:]) % 2} == set(FIRST_SET)
     some = jsrt.read_set(list(images)[::40], images, masks, 64)
     lungs = some.labels[:, :2].any(1)

@@ -25,7 +25,7 @@ from examples.inference.measures import Measures
 from examples.inference.trained import Labels, read_trained
 from examples.train import train
 from tests.examples.files import read_json, real_data, save_image
-from tests.examples.tiny import shrink, tiny
+from tests.examples.tiny import shrink, small, tiny
 from tests.examples.trained import write_checkpoint
 from tests.examples.volumes import SCANS, draw_volume, write_image, write_tree, write_volume
 
@@ -44,7 +44,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def config(dataset: str = "folder", **changes: object) -> Config:
-    return Config(dataset, **{"image_size": SIDE, "base_channels": 2, "map_size": 8, "k": 0.5, "labeled": 1, **changes})
+    return small(dataset, **{"labeled": 1, **changes})
 
 
 def write_folder(root: Path, names: tuple[str, ...] = (), count: int = 6) -> Path:

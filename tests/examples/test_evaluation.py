@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from torch import nn
 
 from examples.config import Config
@@ -17,6 +16,7 @@ from examples.data.base import CachedReader, Original
 from examples.data.resize import Placement
 from examples.data.retouch.index import Volume
 from examples.engine.evaluation import evaluate, unlabeled_with_truth
+from tests.examples.files import save_image
 from tests.examples.volumes import HEIGHT, SCANS, WIDTH, draw_volume, write_tree
 
 
@@ -51,9 +51,7 @@ class Everything(nn.Module):
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield write_tree(tmp_path_factory.mktemp("tree"), volumes=3)
+    return write_tree(tmp_path_factory.mktemp("tree"), volumes=3)
 
 
 def load_tree(root: Path, **changes: object) -> Dataset:
@@ -95,8 +93,7 @@ def test_a_folders_masks_are_judged_at_their_own_size(multilabel, tmp_path):
         mask[3:20, 5:40] = 255
         masks = tmp_path / "masks" / ("lung" if multilabel else "")
         for folder, values in ((tmp_path / "images", rng.integers(0, 255, mask.shape, np.uint8)), (masks, mask)):
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(values).save(folder / f"{i}.png")
+            save_image(folder / f"{i}.png", values)
     data = load(Config("folder", root=tmp_path, image_size=16, map_size=8, k=0.5, labeled=1))
     assert data.multilabel == multilabel
     for original in data.test[range(len(data.test))].originals:

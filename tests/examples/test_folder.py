@@ -1,7 +1,6 @@
 """A user's own folder: masks of either kind are read as they are meant, groups stay together, errors name the file."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +11,11 @@ from PIL import Image
 from examples.config import Config
 from examples.data import load
 from examples.data.base import Dataset
+from tests.examples.files import real_data, save_image
 
 SIDE = 16
 STEMS = tuple(f"p{patient}_{scan}" for patient in range(6) for scan in range(4))
 PATTERN = r"^(p\d)_"
-
-
-def save(path: Path, values: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
 
 
 def picture(index: int) -> np.ndarray:
@@ -36,22 +31,22 @@ def class_map(index: int) -> np.ndarray:
 
 def write_images(root: Path, stems: tuple[str, ...] = STEMS) -> Path:
     for index, stem in enumerate(stems):
-        save(root / "images" / f"{stem}.png", picture(index))
+        save_image(root / "images" / f"{stem}.png", picture(index))
     return root
 
 
 @pytest.fixture
 def class_maps(tmp_path) -> Path:
     for index, stem in enumerate(STEMS):
-        save(tmp_path / "masks" / f"{stem}.png", class_map(index))
+        save_image(tmp_path / "masks" / f"{stem}.png", class_map(index))
     return write_images(tmp_path)
 
 
 @pytest.fixture
 def label_masks(tmp_path) -> Path:
     for index, stem in enumerate(STEMS):
-        save(tmp_path / "masks" / "right_lung" / f"{stem}.png", 255 * (class_map(index) == 1).astype(np.uint8))
-        save(tmp_path / "masks" / "left_lung" / f"{stem}.gif", (class_map(index) > 0).astype(np.uint8))
+        save_image(tmp_path / "masks" / "right_lung" / f"{stem}.png", 255 * (class_map(index) == 1).astype(np.uint8))
+        save_image(tmp_path / "masks" / "left_lung" / f"{stem}.gif", (class_map(index) > 0).astype(np.uint8))
     return write_images(tmp_path)
 
 
@@ -103,12 +98,12 @@ def test_palette_masks_are_indices_and_gray_ones_may_be_saved_as_colors(class_ma
 
 def test_binary_masks_of_255_are_class_1_only_where_all_are(class_maps):
     for index, stem in enumerate(STEMS):
-        save(class_maps / "masks" / f"{stem}.png", 255 * (class_map(index) > 0).astype(np.uint8))
+        save_image(class_maps / "masks" / f"{stem}.png", 255 * (class_map(index) > 0).astype(np.uint8))
     data = load_folder(class_maps)
     assert data.class_names == ("class1",)
     for stem, label in everything(data).items():
         assert torch.equal(label, torch.from_numpy(class_map(STEMS.index(stem)) > 0).long())
-    save(class_maps / "masks" / "p3_1.png", class_map(3))
+    save_image(class_maps / "masks" / "p3_1.png", class_map(3))
     with pytest.raises(ValueError, match=r"p0_0\.png holds the value 255 \(as do .* and 2 more\), expected class ids"):
         load_folder(class_maps)
 
@@ -151,7 +146,7 @@ def test_other_shapes_are_padded_with_ignored_pixels(kind, request):
     paths = [root / "images" / "p0_0.png", *root.glob("masks/p0_0.png"), *root.glob("masks/*/p0_0.*")]
     for path in paths:
         values = np.array(Image.open(path))[4:12]  # 8 high, 16 wide ...
-        save(path, np.kron(values, np.ones((2, 2), np.uint8)))  # ... and twice as large
+        save_image(path, np.kron(values, np.ones((2, 2), np.uint8)))  # ... and twice as large
     if kind == "label_masks":
         (root / "masks" / "right_lung" / "p0_0.png").unlink()  # absent, yet what is padding is not known to be so
     data = load_folder(root)
@@ -225,7 +220,7 @@ def test_every_class_is_among_the_labeled(class_maps):
     for index, stem in enumerate(STEMS):
         mask = class_map(index)
         mask[mask == 2] = 2 if stem in ("p0_0", "p1_0", "p2_0") else 0
-        save(class_maps / "masks" / f"{stem}.png", mask)
+        save_image(class_maps / "masks" / f"{stem}.png", mask)
     for split in range(4):
         data = load_folder(class_maps, split=split, labeled=1)
         for part in (data.labeled, data.validation, data.test):
@@ -316,48 +311,44 @@ def test_folders_that_are_missing_are_named(tmp_path):
 
 def test_files_that_do_not_fit_are_named(class_maps):
     masks, images = class_maps / "masks", class_maps / "images"
-    save(masks / "p8_0.png", class_map(0))
+    save_image(masks / "p8_0.png", class_map(0))
     with pytest.raises(FileNotFoundError, match=r"p8_0\.png has no image \(1 of the 25 masks"):
         load_folder(class_maps)
     (masks / "p8_0.png").unlink()
-    save(masks / "p0_0.png", class_map(0)[1:])
+    save_image(masks / "p0_0.png", class_map(0)[1:])
     with pytest.raises(ValueError, match=r"masks/p0_0\.png is 16 x 15 pixels and .*images/p0_0\.png is 16 x 16"):
         load_folder(class_maps)
-    save(masks / "p0_0.png", np.stack([class_map(0), class_map(1), class_map(2)], 2))
+    save_image(masks / "p0_0.png", np.stack([class_map(0), class_map(1), class_map(2)], 2))
     with pytest.raises(ValueError, match=r"p0_0\.png is a color image \(mode RGB\)"):
         load_folder(class_maps)
-    save(masks / "p0_0.png", class_map(0) * 2)
-    save(masks / "p0_1.png", class_map(0) * 3)
+    save_image(masks / "p0_0.png", class_map(0) * 2)
+    save_image(masks / "p0_1.png", class_map(0) * 3)
     with pytest.raises(ValueError, match=r"p0_1\.png holds the value 6, but no mask holds 5"):
         load_folder(class_maps)
     (class_maps / "classes.txt").write_text("one\ntwo\n")
     with pytest.raises(ValueError, match=r"p0_1\.png holds the value 6, but .*classes\.txt names 2"):
         load_folder(class_maps)
-    save(images / "p5_3.jpg", picture(0))
+    save_image(images / "p5_3.jpg", picture(0))
     with pytest.raises(ValueError, match=r"p5_3\.jpg and .*p5_3\.png have the same name"):
         load_folder(class_maps)
     (images / "p5_3.png").unlink()
     (images / "p5_3.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"p5_3\.jpg cannot be read"):
         load_folder(class_maps)
-    save(masks / "lung" / "p0_0.png", class_map(0))
+    save_image(masks / "lung" / "p0_0.png", class_map(0))
     with pytest.raises(ValueError, match=r"holds both lung/ and p0_0\.png"):
         load_folder(class_maps)
 
 
 def test_masks_without_any_label_are_refused(class_maps):
     for stem in STEMS:
-        save(class_maps / "masks" / f"{stem}.png", np.zeros((SIDE, SIDE), np.uint8))
+        save_image(class_maps / "masks" / f"{stem}.png", np.zeros((SIDE, SIDE), np.uint8))
     with pytest.raises(ValueError, match="all masks are 0 everywhere"):
         load_folder(class_maps)
 
 
 def test_real_scans():
-    default = Path(__file__).resolve().parents[3] / "shared" / "data" / "duke_dme"
-    root = Path(os.environ.get("RPG_LOSS_DUKE", default))
-    if not root.is_dir():
-        pytest.skip(f"no Duke DME scans at {root}; name their folder in RPG_LOSS_DUKE")
-    data = load_folder(root, image_size=64, map_size=16, group_pattern=r"(duke\d+)_")
+    data = load_folder(real_data("duke_dme"), image_size=64, map_size=16, group_pattern=r"(duke\d+)_")
     assert data.found == "88 images (88 labeled) of 8 groups; 44 train, 11 validation, 33 test"
     parts = [{name[:6] for name in part.names} for part in (data.unlabeled, data.validation, data.test)]
     assert len(set.union(*parts)) == sum(map(len, parts)) == 8
@@ -419,7 +410,7 @@ def test_pixels_that_are_no_numbers_are_refused(bad, kind, class_maps, capsys):
     (class_maps / kind / "p2_1.png").unlink()
     values = class_map(1).astype(np.float32)
     values[3, 4:6] = bad
-    save(class_maps / kind / "p2_1.tif", values)
+    save_image(class_maps / kind / "p2_1.tif", values)
     with pytest.raises(ValueError, match=r"p2_1\.tif holds 2 pixels that are NaN or infinite"):
         load_folder(class_maps)
     assert "1 unreadable skipped" in load_folder(class_maps, skip_unreadable=True).found

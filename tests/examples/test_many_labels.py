@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from examples.config import Config
 from examples.data import load
@@ -15,6 +14,7 @@ from examples.data.fusing import fuse_masks
 from examples.data.phantoms import chest
 from examples.evaluate import Evaluate, measure
 from examples.train import train
+from tests.examples.files import save_image
 from tests.examples.tiny import shrink, tiny
 
 SIDE = 64
@@ -46,8 +46,7 @@ def folder(tmp_path_factory) -> Path:
             for part, pixels in enumerate(parts_of(mask, count)):
                 files[f"masks/{structure}_{part:02d}"] = 255 * pixels.astype(np.uint8)
         for name, values in files.items():
-            (root / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(values).save(root / name / f"phantom{index:02d}.png")
+            save_image(root / name / f"phantom{index:02d}.png", values)
     fusing = {s: [f"{s}_{part:02d}" for part in range(count)] for s, count in COUNTS.items()}
     (root / "fuse.json").write_text(json.dumps(fusing))
     return root

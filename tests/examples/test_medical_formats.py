@@ -7,18 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from PIL import Image
 
-from examples.config import Config
 from examples.data import load
 from examples.data.files import image_size, open_image
 from examples.inference.inputs import Input, find_inputs, read
 from examples.inference.prediction import Predict, predict
 from examples.inference.trained import Labels
+from tests.examples.files import save_image
+from tests.examples.tiny import small
 from tests.examples.trained import write_checkpoint
 
-SIDE = 32
-CONFIG = Config("folder", image_size=SIDE, base_channels=2, map_size=8, k=0.5, labeled=1)
+CONFIG = small("folder", labeled=1)
 VALUES = np.random.default_rng(0).integers(0, 4000, (3, 20, 44)).astype(np.uint16)
 
 
@@ -92,8 +91,7 @@ def test_what_is_no_gray_dicom_image_is_refused(tmp_path):
 def test_a_folder_of_dicom_images_is_a_data_set(tmp_path):
     for i in range(6):
         write(tmp_path / "images" / f"case{i}.dcm", VALUES[i % 3] + i)
-        (tmp_path / "masks").mkdir(exist_ok=True)
-        Image.fromarray((VALUES[i % 3] > 2000).astype(np.uint8)).save(tmp_path / "masks" / f"case{i}.png")
+        save_image(tmp_path / "masks" / f"case{i}.png", (VALUES[i % 3] > 2000).astype(np.uint8))
     data = load(replace(CONFIG, root=tmp_path))
     assert len(data.unlabeled) + len(data.validation) + len(data.test) == 6
     assert data.labeled.images.unique().numel() > 10

@@ -20,6 +20,7 @@ from examples.inference.inputs import Input
 from examples.inference.overlay import draw_overlay
 from examples.inference.trained import Labels, read_trained
 from tests.examples.files import save_image
+from tests.examples.tiny import small
 from tests.examples.trained import write_checkpoint
 from tests.examples.volumes import HEIGHT, SCANS, WIDTH, draw_volume, write_image, write_tree
 
@@ -33,7 +34,7 @@ SPACING, ORIGIN, DIRECTION = (0.5, 0.25, 3.0), (1.0, -2.0, 7.5), (0, 1, 0, 1, 0,
 
 
 def config(dataset: str = "folder", **changes: object) -> Config:
-    return Config(dataset, **{"image_size": SIDE, "base_channels": 2, "map_size": 8, "k": 0.5, "labeled": 1, **changes})
+    return small(dataset, **{"labeled": 1, **changes})
 
 
 @pytest.fixture(params=LABELS)

@@ -28,6 +28,7 @@ from examples.data.retouch.index import survey
 from examples.data.splits.draw_retouch import deal, draw
 from examples.methods import METHODS
 from examples.train import train
+from tests.examples.files import real_data
 from tests.examples.volumes import HEIGHT, SCANS, WIDTH, draw_volume, write_image, write_tree, write_volume
 
 ROOT = Path(__file__).parents[2]
@@ -573,9 +574,7 @@ def test_every_method_trains(method: MethodName, tree, tmp_path, monkeypatch):
 
 
 def test_real_retinas_are_found_and_keep_their_fluid(tmp_path):
-    root = Path(os.environ.get("RPG_LOSS_DUKE", ROOT.parent / "shared" / "data" / "duke_dme"))
-    if not root.is_dir():
-        pytest.skip(f"no Duke DME scans at {root}; name their folder in RPG_LOSS_DUKE")
+    root = real_data("duke_dme")
     for patient in ("duke01", "duke04", "duke09"):
         for kind, name in (("images", "oct"), ("masks", "reference")):
             scans = [np.array(Image.open(path)) for path in sorted((root / kind).glob(f"{patient}_*.png"))[::3]]

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from examples.config import Config
 from examples.data import load
 from examples.engine.checkpoint import Checkpoints, atomic_save
 from examples.inference.trained import Labels, read_trained
 from examples.train import train
-from tests.examples.tiny import shrink, tiny
+from tests.examples.tiny import shrink, small, tiny
 from tests.examples.trained import talkative, write_checkpoint
 
 FLUIDS = Labels(("irf", "srf", "ped"), multilabel=False)
@@ -24,10 +23,6 @@ FLUIDS = Labels(("irf", "srf", "ped"), multilabel=False)
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     shrink(monkeypatch.setattr)
-
-
-def config(dataset: str, **changes: object) -> Config:
-    return Config(dataset, **{"image_size": 32, "base_channels": 2, "map_size": 8, "k": 0.5, **changes})
 
 
 @pytest.mark.parametrize("name", ["best.pt", "last.pt", ""])
@@ -55,7 +50,7 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(tmp_path):
     Checkpoints(tmp_path / "checkpoints").save(7, {"step": 7, "parts": {}})
     with pytest.raises(ValueError, match=r"step-00000007\.ckpt is what an unfinished run goes on from; expected"):
         read_trained(tmp_path / "checkpoints" / "step-00000007.ckpt")
-    path = write_checkpoint(tmp_path / "best.pt", config("oct_phantom"), FLUIDS)
+    path = write_checkpoint(tmp_path / "best.pt", small("oct_phantom"), FLUIDS)
     torch.save({"model": {}}, tmp_path / "plain.pt")
     for content in (b"", b"noise", path.read_bytes()[:-500], (tmp_path / "plain.pt").read_bytes()):
         (tmp_path / "broken.pt").write_bytes(content)
@@ -94,7 +89,7 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(tmp_path):
     ],
 )
 def test_a_checkpoint_of_other_content_is_refused_in_one_line(field, value, tmp_path):
-    path = write_checkpoint(tmp_path / "best.pt", config("oct_phantom"), FLUIDS, **{field: value})
+    path = write_checkpoint(tmp_path / "best.pt", small("oct_phantom"), FLUIDS, **{field: value})
     with pytest.raises(ValueError, match=r"^checkpoint: .*best\.pt") as refused:
         read_trained(path).net()
     assert str(refused.value).count("\n") == 0
@@ -102,7 +97,7 @@ def test_a_checkpoint_of_other_content_is_refused_in_one_line(field, value, tmp_
 
 def test_every_flipped_bit_is_found(tmp_path):
     """Unseen, one would change what the network says."""
-    path = write_checkpoint(tmp_path / "best.pt", config("oct_phantom"), FLUIDS)
+    path = write_checkpoint(tmp_path / "best.pt", small("oct_phantom"), FLUIDS)
     written = path.read_bytes()
     draw = random.Random(0)
     for place in (0, 40, *(draw.randrange(len(written)) for _ in range(300))):
@@ -126,11 +121,14 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path):
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Trap(), protocol=2))
     with pytest.raises(ValueError, match=r"plain\.pt cannot be read"):
         read_trained(tmp_path / "plain.pt")
+    atomic_save(tmp_path / "step-00000001.ckpt", {"step": Trap()})  # what a run goes on from
+    with pytest.raises(ValueError, match="refuses it"):
+        Checkpoints(tmp_path).load()
     assert not (tmp_path / "trapped").exists()
 
 
 def test_what_does_not_fit_is_said(tmp_path):
-    of_run = config("oct_phantom")
+    of_run = small("oct_phantom")
     path = write_checkpoint(tmp_path / "best.pt", of_run, FLUIDS, model=talkative(9).state_dict())
     with pytest.raises(ValueError, match=r"not those of a unet of 2 base channels for 3 classes \(size mismatch"):
         read_trained(path).net()
@@ -146,7 +144,7 @@ def test_what_does_not_fit_is_said(tmp_path):
 
 
 def test_it_is_used_where_it_is_asked_for_not_where_it_was_trained(tmp_path):
-    path = write_checkpoint(tmp_path / "best.pt", config("oct_phantom", device="cuda:7"), FLUIDS)
+    path = write_checkpoint(tmp_path / "best.pt", small("oct_phantom", device="cuda:7"), FLUIDS)
     trained = read_trained(path, "cpu")
     assert trained.config.device == "cpu"
     assert next(trained.net().parameters()).device.type == "cpu"

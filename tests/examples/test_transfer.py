@@ -303,16 +303,6 @@ def test_batches_change_no_file(tmp_path, monkeypatch):
         assert file.read_bytes() == (tmp_path / "other" / "masks" / file.name).read_bytes()
 
 
-def test_mirrored_references_have_left_and_right_labels_swapped():
-    masks = torch.zeros(1, 3, 2, 4, dtype=torch.int8)
-    masks[0, 0, :, 0] = masks[0, 2, :, 1] = 1
-    mirrored = transfer_votes.mirrored(masks, [(0, 1)])
-    assert mirrored[0].sum((1, 2)).tolist() == [0, 2, 2]
-    assert mirrored[0, 1, :, 3].tolist() == [1, 1]
-    classes = torch.tensor([[[1, 0, 3, -100]]])
-    assert transfer_votes.mirrored(classes, [(0, 1)]).tolist() == [[[-100, 3, 0, 2]]]
-
-
 def test_huggingface_models_are_encoders(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2Config(

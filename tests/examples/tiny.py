@@ -27,13 +27,15 @@ def shrink(setattr=setattr) -> None:
     setattr(examples.logging.run_log, "write_page", lambda folder: None)
 
 
+def small(dataset: str, **changes) -> Config:
+    """A run that no test trains for long, if at all."""
+    return Config(dataset, **{"image_size": 32, "base_channels": 2, "map_size": 8, "k": 0.5, **changes})
+
+
 def tiny(out: Path, **changes) -> Config:
     """Passes of three steps (3, 3 and 2 unlabeled images), a validation every second pass."""
-    options = {
-        "method": "rpg_plus", "image_size": 32, "base_channels": 2, "map_size": 8, "k": 0.5, "threshold": 0.6,
-        "unlabeled_batch": 3, "iterations": 22, "eval_every": 6, "checkpoint_every": 4,
-    }  # fmt: skip
-    return Config("phantom", out=out, **{**options, **changes})
+    lengths = {"unlabeled_batch": 3, "iterations": 22, "eval_every": 6, "checkpoint_every": 4}
+    return small("phantom", out=out, **{"method": "rpg_plus", "threshold": 0.6, **lengths, **changes})
 
 
 if __name__ == "__main__":  # a command line that starts such a run, for torchrun

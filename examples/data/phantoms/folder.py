@@ -7,7 +7,6 @@ To try the commands for a folder before your own images are at hand.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 import tyro
 from PIL import Image
 
+from examples.command_line import ending_in_words
 from examples.config import require
 from examples.data.jsrt import CLASSES
 from examples.data.phantoms.chest import draw_phantom, exclusive
@@ -64,11 +64,9 @@ def write(options: WriteFolder) -> None:
 
 
 def main() -> None:
-    try:
+    with ending_in_words():
         options = tyro.cli(WriteFolder, description=__doc__, prog="python -m examples.data.phantoms.folder")
         write(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     print(f"wrote {options.images} images, {options.masks} of them with a mask, to {options.out}")
 
 

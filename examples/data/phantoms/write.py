@@ -19,29 +19,27 @@ import tyro
 from numpy.typing import DTypeLike, NDArray
 from rich.progress import Progress
 
-from examples.config import require
+from examples.config import Vendor, require
 from examples.data.phantoms.oct import Volume
+from examples.data.splits.draw_retouch import TRAINING_IDS
 
 Format = Literal["retouch"]
-VendorName = Literal["spectralis", "cirrus", "topcon"]
 
 
 @dataclass(frozen=True)
-class Vendor:
+class Scanner:
     """What RETOUCH's training volumes of one make of scanner are like."""
 
-    first_id: int
-    volumes: int
     size: tuple[int, int]  # width, height
     b_scans: int
     dtype: DTypeLike
     depth: float  # mm; the other two sides are 6 mm
 
 
-VENDORS: dict[VendorName, Vendor] = {
-    "cirrus": Vendor(1, 24, (512, 1024), 128, np.uint8, 2.0),
-    "spectralis": Vendor(25, 24, (512, 496), 49, np.uint16, 1.92),
-    "topcon": Vendor(49, 22, (512, 885), 128, np.uint8, 2.3),
+VENDORS: dict[Vendor, Scanner] = {
+    "cirrus": Scanner((512, 1024), 128, np.uint8, 2.0),
+    "spectralis": Scanner((512, 496), 49, np.uint16, 1.92),
+    "topcon": Scanner((512, 885), 128, np.uint8, 2.3),
 }
 FIELD = 6.0  # mm, both ways
 
@@ -59,7 +57,7 @@ class WritePhantom:
     volumes: int = 10
     """How many; TRAIN025 is the phantom of index 25."""
 
-    vendor: VendorName = "spectralis"
+    vendor: Vendor = "spectralis"
     """Whose form: spectralis 512 x 496 x 49, 16-bit, from 025 on; cirrus 512 x 1024 x 128, 8-bit, from 001 on;
     topcon 512 x 885 x 128, 8-bit, from 049 on."""
 
@@ -74,7 +72,7 @@ class WritePhantom:
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later, naming the argument."""
-        most = VENDORS[self.vendor].volumes
+        most = len(TRAINING_IDS[self.vendor])
         require(1 <= self.volumes <= most, "volumes", self.volumes, f"1 to {most}, as many as are of {self.vendor}")
         require(self.size is None or min(self.size) >= 1, "size", self.size, "1 or more, both ways")
         require(self.slices is None or self.slices >= 1, "slices", self.slices, "1 or more")
@@ -104,7 +102,7 @@ def write(options: WritePhantom) -> list[Path]:
     written = []
     with Progress() as progress:
         task = progress.add_task(folder.name, total=options.volumes * shape[0])
-        for number in range(vendor.first_id, vendor.first_id + options.volumes):
+        for number in TRAINING_IDS[options.vendor][: options.volumes]:
             volume = Volume(number)
             values, classes = np.empty(shape, vendor.dtype), np.empty(shape, np.uint8)
             for b_scan in range(shape[0]):
