@@ -28,7 +28,6 @@ from examples.config import (
 from examples.json_files import read_json
 from examples.typed_fields import typed_fields
 
-
 FILES_ARE_WHOLE = "; every file that was written is whole, and --overwrite begins again"
 
 
