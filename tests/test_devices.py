@@ -167,7 +167,6 @@ interpreted_only = pytest.mark.skipif(torch.cuda.is_available(), reason="arithme
 
 @pytest.fixture
 def builder():
-    pytest.importorskip("triton")
     import triton.runtime.interpreter as interpreter
 
     return interpreter, interpreter.InterpreterBuilder
@@ -179,6 +178,7 @@ def truncated(values):
     return np.where(np.abs(rounded) > np.abs(values), np.nextafter(rounded, np.float32(0)), rounded)
 
 
+@needs_triton
 @interpreted_only
 def test_long_half_precision_features_do_not_drift(monkeypatch, builder):
     """Tensor cores round their sums towards zero: a chain of 1024 products would be off by more than TIE."""
@@ -198,6 +198,7 @@ def test_long_half_precision_features_do_not_drift(monkeypatch, builder):
     assert (engine.set_maxima().double() - expected).abs().max() < TIE
 
 
+@needs_triton
 @interpreted_only
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_short_vectors_are_divided_exactly(monkeypatch, builder):
