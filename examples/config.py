@@ -25,6 +25,7 @@ RetinaView = Literal["whole", "crop", "flatten"]
 # The data sets that read an option; all read the others.
 DATASET_FLAGS = {
     "root": ("jsrt", "retouch", "folder"),
+    "color": ("folder",),
     "group_pattern": ("folder",),
     "vendor": ("retouch",),
     "retina": ("retouch",),
@@ -108,6 +109,9 @@ class DataOptions:
 
     image_size: int = 512
     """Side of the square images, in pixels; a multiple of 16 (paper: 512)."""
+
+    color: bool = False
+    """folder: keep the colors of images, as red, green and blue; without it, color becomes gray."""
 
     group_pattern: str | None = None
     """folder: regular expression; images whose names agree in its first group (a patient) are never divided."""
@@ -244,6 +248,8 @@ class Config(
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "1 or more")
         require(self.split >= 0, "split", self.split, "0 or more")
+        gray = f"it for a folder alone: the images of {self.dataset} are gray"
+        require(not self.color or self.dataset == "folder", "color", self.color, gray)
         require(self.image_size % 16 == 0, "image_size", self.image_size, "a multiple of 16, for the UNet")
         require(self.side <= self.image_size, "map_size", self.side, f"at most --image-size {self.image_size}")
         require(self.cache_mib >= 0, "cache_mib", self.cache_mib, "0 or more")
@@ -268,6 +274,11 @@ class Config(
     def side(self) -> int:
         """Side of the maps on which pixels are matched and pseudo-labels logged."""
         return self.image_size if self.map_size is None else self.map_size
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return 3 if self.color else 1
 
     @property
     def cache_bytes(self) -> int:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import kornia.color as kc
 import kornia.enhance as ke
 import torch
 import torch.nn.functional as F
@@ -30,17 +31,17 @@ NOISE = 0.05  # largest standard deviation
 class View(NamedTuple):
     """Augmented images, their labels carried along, and which of their pixels the source image shows."""
 
-    images: Tensor  # (B, 1, H, W) in [-1, 1]
+    images: Tensor  # (B, 1 or 3, H, W) in [-1, 1]
     labels: Tensor  # as in ImageSet; IGNORE_INDEX where uncovered
     valid: Tensor  # (B, H, W) bool
-    clean: Tensor  # (B, 1, H, W): the images before
+    clean: Tensor  # (B, 1 or 3, H, W): the images before
     carry: Callable[[Tensor], Tensor]  # probabilities of the clean images -> of the view, 0 where uncovered
 
 
 class StrongView(NamedTuple):
     """Strongly augmented images, and how to bring maps of the weak view into their frame."""
 
-    images: Tensor  # (B, 1, H, W)
+    images: Tensor  # (B, 1 or 3, H, W)
     warp: Callable[[Tensor], Tensor]  # (B, K, H, W) -> same, nearest neighbor, 0 where uncovered
     cutout: Tensor  # (B, H, W) bool, True inside the CutOut square
 
@@ -107,7 +108,7 @@ class WeakAugmentation:
         self.background = int(not multilabel)
 
     def __call__(self, images: Tensor, labels: Tensor, shown: Tensor | None = None) -> View:
-        """Augment images (B, 1, H, W) and labels (B, C, H, W) or (B, H, W) together.
+        """Augment images (B, 1 or 3, H, W) and labels (B, C, H, W) or (B, H, W) together.
 
         Pixels where ``shown`` (B, H, W) is False (padding) are as little valid as those that the warp uncovers.
         """
@@ -125,7 +126,7 @@ class WeakAugmentation:
         flip = flip.to(images.device)
         clean, labels = images, self.mirror_classes(labels, flip)
         channels = labels if labels.ndim == 4 else labels[:, None]
-        covered = torch.ones_like(images) if shown is None else shown[:, None].to(images)
+        covered = torch.ones_like(images[:, :1]) if shown is None else shown[:, None].to(images)
         moved = warp(torch.cat([channels.float(), covered], dim=1), transform)
         valid = moved[:, -1] > 0.5
         moved = moved[:, :-1].masked_fill(~valid[:, None], IGNORE_INDEX).to(labels.dtype)
@@ -153,7 +154,7 @@ class WeakAugmentation:
 
 
 def autocontrast(image: Tensor) -> Tensor:
-    low, high = image.min(), image.max()
+    low, high = image.amin((-2, -1), keepdim=True), image.amax((-2, -1), keepdim=True)
     return (image - low) / (high - low).clamp(min=1 / 255)
 
 
@@ -161,7 +162,12 @@ def contrast(image: Tensor, factor: float) -> Tensor:
     return (image.mean() + (image - image.mean()) * factor).clamp(0, 1)
 
 
-# RandAugment as FixMatch draws it, without Color: the images are gray. Magnitude v is 1 to 9, images are in [0, 1].
+def saturation(image: Tensor, factor: float) -> Tensor:
+    gray = kc.rgb_to_grayscale(image)
+    return (gray + (image - gray) * factor).clamp(0, 1)
+
+
+# RandAugment as FixMatch draws it. Magnitude v is 1 to 9, images are in [0, 1].
 PHOTOMETRIC: dict[str, Callable[[Tensor, int], Tensor]] = {
     "AutoContrast": lambda image, v: autocontrast(image),
     "Equalize": lambda image, v: ke.equalize(image),
@@ -181,6 +187,8 @@ GEOMETRIC: dict[str, Callable[[int], Tensor]] = {
     "TranslateY": lambda v: translation(0, 0.03 * v),
 }
 OPERATIONS = (*PHOTOMETRIC, *GEOMETRIC)
+# Of images in color, one more.
+COLOR: dict[str, Callable[[Tensor, int], Tensor]] = {"Color": lambda image, v: saturation(image, 0.05 + 0.09 * v)}
 
 
 class StrongAugmentation:
@@ -197,7 +205,7 @@ class StrongAugmentation:
         self.generator = generator
 
     def __call__(self, images: Tensor) -> StrongView:
-        """Augment weakly augmented images (B, 1, H, W)."""
+        """Augment weakly augmented images (B, 1 or 3, H, W)."""
         augmented, transforms = zip(*(self.rand_augment(image[None]) for image in images), strict=True)
         transform = torch.stack(transforms).to(images.device)
         cutout = self.cutout_squares(images)
@@ -205,15 +213,16 @@ class StrongAugmentation:
         return StrongView(strong, lambda maps: warp(maps, transform), cutout)
 
     def rand_augment(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return one image (1, 1, H, W) after its photometric operations, and the transform (3, 3) left to do."""
+        """Return one image (1, 1 or 3, H, W) after its photometric operations, and the transform (3, 3) left to do."""
         image, transform = (image + 1) / 2, torch.eye(3)
+        operations = OPERATIONS if image.shape[1] == 1 else (*OPERATIONS, *COLOR)
         for _ in range(2):
-            operation = OPERATIONS[self.draw(len(OPERATIONS))]
+            operation = operations[self.draw(len(operations))]
             magnitude, sign, applied = 1 + self.draw(9), 1 - 2 * self.draw(2), self.draw(2)
-            if applied and operation in PHOTOMETRIC:
-                image = PHOTOMETRIC[operation](image, magnitude)
-            elif applied:
+            if applied and operation in GEOMETRIC:
                 transform = transform @ GEOMETRIC[operation](sign * magnitude)
+            elif applied:
+                image = {**PHOTOMETRIC, **COLOR}[operation](image, magnitude)
         return image * 2 - 1, transform
 
     def cutout_squares(self, images: Tensor) -> Tensor:

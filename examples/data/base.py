@@ -25,7 +25,8 @@ class Original(NamedTuple):
     read_labels: Callable[[], Tensor]  # (C, height, width) or (height, width), on the CPU
 
 
-# An image (1, H, W) float32, its labels (C, H, W) or (H, W) of an integer dtype, shown (H, W) bool, and its original.
+# An image (1 or 3, H, W) float32, its labels (C, H, W) or (H, W) of an integer dtype, shown (H, W) bool, and its
+# original.
 Content = tuple[Tensor, Tensor, Tensor, Original]
 
 
@@ -51,7 +52,7 @@ class ImageSet:
     """Images with their labels, decoded and in memory.
 
     Attributes:
-        images: (N, 1, H, W) float32 in [-1, 1].
+        images: (N, 1, H, W) float32 in [-1, 1], or (N, 3, H, W) in color.
         labels: Multi-label (N, C, H, W) int8 0/1, or class map (N, H, W) int64 with background 0.
         names: One per image.
         shown: (N, H, W) bool, False where an image was padded to the common size; None if none was. Nothing is

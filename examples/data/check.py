@@ -31,7 +31,7 @@ from examples.command_line import ending_in_words
 from examples.config import RetinaView, Vendor
 from examples.data import jsrt
 from examples.data.base import to_unit_range
-from examples.data.files import image_size, open_gray, open_image
+from examples.data.files import image_size, is_colored, open_image, read_values
 from examples.data.folder.masks import (
     files_by_stem,
     find_masks,
@@ -56,7 +56,7 @@ SIDE = 256  # at which shares are measured of JSRT
 ROWS = 60  # of the table
 FINEST = 512  # side of a picture
 
-Drawn = tuple[Tensor, Tensor]  # image (H, W) in [-1, 1] and masks (C, H, W) bool
+Drawn = tuple[Tensor, Tensor]  # image (1 or 3, H, W) in [-1, 1] and masks (C, H, W) bool
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def draw_scan(volume: Volume, scan: int, view: RetinaView) -> list[Drawn]:
 
 
 def as_drawn(image: Tensor, ids: NDArray[np.int64]) -> Drawn:
-    return image, class_masks(torch.from_numpy(ids)[None], len(CLASSES))[0]
+    return image[None], class_masks(torch.from_numpy(ids)[None], len(CLASSES))[0]
 
 
 def check_jsrt(check: Check) -> Findings:
@@ -179,7 +179,7 @@ def check_jsrt(check: Check) -> Findings:
 
 def draw_radiograph(name: str, images: dict[str, Path], masks: dict[tuple[str, str], Path]) -> list[Drawn]:
     one = jsrt.read_set([name], images, masks, SIDE)
-    return [(one.images[0, 0], one.labels[0] == 1)]
+    return [(one.images[0], one.labels[0] == 1)]
 
 
 def check_folder(check: Check) -> Findings:
@@ -211,12 +211,14 @@ def look_at_masks(check: Check, findings: Findings, images: dict[str, Path], of_
     findings.classes = classes
 
     def draw(stem: str) -> list[Drawn]:
-        image = torch.from_numpy(np.array(open_gray(images[stem])))
-        return [(to_unit_range(image), class_masks(read_original(stem)[None], len(classes))[0])]
+        image = to_unit_range(torch.from_numpy(read_values(images[stem], channels=3)))
+        return [(image, class_masks(read_original(stem)[None], len(classes))[0])]
 
     shown: dict[str, frozenset[str]] = {}
+    colored = 0
     for stem, path in images.items():
         image, pixels = open_image(path), None
+        colored += is_colored(image)
         if stem in labeled:
             pixels = draw(stem)[0][1].sum((1, 2)).tolist()
             shown[stem] = frozenset(name for name, count in zip(classes, pixels, strict=True) if count)
@@ -224,6 +226,8 @@ def look_at_masks(check: Check, findings: Findings, images: dict[str, Path], of_
         findings.items.append(Item(stem, groups[stem], *image.size, image.mode, area, pixels, partial(draw, stem)))
     if unlabeled := len(images) - len(labeled):
         findings.notes.append(f"{unlabeled} images have no mask: they are unlabeled ones")
+    if colored:
+        findings.notes.append(f"{colored} images are in color: --color keeps it; without that, it becomes gray")
     read_list(check.root / "labeled.txt", shown, " with a mask")
     read_list(check.root / "unlabeled.txt", groups, "")
     if (splits := check.root / "splits.json").is_file():
@@ -294,15 +298,15 @@ def save_sheet(path: Path, findings: Findings) -> None:
         rows = [chosen[start : start + ACROSS] for start in range(0, len(chosen), ACROSS)]
     drawn = [[(item.name, picture) for item in row for picture in item.draw()] for row in rows]
     across = max(map(len, drawn))
-    tallest = max(image.shape[0] / image.shape[1] for row in drawn for _, (image, _) in row)
+    tallest = max(image.shape[1] / image.shape[2] for row in drawn for _, (image, _) in row)
     size = (2.2 * across, (2.1 * min(tallest, 2) + 0.25) * len(rows) + 0.4)
     figure, axes = plt.subplots(len(rows), across, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.set_axis_off()
     for row, pictures in zip(axes, drawn, strict=True):
         for axis, (name, (image, masks)) in zip(row, pictures, strict=False):
-            step = max(1, max(image.shape) // FINEST)
-            show(axis, image[::step, ::step], masks[:, ::step, ::step])
+            step = max(1, max(image.shape[1:]) // FINEST)
+            show(axis, image[:, ::step, ::step], masks[:, ::step, ::step])
             axis.set_title(name, fontsize=8)
     patches = [Patch(color=color(c), label=name) for c, name in enumerate(findings.classes)]
     figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=9)

@@ -1,4 +1,4 @@
-"""Image files: opened as gray images, by name, and those that cannot be read left out."""
+"""Image files: read as gray values or in color, by name, and those that cannot be read left out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK
+from numpy.typing import NDArray
 from PIL import Image
 
 DICOM = ".dcm"
@@ -85,15 +86,28 @@ def open_dicom(path: Path) -> Image.Image:
     if frames > 1 or reader.GetNumberOfComponents() > 1:
         raise ValueError(
             f"{path} holds {frames} frames of {reader.GetNumberOfComponents()} values a pixel, expected one gray image;"
-            " convert it, or a series, to .nii.gz, which examples.predict reads as a volume"
+            " convert a series to .nii.gz, which examples.predict reads as a volume, and an image in color to .png"
         )
     return Image.fromarray(values.reshape(values.shape[-2:]).astype(np.float32))
 
 
-def open_gray(path: Path) -> Image.Image:
-    """Read an image as one of mode F."""
+def read_values(path: Path, channels: int = 1) -> NDArray[np.float32]:
+    """Read an image (channels, H, W): of 1, color becomes gray; of 3, red, green and blue, gray is all three alike."""
     image = open_image(path)
-    return (image if image.mode in GRAY_MODES else image.convert("L")).convert("F")
+    if image.mode not in GRAY_MODES:
+        image = image.convert("L" if channels == 1 else "RGB")
+    values = np.array(image.convert("F") if len(image.getbands()) == 1 else image, np.float32)
+    return repeat_gray(values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0), channels)
+
+
+def is_colored(image: Image.Image) -> bool:
+    """Return whether colors are seen; what is gray may be stored in color, and off by a little after compression."""
+    return image.mode not in GRAY_MODES and int(np.ptp(np.array(image.convert("RGB")), axis=2).max()) > 16
+
+
+def repeat_gray(values: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    """Return an image (1 or channels, H, W) with all its channels."""
+    return np.repeat(values, channels // len(values), axis=0)
 
 
 def skip_unreadable(images: dict[str, Path], read: Callable[[str], object]) -> tuple[dict[str, Path], str]:

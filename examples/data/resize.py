@@ -95,7 +95,7 @@ def pad(values: NDArray[Any], size: int, fill: float) -> NDArray[Any]:
     return padded
 
 
-def to_square(image: Image.Image, size: int) -> Tensor:
-    """Bring a gray image into the middle of (size, size); what is left is filled with its darkest value."""
-    shown = resize(image, size, Image.Resampling.BOX)
-    return torch.from_numpy(pad(shown, size, shown.min()))
+def to_square(image: NDArray[np.float32], size: int) -> Tensor:
+    """Bring an image (C, H, W) into the middle of (C, size, size); what is left is filled with its darkest value."""
+    shown = np.stack([resize(Image.fromarray(channel), size, Image.Resampling.BOX) for channel in image])
+    return torch.from_numpy(np.stack([pad(channel, size, shown.min()) for channel in shown]))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from examples.config import Config
 from examples.data.base import to_unit_range
-from examples.data.files import GRAY_MODES, SUFFIXES, open_image
+from examples.data.files import GRAY_MODES, SUFFIXES, open_image, read_values, repeat_gray
 from examples.data.jsrt import open_radiograph
 from examples.data.nifti import read_nifti_header
 from examples.data.resize import Placement, to_square
@@ -54,8 +54,8 @@ class Plane:
     """One image, or one slice of a volume.
 
     Attributes:
-        image: (H, W) float32 in [-1, 1], to be looked at.
-        square: (1, S, S) float32 in [-1, 1], for the network.
+        image: (1 or 3, H, W) float32 in [-1, 1], to be looked at.
+        square: (1 or 3, S, S) float32 in [-1, 1], for the network.
         placement: How the one became the other.
     """
 
@@ -139,24 +139,29 @@ def read(source: Input, config: Config) -> Scan:
     if source.is_volume:
         volume = read_volume(source.path)
         values = SimpleITK.GetArrayFromImage(volume)
-        slices = values if values.ndim == 3 else values[None]
+        slices = values.reshape(-1, 1, *values.shape[-2:])
     else:
-        volume, slices = None, read_image(source.path, keep_type=config.dataset == "retouch")[None]
+        volume, slices = None, read_image(source.path, config)[None]
     if config.dataset == "retouch":
         if slices.dtype.kind not in "ui":
             raise ValueError(f"{source.path} holds {slices.dtype}, expected integers, as the volumes trained on hold")
-        return Scan([prepare_b_scan(values, config) for values in slices], volume)
+        return Scan([prepare_b_scan(values[0], config) for values in slices], volume)
     slices = slices.astype(np.float32)
     if not np.isfinite(slices).all():
         raise ValueError(f"{source.path} holds values that are not finite")
-    return Scan([prepare_image(values, config.image_size) for values in slices], volume)
+    return Scan([prepare_image(values, config) for values in slices], volume)
 
 
-def prepare_image(values: NDArray[np.float32], size: int) -> Plane:
-    """Prepare an image as ``folder`` does; ``jsrt`` and the phantoms have square images, for which it is the same."""
-    height, width = values.shape
-    square = to_unit_range(to_square(Image.fromarray(values), size))
-    return Plane(to_unit_range(torch.from_numpy(values)), square[None], Placement(height, width, size))
+def prepare_image(values: NDArray[np.float32], config: Config) -> Plane:
+    """Prepare an image (1 or 3, H, W) as ``folder`` does.
+
+    ``jsrt`` and the phantoms have square images, for which it is the same.
+    """
+    size = config.image_size
+    _, height, width = values.shape
+    values = repeat_gray(values, config.in_channels)
+    square = to_unit_range(to_square(values, size))
+    return Plane(to_unit_range(torch.from_numpy(values)), square, Placement(height, width, size))
 
 
 def prepare_b_scan(values: NDArray[Any], config: Config) -> Plane:
@@ -166,16 +171,17 @@ def prepare_b_scan(values: NDArray[Any], config: Config) -> Plane:
     retina = None if config.retina == "whole" else find_retina(image)
     placement = placed(height, width, retina, config.retina, config.image_size)
     square = placement.place(image, -1, Image.Resampling.BOX)
-    return Plane(torch.from_numpy(image), torch.from_numpy(square)[None], placement)
+    return Plane(torch.from_numpy(image)[None], torch.from_numpy(square)[None], placement)
 
 
-def read_image(path: Path, *, keep_type: bool) -> NDArray[Any]:
-    """Read one gray image (H, W), float32 or, with ``keep_type``, as it is stored."""
+def read_image(path: Path, config: Config) -> NDArray[Any]:
+    """Read one image (1 or 3, H, W), float32 or, for ``retouch``, as it is stored."""
     if path.suffix.lower() == ".img":
-        return np.array(open_radiograph(path))
+        return np.array(open_radiograph(path))[None]
+    if config.dataset != "retouch":
+        return read_values(path, config.in_channels)
     image = open_image(path)
-    gray = image if image.mode in GRAY_MODES else image.convert("L")
-    return np.array(gray if keep_type else gray.convert("F"))
+    return np.array(image if image.mode in GRAY_MODES else image.convert("L"))[None]
 
 
 def read_volume(path: Path) -> SimpleITK.Image:

@@ -20,7 +20,7 @@ def draw_overlay(image: Tensor, masks: Tensor, names: Sequence[str]) -> Image.Im
     """Draw masks in translucent colors with an outline over the image, and a legend of those that are there.
 
     Args:
-        image: (H, W) float32 in [-1, 1].
+        image: (1 or 3, H, W) float32 in [-1, 1].
         masks: (C, H, W) bool.
         names: One a mask.
 
@@ -28,7 +28,7 @@ def draw_overlay(image: Tensor, masks: Tensor, names: Sequence[str]) -> Image.Im
         An RGB picture, enlarged or shrunk from (W, H) so that details can be seen, with the legend below.
     """
     height, width = shown_size(image)
-    shown = F.interpolate(image[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
+    shown = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
     masks = F.interpolate(masks[None].float(), (height, width), mode="nearest-exact")[0] > 0.5
     canvas = outlined(tinted(shown, masks), masks)
     picture = Image.fromarray((canvas * 255).round().to(torch.uint8).numpy())
@@ -40,9 +40,9 @@ def draw_overlay(image: Tensor, masks: Tensor, names: Sequence[str]) -> Image.Im
 
 
 def shown_size(image: Tensor) -> tuple[int, int]:
-    longest = max(image.shape)
+    longest = max(image.shape[1:])
     factor = min(1, LARGEST / longest) if longest >= SMALLEST else -(-SMALLEST // longest)
-    height, width = (max(1, round(side * factor)) for side in image.shape)
+    height, width = (max(1, round(side * factor)) for side in image.shape[1:])
     return height, width
 
 

@@ -55,6 +55,9 @@ class Transfer:
     split: int = 0
     """Which division, as for examples.train."""
 
+    color: bool = False
+    """folder: keep the colors of images; without it, color becomes gray."""
+
     group_pattern: str | None = None
     """folder with --labeled: groups that are never divided, as for examples.train."""
 
@@ -96,7 +99,7 @@ class Transfer:
     def config(self) -> Config:
         return Config(
             self.dataset, root=self.root, labeled=self.labeled or USUAL_LABELED, split=self.split,
-            group_pattern=self.group_pattern, image_size=IMAGE_SIZE, map_size=None,
+            color=self.color, group_pattern=self.group_pattern, image_size=IMAGE_SIZE, map_size=None,
         )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ class Material:
         images = find(self.sources, name)
         square, side = images.images[0], self.config.image_size
         placement = images.originals[0].placement if images.originals else Placement(side, side, side)
-        return Plane(placement.restore(square, multilabel=False)[0], square, placement)
+        return Plane(placement.restore(square, multilabel=False), square, placement)
 
     def truth(self, name: str, placement: Placement) -> Tensor:
         """Return the labels of an image, (C, H, W) or (H, W), at its own size."""

@@ -132,7 +132,7 @@ class Files:
         if source is not None and self.material.config.dataset == "folder":
             atomic_write(self.folder / "images" / source.name, source.read_bytes(), flush=False)
         else:
-            atomic_write(self.folder / "images" / f"{name}.png", encoded(gray(plane.image)), flush=False)
+            atomic_write(self.folder / "images" / f"{name}.png", encoded(gray(plane.image[0])), flush=False)
 
     def write_masks(self, name: str, plane: Plane, masks: Tensor) -> None:
         self.outputs.write(Input(Path(f"{name}.png"), name), Scan([plane]), [Predicted(masks, None)])

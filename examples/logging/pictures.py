@@ -37,7 +37,7 @@ class Visualization(NamedTuple):
     Padding and ignored pixels, where nothing counts, are in no mask but the truth's.
     """
 
-    images: Tensor  # (B, H, W) in [-1, 1]
+    images: Tensor  # (B, 1 or 3, H, W) in [-1, 1]
     truth: Tensor  # (B, C, H, W) bool
     known: Tensor  # (B,) bool: whether there is any truth
     prediction: Tensor  # (B, C, H, W) bool
@@ -69,7 +69,7 @@ def visualize(images: ImageSet, net: Network, method: Method, pool: View, data: 
         # Where every label has a weight of its own, the smallest says how sure the whole pixel is.
         weights = (given.weights.amin(1) if given.weights.ndim == 4 else given.weights).cpu()
     return Visualization(
-        images.images[:, 0].cpu(), truth.cpu(), labeled.cpu(), predicted.cpu(), score, pseudo_labels, weights
+        images.images.cpu(), truth.cpu(), labeled.cpu(), predicted.cpu(), score, pseudo_labels, weights
     )
 
 
@@ -190,7 +190,7 @@ def save_pictures(out: Path, net: nn.Module, data: Dataset) -> None:
     truth = class_masks(test.labels, len(data.class_names))
     (out / "pictures").mkdir(exist_ok=True)
     for row, files in enumerate(picture_files(data).values()):
-        image = test.images[row, 0].cpu()
+        image = test.images[row].cpu()
         for kind, masks in (("image", None), ("truth", truth[row]), ("prediction", predicted[row])):
             shown = fuse_masks(masks[None], data.fused)[0] if masks is not None else None
             plt.imsave(out / files[kind], small(tinted(image, shown), PICTURE_SIDE).numpy())
@@ -208,8 +208,8 @@ def color(label: int) -> str:
 
 
 def tinted(image: Tensor, masks: Tensor | None = None) -> Tensor:
-    """Return a gray image in [-1, 1] as colors (H, W, 3) in [0, 1], with masks (C, H, W) in translucent colors."""
-    canvas = ((image + 1) / 2)[..., None].repeat(1, 1, 3)
+    """Return an image (1 or 3, H, W) in [-1, 1] as colors (H, W, 3) in [0, 1], with translucent masks (C, H, W)."""
+    canvas = ((image + 1) / 2).movedim(0, -1).repeat(1, 1, 3 // len(image))
     if masks is not None:
         for label, mask in enumerate(masks.cpu()):
             canvas[mask] = 0.6 * canvas[mask] + 0.4 * torch.tensor(to_rgb(color(label)))
@@ -229,7 +229,7 @@ def eroded(masks: Tensor) -> Tensor:
 
 
 def show(axis: Axes, image: Tensor, masks: Tensor | None = None) -> None:
-    """Draw a gray image and masks (C, H, W) as translucent colors with an outline."""
+    """Draw an image (1 or 3, H, W) and masks (C, H, W) as translucent colors with an outline."""
     axis.imshow(tinted(image, masks).numpy())
     if masks is not None:
         for label, mask in enumerate(masks.cpu()):

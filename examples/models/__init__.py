@@ -17,15 +17,15 @@ PYRAMIDS = {"unet": UNet, "unet_lite0": UNetLite0}
 
 
 def build_network(config: Config, num_outputs: int, precision: torch.dtype = torch.float32) -> Network:
-    """Return the network of ``config.network`` for one-channel images, in training mode, on the CPU.
+    """Return the network of ``config.network`` for images of ``config.in_channels``, in training mode, on the CPU.
 
     Raises:
         ImportError: it needs a package that is not installed.
         ValueError: it is none, or makes no logits (B, num_outputs, H, W).
     """
     if config.network in PYRAMIDS:
-        return PYRAMIDS[config.network](1, num_outputs, config.base_channels, precision)
-    net = named(config.network, "network")(in_channels=1, num_outputs=num_outputs)
+        return PYRAMIDS[config.network](config.in_channels, num_outputs, config.base_channels, precision)
+    net = named(config.network, "network")(in_channels=config.in_channels, num_outputs=num_outputs)
     if not isinstance(net, nn.Module):
         raise ValueError(f"network: {config.network} returned a {type(net).__name__}, expected a torch.nn.Module")
-    return TappedNetwork(net, config.network, num_outputs, config.image_size, precision)
+    return TappedNetwork(net, config, num_outputs, precision)

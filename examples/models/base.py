@@ -30,7 +30,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, num_outputs, H, W) and features (B, D, h, w), float32, of images (B, 1, H, W)."""
+        """Return logits (B, num_outputs, H, W) and features (B, D, h, w), float32, of images (B, in_channels, H, W)."""
 
     def in_precision(self, compute: Callable[[Tensor], list[Tensor]], images: Tensor) -> list[Tensor]:
         """Return what a part of the network computes of images, in its precision, as float32."""

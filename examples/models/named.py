@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from examples.config import Config
 from examples.models.base import Network
 from rpg_loss import FeatureTap
 
@@ -39,10 +40,9 @@ class TappedNetwork(Network):
     """A network that returns logits alone, with the features tapped from it.
 
     Args:
-        net: Makes logits (B, num_outputs, H, W) of images (B, 1, H, W).
-        name: Of the network, for messages.
+        net: Makes logits (B, num_outputs, H, W) of images (B, in_channels, H, W).
+        config: Names the network, for messages, and the size of an image that is forwarded once, to find the layer.
         num_outputs: Channels of the logits.
-        image_size: Side of an image that is forwarded once, to find the layer.
         precision: As for :class:`Network`.
 
     Raises:
@@ -50,17 +50,17 @@ class TappedNetwork(Network):
     """
 
     def __init__(
-        self, net: nn.Module, name: str, num_outputs: int, image_size: int, precision: torch.dtype = torch.float32
+        self, net: nn.Module, config: Config, num_outputs: int, precision: torch.dtype = torch.float32
     ) -> None:
         super().__init__(precision)
         self.tap = FeatureTap(net.eval())
-        expected = (1, num_outputs, image_size, image_size)
+        name, sides = config.network, (config.image_size, config.image_size)
+        images, expected = torch.zeros(1, config.in_channels, *sides), (1, num_outputs, *sides)
         try:
             with torch.no_grad():
-                logits, features = self.tap(torch.zeros(1, 1, image_size, image_size))
+                logits, features = self.tap(images)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"network: {name} cannot be used for images (1, 1, {image_size}, {image_size}): {error}"
-                             ) from error  # fmt: skip
+            raise ValueError(f"network: {name} cannot be used for images {tuple(images.shape)}: {error}") from error
         if tuple(logits.shape) != expected:
             raise ValueError(f"network: {name} makes logits {tuple(logits.shape)}, expected {expected}")
         self.feature_channels = features.shape[1]

@@ -39,13 +39,13 @@ def draw_strip(image: Tensor, masks: Tensor, weights: Tensor) -> bytes:
     """Draw an image, its proposed masks and their weights side by side, as a JPEG file.
 
     Args:
-        image: (H, W) float32 in [-1, 1].
+        image: (1 or 3, H, W) float32 in [-1, 1].
         masks: (C, H, W) bool.
         weights: (H, W) in [0, 1].
     """
-    factor = PANEL / max(image.shape)
-    size = [max(1, round(side * factor)) for side in image.shape]
-    small = F.interpolate(image[None, None], size, mode="bilinear", antialias=True)[0, 0]
+    factor = PANEL / max(image.shape[1:])
+    size = [max(1, round(side * factor)) for side in image.shape[1:]]
+    small = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
     covered = F.interpolate(masks[None].float(), size, mode="area")[0] > 0.5
     trusted = F.interpolate(weights[None, None], size, mode="area")[0, 0].clamp(0, 1)
     gap = torch.ones(size[0], GAP, 3)

@@ -232,7 +232,7 @@ def test_jsrt_is_prepared_as_in_training(distributed, tmp_path, monkeypatch):
         Image.fromarray((values // 16).astype(np.uint8)).save(path)
     plane = inputs.read(inputs.find_inputs([path])[0], config("jsrt")).planes[0]
     assert torch.equal(plane.square[0], to_unit_range(torch.from_numpy(jsrt.read_image(path, SIDE))))
-    assert plane.image.shape == (64, 64)
+    assert plane.image.shape == (1, 64, 64)
 
 
 # --- overlays
@@ -246,8 +246,8 @@ def test_overlays_show_image_masks_and_the_names_of_what_is_there(images, tmp_pa
         assert overlay.width >= 384
     masks = torch.zeros(3, 500, 700, dtype=torch.bool)
     masks[1, 100:200, 100:200] = True
-    plain = draw_overlay(torch.zeros(500, 700), masks & False, labels.names)
-    drawn = draw_overlay(torch.zeros(500, 700), masks, labels.names)
+    plain = draw_overlay(torch.zeros(1, 500, 700), masks & False, labels.names)
+    drawn = draw_overlay(torch.zeros(1, 500, 700), masks, labels.names)
     assert drawn.size == plain.size
     assert drawn.size[0] == 700
     changed = (np.array(drawn) != np.array(plain)).any(2)[:500]
@@ -256,7 +256,7 @@ def test_overlays_show_image_masks_and_the_names_of_what_is_there(images, tmp_pa
     edge, inside = drawn.getpixel((100, 150)), drawn.getpixel((150, 150))
     assert edge == (0x56, 0xB4, 0xE9)
     assert inside not in (edge, (128, 128, 128))
-    assert draw_overlay(torch.zeros(4000, 1000), torch.zeros(1, 4000, 1000) > 0, ["heart"]).size[0] == 256
+    assert draw_overlay(torch.zeros(1, 4000, 1000), torch.zeros(1, 4000, 1000) > 0, ["heart"]).size[0] == 256
 
 
 # --- what goes wrong

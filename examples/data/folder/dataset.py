@@ -22,7 +22,7 @@ from torch import Tensor
 
 from examples.config import Config
 from examples.data.base import Dataset, ImageSet, Original, to_unit_range
-from examples.data.files import image_size, open_gray, open_image, skip_unreadable
+from examples.data.files import image_size, open_image, read_values, skip_unreadable
 from examples.data.folder.masks import (
     files_by_stem,
     find_masks,
@@ -172,7 +172,7 @@ def read_contents(config: Config, *, labeled_only: bool = False) -> Contents:
     else:
         labels, class_names, labeled, read_original = read_class_maps(root, images, names, config.image_size)
     everything = ImageSet(
-        images=torch.stack([to_unit_range(read_image(path, config.image_size)) for path in images.values()])[:, None],
+        images=torch.stack([read_image(path, config.image_size, config.in_channels) for path in images.values()]),
         labels=labels,
         names=tuple(images),
         shown=torch.stack([shown_pixels(path, config.image_size) for path in images.values()]),
@@ -200,9 +200,9 @@ def find_flip_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
     return tuple((i, names.index(m)) for i, m in enumerate(mirrored) if m != names[i] and m in names)
 
 
-def read_image(path: Path, size: int) -> Tensor:
-    """Read one image, gray, in the middle of (size, size); what is left is filled with its darkest value."""
-    return to_square(open_gray(path), size)
+def read_image(path: Path, size: int, channels: int) -> Tensor:
+    """Read one image, in [-1, 1], into the middle of (channels, size, size)."""
+    return to_unit_range(to_square(read_values(path, channels), size))
 
 
 def shown_pixels(path: Path, size: int) -> Tensor:
