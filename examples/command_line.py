@@ -25,7 +25,7 @@ from examples.config import (
     ScheduleOptions,
     applies_to,
 )
-from examples.json_files import read_json
+from examples.logging.run_folder import options_in
 from examples.typed_fields import typed_fields
 
 FILES_ARE_WHOLE = "; every file that was written is whole, and --overwrite begins again"
@@ -126,12 +126,9 @@ def read_command(path: Path) -> Command:
         ValueError: it cannot be read, or holds no options, or not those of this version.
     """
     try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"config: {path} cannot be read ({error}), expected a run's config.json") from error
-    options = content.get("config", content) if isinstance(content, dict) else None
-    if not isinstance(options, dict) or "dataset" not in options:
-        raise ValueError(f"config: {path} holds no options of a run, expected a run's config.json or result.json")
+        options = options_in(path, ", expected a run's config.json or result.json")
+    except ValueError as error:
+        raise ValueError(f"config: {error}") from error
     kept = {name: value for name, value in options.items() if name not in ("environment", "overwrite")}
     try:
         values = typed_fields(Config, kept)

@@ -281,10 +281,6 @@ class Config(
         return 3 if self.color else 1
 
     @property
-    def cache_bytes(self) -> int:
-        return self.cache_mib * 2**20
-
-    @property
     def out_dir(self) -> Path:
         """``out``, or its default."""
         name = f"{self.method}-n{self.labeled}-s{self.split}-seed{self.seed}"

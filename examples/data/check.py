@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import tyro
 from matplotlib.patches import Patch
-from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
@@ -147,13 +146,12 @@ def check_retouch(check: Check) -> Findings:
 def draw_scan(volume: Volume, scan: int, view: RetinaView) -> list[Drawn]:
     """Draw a B-scan as it is and, if that is something else, as it is prepared."""
     image, ids = scale(volume.read_scan(scan)), volume.read_reference(scan).astype(np.int64)
-    views = dict.fromkeys(("whole", view))
-    places = [volume.placement(scan, view, size=1) for view in views]
-    return [as_drawn(torch.from_numpy(place.cut(image, -1)), place.cut(ids, 0)) for place in places]
-
-
-def as_drawn(image: Tensor, ids: NDArray[np.int64]) -> Drawn:
-    return image[None], class_masks(torch.from_numpy(ids)[None], len(CLASSES))[0]
+    drawn = []
+    for shown in dict.fromkeys(("whole", view)):
+        place = volume.placement(scan, shown, size=1)
+        masks = class_masks(torch.from_numpy(place.cut(ids, 0))[None], len(CLASSES))[0]
+        drawn.append((torch.from_numpy(place.cut(image, -1))[None], masks))
+    return drawn
 
 
 def check_jsrt(check: Check) -> Findings:

@@ -10,6 +10,7 @@ import torch
 from examples.config import Config
 from examples.data import Dataset
 from examples.engine.distributed import world_size
+from examples.logging.environment import flat
 
 PARTS = ("labeled", "unlabeled", "validation", "test")
 
@@ -92,10 +93,5 @@ def restore(saved: dict[str, Any], parts: Mapping[str, Stateful], data: Dataset)
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what has changed between two environments, in words."""
-    flat_before, flat_now = ({**it, **it["packages"]} for it in (before, now))
-    names = [name for name in flat_now if name != "packages"]
-    return [
-        f"{name} {flat_before.get(name)} then, {flat_now[name]} now"
-        for name in names
-        if flat_before.get(name) != flat_now[name]
-    ]
+    was = flat(before)
+    return [f"{name} {was.get(name)} then, {value} now" for name, value in flat(now).items() if was.get(name) != value]

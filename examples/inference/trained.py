@@ -101,10 +101,6 @@ class Trained:
             raise ValueError(f"device: {self.config.device} cannot be used ({str(error).splitlines()[0]})") from error
 
 
-def as_float32(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
-
-
 def read_trained(path: Path, device: str = "auto") -> Trained:
     """Read a checkpoint.
 
@@ -131,7 +127,9 @@ def read_trained(path: Path, device: str = "auto") -> Trained:
     try:
         config = Config.from_plain({**content["config"], "device": device})
         labels, division = Labels.from_plain(content["labels"]), Division.from_plain(content["division"])
-        weights = {str(name): as_float32(value) for name, value in content["model"].items()}
+        weights = {
+            str(name): value.float() if value.is_floating_point() else value for name, value in content["model"].items()
+        }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"checkpoint: {path} is not what this version writes ({error}); {EXPECTED}") from error
     return Trained(path, config, weights, labels, division)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "commit": git_commit(),
     }
+
+
+def flat(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all of an environment by name, versions of packages among it."""
+    return {**{name: value for name, value in environment.items() if name != "packages"}, **environment["packages"]}
 
 
 def git_commit() -> str:

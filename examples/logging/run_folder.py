@@ -79,19 +79,19 @@ def has_checkpoint(folder: Path) -> bool:
     return any(path.is_file() for path in (folder / "checkpoints").glob("step-*.ckpt"))
 
 
-def options_in(path: Path) -> dict[str, Any]:
+def options_in(path: Path, advice: str = f"; {REPLACE}") -> dict[str, Any]:
     """Return the options of a run that its config.json or result.json holds.
 
     Raises:
-        ValueError: it cannot be read, or holds none.
+        ValueError: it cannot be read, or holds none; the message ends with the advice.
     """
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); {REPLACE}") from error
+        raise ValueError(f"{path} cannot be read ({error}){advice}") from error
     options = content.get("config", content) if isinstance(content, dict) else None
     if not isinstance(options, dict) or "dataset" not in options:
-        raise ValueError(f"{path} does not say what it was made with; {REPLACE}")
+        raise ValueError(f"{path} does not say what a run was made with{advice}")
     return options
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from examples.config import ABLATIONS
@@ -28,13 +30,7 @@ from examples.reporting.tables import shown
 
 PANELS = 6  # classes drawn side by side
 
-
-def draw_pool_size(section: Section, path: Path) -> bool:
-    return draw_study(section, path, "pool_size", "pool size p", 1)
-
-
-def draw_k(section: Section, path: Path) -> bool:
-    return draw_study(section, path, "k", "k, % of the references", 100)
+Value = Callable[[dict[str, Any]], float | None]  # of a point of a run's history
 
 
 def draw_study(section: Section, path: Path, option: str, label: str, scale: float) -> bool:
@@ -106,20 +102,11 @@ def draw_validation(section: Section, path: Path) -> bool:
     figure, axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")
     lines: list[Line] = []
     for row, runs in at_fewest(section).items():
-        curves = [[(point["step"], point["miou"]) for point in run.history or () if point.get("miou") is not None]
-                  for run in runs]  # fmt: skip
-        line = mean_curve(curves)
-        if not line:
-            continue
-        if len(runs) > 1:
-            for curve in curves:
-                axes.plot(*zip(*curve, strict=True) if curve else ([], []), color=style(row.method)[0], alpha=0.25,
-                          linewidth=0.7)  # fmt: skip
-        xs, ys = zip(*line, strict=True)
-        # One validation alone is no line.
-        axes.plot(xs, ys, color=style(row.method)[0], marker="" if len(xs) > 1 else style(row.method)[1],
-                  linewidth=1.8, linestyle=dashes(row))  # fmt: skip
-        lines.append((row.name, style(row.method)[0], xs, ys))
+        color, marker = style(row.method)
+        line = draw_mean(axes, row.name, runs, validation_score, color, marker=marker, linewidth=1.8, style=dashes(row))
+        for curve in curves(runs, validation_score) if line and len(runs) > 1 else ():
+            axes.plot(*zip(*curve, strict=True) if curve else ([], []), color=color, alpha=0.25, linewidth=0.7)
+        lines += line
     if not lines:
         plt.close(figure)
         return False
@@ -128,6 +115,24 @@ def draw_validation(section: Section, path: Path) -> bool:
     label_lines(axes, lines)
     save(figure, path, f"{section.dataset}, N_l = {section.labeled[0]}; thin lines: single runs, thick: mean")
     return True
+
+
+def curves(runs: Sequence[Run], value: Value) -> list[list[tuple[float, float]]]:
+    """Return step and value over the history of every run."""
+    return [[(point["step"], y) for point in run.history or () if (y := value(point)) is not None] for run in runs]
+
+
+def draw_mean(
+    axes: Axes, name: str, runs: Sequence[Run], value: Value, color: str, *, linewidth: float, style: str = "-",
+    marker: str = "",
+) -> list[Line]:  # fmt: skip
+    """Draw the mean over runs of what their history holds, with a marker where it is a single point; none, no line."""
+    line = mean_curve(curves(runs, value))
+    if not line:
+        return []
+    xs, ys = zip(*line, strict=True)
+    axes.plot(xs, ys, color=color, marker=marker if len(xs) == 1 else "", linewidth=linewidth, linestyle=style)
+    return [(name, color, xs, ys)]
 
 
 def draw_pseudo_labels(section: Section, path: Path) -> bool:
@@ -149,20 +154,8 @@ def draw_pseudo_labels(section: Section, path: Path) -> bool:
         for axes, name in zip(across, drawn, strict=True):
             last = []
             for row, runs in runs_of.items():
-                line = mean_curve(
-                    [
-                        [
-                            (point["step"], point[key][name])
-                            for point in run.history or ()
-                            if (point.get(key) or {}).get(name) is not None
-                        ]
-                        for run in runs
-                    ]
-                )
-                if line:
-                    xs, ys = zip(*line, strict=True)
-                    axes.plot(xs, ys, color=style(row.method)[0], linewidth=1.4, linestyle=dashes(row))
-                    last.append((row.name, style(row.method)[0], xs, ys))
+                value = partial(of_class, key=key, name=name)
+                last += draw_mean(axes, row.name, runs, value, style(row.method)[0], linewidth=1.4, style=dashes(row))
             axes.set_ylim(-0.02, 1.02)
             axes.xaxis.set_major_locator(MaxNLocator(2, integer=True))
         label_lines(across[-1], last, size=8)
@@ -177,12 +170,8 @@ def draw_pseudo_labels(section: Section, path: Path) -> bool:
     return True
 
 
-def draw_k_over_training(section: Section, path: Path) -> bool:
-    return draw_options_over_training(section, path, ("k",))
-
-
-def draw_others_over_training(section: Section, path: Path) -> bool:
-    return draw_options_over_training(section, path, [name for name in ABLATIONS if name != "k"])
+def of_class(point: dict[str, Any], key: str, name: str) -> float | None:
+    return (point.get(key) or {}).get(name)
 
 
 def draw_options_over_training(section: Section, path: Path, options: Sequence[str]) -> bool:
@@ -204,14 +193,8 @@ def draw_options_over_training(section: Section, path: Path, options: Sequence[s
     for axes, (title, value) in zip(panels, OVER_TRAINING.items(), strict=True):
         lines: list[Line] = []
         for number, (name, runs) in enumerate(runs_of.items()):
-            line = mean_curve(
-                [[(point["step"], y) for point in run.history or () if (y := value(point)) is not None] for run in runs]
-            )
-            if line:
-                xs, ys = zip(*line, strict=True)
-                color = "#000000" if name == "usual" else f"C{number - 1}"
-                axes.plot(xs, ys, color=color, linewidth=2 if name == "usual" else 1.2)
-                lines.append((name, color, xs, ys))
+            color, width = ("#000000", 2) if name == "usual" else (f"C{number - 1}", 1.2)
+            lines += draw_mean(axes, name, runs, value, color, linewidth=width)
         axes.set(title=title, xlabel="step")
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         named = lines or named
@@ -221,10 +204,14 @@ def draw_options_over_training(section: Section, path: Path, options: Sequence[s
     return True
 
 
-OVER_TRAINING: dict[str, Callable[[dict[str, Any]], float | None]] = {
+def validation_score(point: dict[str, Any]) -> float | None:
+    return point.get("miou")
+
+
+OVER_TRAINING: dict[str, Value] = {
     "mean weight": lambda point: mean_over_classes(point.get("pseudo_label_weight")),
     "pseudo-label precision": lambda point: mean_over_classes(point.get("pseudo_label_precision")),
-    "validation mIoU": lambda point: point.get("miou"),
+    "validation mIoU": validation_score,
 }
 
 
@@ -273,12 +260,18 @@ def pictures(run: Run) -> dict[str, dict[str, Path]]:
 
 FIGURES: dict[str, tuple[str, Callable[[Section, Path], bool]]] = {
     "learning": ("Score over the number of labeled images", draw_learning),
-    "pool-size": ("Pool-size study", draw_pool_size),
-    "k": ("Study of k", draw_k),
+    "pool-size": ("Pool-size study", partial(draw_study, option="pool_size", label="pool size p", scale=1)),
+    "k": ("Study of k", partial(draw_study, option="k", label="k, % of the references", scale=100)),
     "validation": ("Validation mIoU over training", draw_validation),
     "pseudo-labels": ("Weight and precision of pseudo-labels over training", draw_pseudo_labels),
-    "k-over-training": ("Pseudo-labels of rpg over training, by k", draw_k_over_training),
-    "options-over-training": ("Pseudo-labels of rpg over training, by other options", draw_others_over_training),
+    "k-over-training": (
+        "Pseudo-labels of rpg over training, by k",
+        partial(draw_options_over_training, options=("k",)),
+    ),
+    "options-over-training": (
+        "Pseudo-labels of rpg over training, by other options",
+        partial(draw_options_over_training, options=[name for name in ABLATIONS if name != "k"]),
+    ),
     "pictures": ("Test images (the paper's figures 3 to 5)", draw_pictures),
 }
 MEASURES: dict[str, Callable[[Run], float | None]] = {

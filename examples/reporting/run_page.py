@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 from examples.config import defaults
 from examples.engine.checkpoint import atomic_write
 from examples.engine.resuming import changes
+from examples.logging.environment import flat
 from examples.reporting.run_files import RunFiles, read_run
 from examples.reporting.run_plots import class_colors, draw_losses, draw_pseudo_labels, draw_validation
 from examples.reporting.templates import template
@@ -91,7 +92,7 @@ def page(run: RunFiles) -> str:
         changed=changed_options(options),
         unchanged=[name for name, value in options.items() if is_default(options, name, value)],
         options=options,
-        environment=environment_table(run.environments[-1]) if run.environments else {},
+        environment=flat(run.environments[-1]) if run.environments else {},
         command=f"python -m examples.train --config {run.folder / 'config.json'} --out AGAIN",
     )  # fmt: skip
 
@@ -264,10 +265,6 @@ def config_table(options: Mapping[str, Any]) -> str:
 
 def code(value: Any) -> str:
     return f"`{str(value).replace('|', chr(92) + '|')}`"
-
-
-def environment_table(environment: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{name: value for name, value in environment.items() if name != "packages"}, **environment["packages"]}
 
 
 def embedded(run: RunFiles, file: str) -> str | None:

@@ -60,13 +60,13 @@ def test_given_options_replace_those_of_the_file(tmp_path):
     ("content", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "holds no options"),
-        ("7", "holds no options"),
-        ("{}", "holds no options"),
-        ('{"config": 7}', "holds no options"),
+        ("[]", "does not say what a run was made with, expected"),
+        ("7", "does not say what a run was made with, expected"),
+        ("{}", "does not say what a run was made with, expected"),
+        ('{"config": 7}', "does not say what a run was made with, expected"),
         ("[" * 100_000, "cannot be read .*nested too deeply"),
         ('{"dataset": ' + '{"a":' * 100_000, "cannot be read .*nested too deeply"),
-        ('{"seed": 1}', "holds no options"),
+        ('{"seed": 1}', "does not say what a run was made with, expected"),
     ],
 )
 def test_files_that_are_no_configuration(content, message, tmp_path):

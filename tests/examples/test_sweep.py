@@ -108,7 +108,7 @@ def test_results_from_before_an_option_count_with_the_datasets_own_default(tmp_p
 def test_results_that_do_not_tell_their_configuration_are_not_taken_for_finished(tmp_path):
     (cell,) = cells(tmp_path)
     finish(cell.config, {"config": {}})
-    with pytest.raises(ValueError, match="does not say what it was made with"):
+    with pytest.raises(ValueError, match="does not say what a run was made with"):
         cells(tmp_path)
     (cell.out / "result.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):
@@ -157,7 +157,7 @@ def test_an_unfinished_run_that_does_not_tell_its_options_is_refused(tmp_path, c
     (cell.out / "checkpoints").mkdir(parents=True)
     (cell.out / "checkpoints" / "step-00000001.ckpt").write_bytes(b"")
     (cell.out / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"config\.json does not say what it was made with; take another --out"):
+    with pytest.raises(ValueError, match=r"config\.json does not say what a run was made with; take another --out"):
         cells(tmp_path)
 
 

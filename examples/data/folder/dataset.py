@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +40,7 @@ from examples.data.folder.split import (
     read_split,
     training_images,
 )
-from examples.data.resize import Placement, pad, shown_sides, to_square
+from examples.data.resize import Placement, to_square
 from examples.engine.distributed import resolve_device
 
 
@@ -171,15 +170,16 @@ def read_contents(config: Config, *, labeled_only: bool = False) -> Contents:
         labels, class_names, labeled, read_original = read_label_masks(root, images, names, config.image_size)
     else:
         labels, class_names, labeled, read_original = read_class_maps(root, images, names, config.image_size)
+    sides = {stem: image_size(path) for stem, path in images.items()}
+    placements = {stem: Placement(height, width, config.image_size) for stem, (width, height) in sides.items()}
+    read = partial(read_values, channels=config.in_channels)
+    squares = [to_unit_range(to_square(read(path), config.image_size)) for path in images.values()]
     everything = ImageSet(
-        images=torch.stack([read_image(path, config.image_size, config.in_channels) for path in images.values()]),
+        images=torch.stack(squares),
         labels=labels,
         names=tuple(images),
-        shown=torch.stack([shown_pixels(path, config.image_size) for path in images.values()]),
-        originals=tuple(
-            Original(whole_image(path, config.image_size), partial(read_original, stem))
-            for stem, path in images.items()
-        ),
+        shown=torch.stack([torch.from_numpy(placement.shown()) for placement in placements.values()]),
+        originals=tuple(Original(of, partial(read_original, stem)) for stem, of in placements.items()),
     )
     return Contents(everything, labeled, class_names, multilabel, skipped)
 
@@ -198,18 +198,3 @@ def find_flip_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
     """Find classes whose names differ in right and left only: they change places in a mirrored image."""
     mirrored = [name.replace("right", "left") for name in names]
     return tuple((i, names.index(m)) for i, m in enumerate(mirrored) if m != names[i] and m in names)
-
-
-def read_image(path: Path, size: int, channels: int) -> Tensor:
-    """Read one image, in [-1, 1], into the middle of (channels, size, size)."""
-    return to_unit_range(to_square(read_values(path, channels), size))
-
-
-def shown_pixels(path: Path, size: int) -> Tensor:
-    """Return where in (size, size) the image is, bool; the rest is padding."""
-    return torch.from_numpy(pad(np.ones(shown_sides(image_size(path), size), dtype=bool), size, 0)) == 1
-
-
-def whole_image(path: Path, size: int) -> Placement:
-    width, height = image_size(path)
-    return Placement(height, width, size)

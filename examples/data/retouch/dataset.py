@@ -54,11 +54,12 @@ def load(config: Config) -> Dataset:
     validation = parts[(config.split + 1) % len(parts)]
     training = [volume for volume in found.volumes if volume.id not in (*test, *validation)]
     train = scans_of(training)
-    read = CachedReader(partial(read_scan, view=config.retina, size=config.image_size), config.cache_bytes)
+    read = CachedReader(partial(read_scan, view=config.retina, size=config.image_size), config.cache_mib * 2**20)
 
     def images(keys: Iterable[Key]) -> LazyImages[Key]:
         chosen = tuple(keys)
-        return LazyImages(read, digest_of, chosen, tuple(f"{volume.id}_{scan:03d}" for volume, scan in chosen))
+        names = tuple(f"{volume.id}_{scan:03d}" for volume, scan in chosen)
+        return LazyImages(read, lambda key: key[0].digests[key[1]], chosen, names)
 
     def part(ids: Sequence[str]) -> LazyImages[Key]:
         return images(scans_of(volume for volume in found.volumes if volume.id in ids))
@@ -148,11 +149,6 @@ def draw_labeled(train: Sequence[Key], config: Config) -> list[int]:
             " --labeled"
         )
     return sorted(chosen)
-
-
-def digest_of(key: Key) -> str:
-    volume, scan = key
-    return volume.digests[scan]
 
 
 def read_scan(key: Key, view: RetinaView, size: int) -> Content:
