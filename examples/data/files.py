@@ -58,16 +58,20 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return width and height of an image, which is not decoded."""
     if path.suffix.lower() == DICOM:
         with decoding(path):
-            width, height, *_ = dicom_reader(path).GetSize()
+            width, height, *_ = read_information(path, "GDCMImageIO").GetSize()
         return width, height
     with decoding(path), Image.open(path) as image:
         return image.size
 
 
-def dicom_reader(path: Path) -> SimpleITK.ImageFileReader:
-    """Return a reader that has read all but the values."""
+def read_information(path: Path, image_io: str = "") -> SimpleITK.ImageFileReader:
+    """Return a reader that has read all but the values.
+
+    Raises:
+        RuntimeError: it cannot.
+    """
     reader = SimpleITK.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
+    reader.SetImageIO(image_io)
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     return reader
@@ -80,7 +84,7 @@ def open_dicom(path: Path) -> Image.Image:
         ValueError: it cannot be read, or holds several frames or colors.
     """
     with decoding(path):
-        reader = dicom_reader(path)
+        reader = read_information(path, "GDCMImageIO")
         values = SimpleITK.GetArrayFromImage(reader.Execute())
     frames = values.shape[0] if values.ndim > 2 else 1
     if frames > 1 or reader.GetNumberOfComponents() > 1:

@@ -8,9 +8,8 @@ import struct
 import zlib
 from pathlib import Path
 
-import SimpleITK
-
-from examples.data.retouch.mhd import MOST_PIXELS, TYPES, unpacked_bytes
+from examples.data.files import read_information
+from examples.data.retouch.mhd import MOST_PIXELS, type_of, unpacked_bytes
 
 LONGEST_HEADER = 544  # bytes, of NIfTI-2
 # Bytes of the header -> where bits per voxel (int16) and the offset of the values are; the offset's type; the mark.
@@ -35,11 +34,8 @@ def read_nifti_header(path: Path) -> tuple[tuple[int, ...], str, int]:
             break
     else:
         raise ValueError(f"{path} cannot be read: it has no header of a NIfTI file that holds its values as well")
-    reader = SimpleITK.ImageFileReader()
-    reader.SetImageIO("NiftiImageIO")
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        reader = read_information(path, "NiftiImageIO")
     except RuntimeError as error:
         raise ValueError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
@@ -55,5 +51,4 @@ def read_nifti_header(path: Path) -> tuple[tuple[int, ...], str, int]:
         held = path.stat().st_size
     if held < expected:
         raise ValueError(f"{path} holds {held} bytes, expected {expected} ({shape} of {bits} bits); is it cut?")
-    kind = TYPES.get(reader.GetPixelID(), SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()))
-    return size, kind, components
+    return size, type_of(reader), components

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import SimpleITK
 import torch
 import tyro
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from examples.config import Config, DatasetName
 from examples.data import Dataset, Images, LazyImages, Selection, load
 from examples.data.division import Part
+from examples.data.files import read_information
 from examples.data.folder.dataset import load_undivided
 from examples.data.retouch.index import Volume
 from examples.engine.evaluation import evaluate
@@ -202,8 +202,5 @@ def header_spacing(volume: Volume) -> Spacing | None:
     path = volume.folder / "oct.mhd"
     if "ElementSpacing" not in path.read_text(encoding="latin-1"):
         return None
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    x, y, _ = reader.GetSpacing()
+    x, y, _ = read_information(path).GetSpacing()
     return y, x

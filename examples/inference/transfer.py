@@ -123,10 +123,10 @@ def transfer(options: Transfer) -> tuple[dict[str, Any], list[str]]:
     if options.test_only:
         material = material.scored_only()
     images, classes = material.references.to(device), material.labels.names
-    references = encode_references(images, features, material.flip_pairs, len(classes), options.k)
+    references = encode_references(images, features, material.data.flip_pairs, len(classes), options.k)
     about: dict[str, Any] = {
         "dataset": options.dataset, "labeled": len(images), "split": options.split if options.divided else None,
-        "encoder": options.encoder, "k": options.k, "positions": options.positions, "data": material.found,
+        "encoder": options.encoder, "k": options.k, "positions": options.positions, "data": material.data.found,
         "references": list(images.names),
         "environment": environment(device),
     }  # fmt: skip
@@ -192,7 +192,7 @@ def scores(rows: list[Row], material: Material) -> dict[str, Any]:
     per_image, pooled = iou.per_class(), iou.pooled()
     found = {
         "scored": len(iou.unions),
-        "score": material.score,
+        "score": material.data.score,
         "miou": float(per_image.nanmean()),
         "miou_pooled": float(pooled.nanmean()),
         "iou_per_class": by_class(names, per_image),

@@ -27,29 +27,26 @@ class Material:
 
     Attributes:
         config: Of the data set; its image_size is what images are encoded at.
+        data: What was read already, in which names are looked up.
         references: With labels, at that size.
         names: Of the images to be labeled.
         scored: Those of them that the result is measured on.
-        labels: What the masks are of.
-        flip_pairs: As in :class:`Dataset`.
-        score: As in :class:`Dataset`.
-        found: What was found, in words.
-        sources: All images that were read already, in which names are looked up.
         files: Name -> the file that holds an image; none of those that were drawn or are part of a volume.
         masks: (structure, name) -> file, of jsrt.
     """
 
     config: Config
+    data: Dataset
     references: ImageSet
     names: tuple[str, ...]
     scored: frozenset[str]
-    labels: Labels
-    flip_pairs: tuple[tuple[int, int], ...]
-    score: str
-    found: str
-    sources: Sequence[Images]
     files: Mapping[str, Path]
     masks: Mapping[tuple[str, str], Path]
+
+    @property
+    def labels(self) -> Labels:
+        """What the masks are of."""
+        return Labels.of(self.data)
 
     def scored_only(self) -> Material:
         """Return it without the images that are not scored.
@@ -70,7 +67,7 @@ class Material:
         """
         if name in self.files:
             return read(Input(self.files[name], name), self.config).planes[0]
-        images = find(self.sources, name)
+        images = self.find(name)
         square, side = images.images[0], self.config.image_size
         placement = images.originals[0].placement if images.originals else Placement(side, side, side)
         return Plane(placement.restore(square, multilabel=False), square, placement)
@@ -80,8 +77,11 @@ class Material:
         if self.masks:
             side = placement.height  # these images are square
             return torch.stack([torch.from_numpy(read_mask(self.masks[label, name], side)) for label in CLASSES]).long()
-        images = find(self.sources, name)
+        images = self.find(name)
         return images.labels[0] if images.originals is None else images.originals[0].read_labels()
+
+    def find(self, name: str) -> ImageSet:
+        return find((self.data.labeled, self.data.unlabeled, self.data.validation, self.data.test), name)
 
 
 def find_material(config: Config, references: Sequence[str], *, divided: bool) -> Material:
@@ -114,19 +114,7 @@ def find_material(config: Config, references: Sequence[str], *, divided: bool) -
     names = tuple(name for name in names if name not in used)
     if not names:
         raise ValueError(f"dataset: all {len(used)} images are references, expected others, to be labeled")
-    return Material(
-        config=config,
-        references=chosen,
-        names=names,
-        scored=frozenset(data.test.names) - used,
-        labels=Labels(data.class_names, data.multilabel),
-        flip_pairs=data.flip_pairs,
-        score=data.score,
-        found=data.found,
-        sources=(data.labeled, data.unlabeled, data.validation, data.test),
-        files=files,
-        masks=masks,
-    )
+    return Material(config, data, chosen, names, frozenset(data.test.names) - used, files, masks)
 
 
 def choose_references(data: Dataset, names: Sequence[str]) -> ImageSet:

@@ -37,6 +37,19 @@ def find_groups(stems: Iterable[str], pattern: str | None) -> dict[str, str]:
     return groups
 
 
+def by_group(stems: Iterable[str], groups: Mapping[str, str]) -> dict[str, list[str]]:
+    members: dict[str, list[str]] = {}
+    for stem in sorted(stems):
+        members.setdefault(groups[stem], []).append(stem)
+    return members
+
+
+def lacking(stems: Iterable[str], presence: Mapping[str, frozenset[str]], class_names: Iterable[str]) -> list[str]:
+    """Return the classes that none of the images shows."""
+    found = frozenset().union(*(presence[stem] for stem in stems))
+    return [name for name in class_names if name not in found]
+
+
 def draw_split(
     presence: Mapping[str, frozenset[str]],
     groups: Mapping[str, str],
@@ -56,22 +69,19 @@ def draw_split(
         labeled: Number of labeled images to draw.
         split: Which of the draws.
     """
-    members: dict[str, list[str]] = {}
-    for stem in sorted(presence):
-        members.setdefault(groups[stem], []).append(stem)
+    members = by_group(presence, groups)
     if len(members) < 3:
         raise ValueError(
             f"root: {len(members)} groups (or single images) have a mask, expected 3 or more: one each to train,"
             " validate and test"
         )
 
-    def lacking(stems: Iterable[str]) -> list[str]:
-        found = frozenset().union(*(presence[stem] for stem in stems))
-        return [name for name in class_names if name not in found]
+    def lacks(stems: Iterable[str]) -> int:
+        return len(lacking(stems, presence, class_names))
 
     def faults(parts: tuple[list[str], list[str], list[str]]) -> tuple[int, int, int]:
         test, validation, rest = parts
-        return max(0, labeled - len(rest)), len(lacking(rest)), len(lacking(validation)) + len(lacking(test))
+        return max(0, labeled - len(rest)), lacks(rest), lacks(validation) + lacks(test)
 
     rng = np.random.default_rng(split)
     test, validation, rest = best_of(lambda: divide(members, rng), faults)
@@ -81,8 +91,8 @@ def draw_split(
             f" {len(test)} for test, which leaves {len(rest)}"
         )
     rng = np.random.default_rng([labeled, split])
-    chosen = best_of(lambda: sorted(rng.permutation(rest)[:labeled].tolist()), lambda stems: (len(lacking(stems)),))
-    if missing := lacking(chosen):
+    chosen = best_of(lambda: sorted(rng.permutation(rest)[:labeled].tolist()), lambda stems: (lacks(stems),))
+    if missing := lacking(chosen, presence, class_names):
         raise ValueError(
             f"labeled: no {', '.join(missing)} in any of {MAX_DRAWS} draws of {labeled} images; pass a larger --labeled"
         )
@@ -98,22 +108,18 @@ def draw_around(
 ) -> Split:
     """Draw validation and test from the groups with a mask that none of the given labeled images is of."""
     taken = {groups[stem] for stem in labeled}
-    members: dict[str, list[str]] = {}
-    for stem in sorted(presence):
-        if groups[stem] not in taken:
-            members.setdefault(groups[stem], []).append(stem)
+    members = by_group((stem for stem in presence if groups[stem] not in taken), groups)
     if len(members) < 2:
         raise ValueError(
             f"labeled.txt: {len(members)} groups (or single images) with a mask are left beside its own, expected 2 or"
             " more: one each to validate and test"
         )
-    if missing := set(class_names).difference(*(presence[stem] for stem in labeled)):
-        raise ValueError(f"labeled.txt: no {', '.join(sorted(missing))} in any of its images; name one that shows it")
+    if missing := lacking(labeled, presence, class_names):
+        raise ValueError(f"labeled.txt: no {', '.join(missing)} in any of its images; name one that shows it")
     rng = np.random.default_rng(split)
 
     def faults(parts: tuple[list[str], list[str], list[str]]) -> tuple[int]:
-        found = [frozenset().union(*(presence[stem] for stem in part)) for part in parts[:2]]
-        return (sum(name not in there for there in found for name in class_names),)
+        return (sum(len(lacking(part, presence, class_names)) for part in parts[:2]),)
 
     test, validation, _ = best_of(lambda: divide(members, rng), faults)
     return {"labeled": labeled, "validation": validation, "test": test}
@@ -189,8 +195,8 @@ def read_split(
     for stem, part in seen.items():
         if home.setdefault(groups[stem], part) != part:
             raise ValueError(f"{path} has group {groups[stem]} in {home[groups[stem]]} and in {part}; keep it together")
-    if missing := set(class_names).difference(*(presence[stem] for stem in chosen["labeled"])):
-        raise ValueError(f"{path}: no {', '.join(sorted(missing))} in any labeled image; name one that shows it")
+    if missing := lacking(chosen["labeled"], presence, class_names):
+        raise ValueError(f"{path}: no {', '.join(missing)} in any labeled image; name one that shows it")
     return chosen
 
 

@@ -262,17 +262,13 @@ def examine(folder: Path) -> dict[str, Any]:
 
 def volume_from(folder: Path, entry: Mapping[str, Any]) -> Volume:
     """Return a volume as :func:`examine` found it."""
-    retinas = (found and Retina(*map(tuple, found)) for found in entry["retinas"])
-    return Volume(
-        id=folder.name,
-        folder=folder,
-        size=tuple(entry["size"]),
-        type=entry["type"],
-        pixels=tuple(map(tuple, entry["pixels"])),
-        retinas=tuple(retinas),
-        lost=dict(entry["lost"]),
-        digests=tuple(entry["digests"]),
-    )
+    fields = {name: as_tuples(value) for name, value in entry.items()}
+    fields["retinas"] = tuple(found and Retina(*found) for found in fields["retinas"])
+    return Volume(folder.name, folder, **fields)
+
+
+def as_tuples(value: Any) -> Any:
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 # --- the index of what was examined

@@ -12,17 +12,12 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
+from examples.data.files import read_information
+
+# As NumPy names them.
 TYPES = {
-    SimpleITK.sitkUInt8: "uint8",
-    SimpleITK.sitkInt8: "int8",
-    SimpleITK.sitkUInt16: "uint16",
-    SimpleITK.sitkInt16: "int16",
-    SimpleITK.sitkUInt32: "uint32",
-    SimpleITK.sitkInt32: "int32",
-    SimpleITK.sitkUInt64: "uint64",
-    SimpleITK.sitkInt64: "int64",
-    SimpleITK.sitkFloat32: "float32",
-    SimpleITK.sitkFloat64: "float64",
+    getattr(SimpleITK, f"sitk{name}"): name.lower()
+    for name in ("UInt8", "Int8", "UInt16", "Int16", "UInt32", "Int32", "UInt64", "Int64", "Float32", "Float64")
 }
 LONGEST_HEADER = 2**16  # bytes
 MOST_PIXELS = 2**31
@@ -73,22 +68,24 @@ def read_header(path: Path) -> Header:
         raise ValueError(f"{path} names {name} as its values, expected a file in the same folder")
     if not data.is_file():
         raise ValueError(f"{path} names {name} as its values, which is missing")
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        reader = read_information(path)
         offset = last.end() if inside else int(entries.get("HeaderSize", "0"))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
-    kind = TYPES.get(reader.GetPixelID(), SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()))
     compressed = entries.get("CompressedData", "").lower().startswith(("t", "1"))
-    header = Header(reader.GetSize(), kind, reader.GetNumberOfComponents(), data, compressed, offset)
+    header = Header(reader.GetSize(), type_of(reader), reader.GetNumberOfComponents(), data, compressed, offset)
     shape = " x ".join(map(str, header.size))
     if min(header.size) < 1:
         raise ValueError(f"{path} is empty ({shape}), expected 1 or more pixels along every side")
     if math.prod(header.size) > MOST_PIXELS:
         raise ValueError(f"{path} says that it is {shape}, more than can be read; is the header damaged?")
     return header
+
+
+def type_of(reader: SimpleITK.ImageFileReader) -> str:
+    """Return the type of the values as NumPy names it; other types as SimpleITK does."""
+    return TYPES.get(reader.GetPixelID(), SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()))
 
 
 def check_values(header: Header) -> None:
@@ -124,10 +121,8 @@ def unpacked_bytes(file: BinaryIO, path: Path, enough: int) -> int:
 
 def read_slice(path: Path, scan: int) -> NDArray[Any]:
     """Read one slice (height, width) of a volume; of an uncompressed one, no more than that is read."""
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        reader = read_information(path)
         width, height, _ = reader.GetSize()
         reader.SetExtractIndex((0, 0, scan))
         reader.SetExtractSize((width, height, 0))
