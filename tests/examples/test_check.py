@@ -150,20 +150,12 @@ def test_files_that_are_not_read_are_noted(tmp_path, command):
     ]
 
 
-@pytest.mark.parametrize(
-    ("split", "message"),
-    [
-        ({"labeled": ["a"], "validation": ["b"], "test": ["g"]}, "names 'g' for test, but there is no image"),
-        ({"labeled": ["a"], "validation": ["b"], "test": [["c"]]}, "for test, expected"),
-        ({"labeled": ["a"], "validation": ["b"], "test": ["a"]}, "names a for labeled and again for test"),
-    ],
-)
-def test_faults_of_splits_are_listed(split, message, tmp_path, command):
+def test_faults_of_splits_are_listed(tmp_path, command):
     root = write_folder(tmp_path)
-    (root / "splits.json").write_text(json.dumps(split))
+    (root / "splits.json").write_text(json.dumps({"labeled": ["a"], "validation": ["b"], "test": ["g"]}))
     status, (error,), _ = listed(command, root)
     assert status == 1
-    assert message in error
+    assert "names 'g' for test, but there is no image" in error
     (root / "splits.json").write_text(json.dumps({"labeled": ["a"], "validation": ["b", "f"], "test": ["c"]}))
     assert listed(command, root) == (0, [], [])
 

@@ -1,7 +1,6 @@
 """What is measured of a checkpoint is what its run measured, and what the files of truth and prediction say."""
 
 import csv
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -82,14 +81,6 @@ def test_the_iou_is_that_of_the_runs_own_result(dataset, tmp_path):
         assert {name: None if math.isnan(value) else value for name, value in mine.items()} == expected
     assert any(expected.values())
     assert measure(Evaluate(tmp_path / "run" / "last.pt", overwrite=True)).images == measured.images
-
-
-def test_fusing_needs_no_file_once_trained(tmp_path):
-    fuse = tmp_path / "fuse.json"
-    fuse.write_text(json.dumps({"lungs": ["left_lung", "right_lung"], "clavicle": ["left_clavicle"]}))
-    train(tiny(tmp_path / "run", iterations=2, fuse=fuse))
-    fuse.unlink()
-    assert measure(Evaluate(tmp_path / "run")).classes == ("lungs", "clavicle")
 
 
 @pytest.fixture(scope="module")

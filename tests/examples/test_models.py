@@ -15,7 +15,7 @@ from examples.data import load
 from examples.data.augment import View
 from examples.inference.evaluation import Evaluate, measure
 from examples.methods import METHODS
-from examples.models import UNetLite0, build_network
+from examples.models import UNet, UNetLite0, build_network
 from examples.models.encoders import LITE0_LAYERS, lite0
 from examples.train import train
 from rpg_loss import FrozenFeatures
@@ -96,14 +96,17 @@ def test_a_stopped_run_goes_on_to_the_same_end(options, tmp_path, monkeypatch):
     assert train(config, resume=True)["iou_per_class"] == whole["iou_per_class"]
 
 
-def test_the_pretrained_network_makes_what_the_paper_s_does():
-    need_encoder()
-    net = UNetLite0(1, 5, 4)
+@pytest.mark.parametrize("network", [UNet, UNetLite0])
+def test_a_network_returns_what_its_last_layer_sees(network):
+    if network is UNetLite0:
+        need_encoder()
+    net = network(1, 5, 4)
     images = torch.rand(2, 1, 48, 64) * 2 - 1  # not a multiple of 32
     logits, features = net(images)
     assert logits.shape == (2, 5, 48, 64)
     assert features.shape == (2, 4, 48, 64)
     assert torch.equal(net.head(features), logits)
+    assert (features >= 0).all()
     assert [level.shape[1] for level in net.levels(images)] == list(net.widths)
     with pytest.raises(ValueError, match="divisible by 16"):
         net(torch.rand(1, 1, 40, 40))

@@ -14,6 +14,7 @@ from examples.reporting import tables
 from examples.reporting.plotting import spread
 from examples.reporting.report import write_report
 from examples.reporting.results import Mean, Run, decimals, read_results, sections
+from tests.examples.files import edit_json, read_json
 
 CLASSES = ("right_lung", "left_lung", "heart", "right_clavicle", "left_clavicle")
 PICTURES = ("a", "b")
@@ -155,17 +156,13 @@ def test_options_on_top_of_others(tmp_path):
         write(runs / f"ema{split}", 0.65, split=split, ema=True)
     write(runs / "usual2", 0.6, split=2)
     both = write(runs / "both", 0.7, ema=True, warm_up=0.4)
-    content = json.loads(both.read_text()) | {"miou_unlabeled": 0.61}
-    content["pseudo_label_weight"] = {**content["pseudo_label_weight"], "heart": 0.98765, "background": None}
-    both.write_text(json.dumps(content))
+    weights = {**read_json(both)["pseudo_label_weight"], "heart": 0.98765, "background": None}
+    edit_json(both, miou_unlabeled=0.61, pseudo_label_weight=weights)
     write(runs / "far", 0.1, ema=True, k=0.1, weighted=False)  # nothing that differs in one option alone
     text = read(tmp_path)
     single = text[text.index("**Single") : text.index("**Pseudo-labels by")]
     lines = [line for line in single.splitlines() if line.startswith("| `rpg`")]
-    assert [line.split(" | ")[1] for line in lines] == [
-        "ema False → True",
-        "warm_up 0.0 → 0.4, with ema True",
-    ]
+    assert [line.split(" | ")[1] for line in lines] == ["ema False → True", "warm_up 0.0 → 0.4, with ema True"]
     assert lines[1].split(" | ")[2:] == [
         "3",
         ".650 ± .000 <small>(2)</small>",
@@ -185,7 +182,7 @@ def test_percentiles_over_images(tmp_path):
     for split in (0, 1):
         path = write(tmp_path / f"runs/a{split}", split=split)
         values = {"5": dict.fromkeys(CLASSES, 0.1 * split), "50": {**dict.fromkeys(CLASSES, 0.8), "heart": None}}
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"iou_percentiles": values}))
+        edit_json(path, iou_percentiles=values)
     write(tmp_path / "runs/b", method="supervised")  # of before there were any
     text = read(tmp_path)
     assert "**Images.** IoU by class at the 5th, 50th percentile" in text
@@ -300,7 +297,7 @@ def test_options_and_label_studies_are_shown_as_text(tmp_path):
 def test_results_of_a_wrong_type_are_left_out_and_named(tmp_path, change):
     write(tmp_path / "runs/good")
     path = write(tmp_path / "runs/bad", split=1)
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    edit_json(path, **change)
     assert re.search(r"\*\*warning\*\*: .*bad/result\.json cannot be read \(.*skipped", read(tmp_path))
     path.write_text('{"dataset": ' + "[" * 100_000)
     assert re.search(r"bad/result\.json cannot be read \(it is nested too deeply\); skipped", read(tmp_path))
@@ -310,7 +307,7 @@ def test_results_of_a_wrong_type_are_left_out_and_named(tmp_path, change):
 def test_options_that_are_none_are_named(tmp_path, config):
     write(tmp_path / "runs/good")
     path = write(tmp_path / "runs/bad", split=1)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": config}))
+    edit_json(path, config=config)
     assert re.search(
         r"runs/bad/result.json cannot be read \(config: got .*, expected the options of a run\)", read(tmp_path)
     )
@@ -318,14 +315,11 @@ def test_options_that_are_none_are_named(tmp_path, config):
 
 def test_broken_files_are_named_and_skipped(tmp_path):
     write(tmp_path / "runs/good")
-    for name, content in (
-        ("cut", '{"dataset": '),
-        ("empty", "{}"),
-        ("short", '{"dataset": 1, "method": 2, "miou": 3}'),
-    ):
+    short = '{"dataset": 1, "method": 2, "miou": 3}'
+    for name, content in (("cut", '{"dataset": '), ("empty", "{}"), ("short", short)):
         (tmp_path / f"runs/{name}").mkdir()
         (tmp_path / f"runs/{name}/result.json").write_text(content)
-    write(tmp_path / "runs/nan").write_text(json.dumps(json.loads(write(tmp_path / "x").read_text()) | {"miou": None}))
+    edit_json(write(tmp_path / "runs/nan"), miou=None)
     text = read(tmp_path)
     assert "# Results\n\n1 run," in text
     for name in ("cut", "empty", "short", "nan"):
@@ -388,7 +382,7 @@ def test_no_result_is_an_error(tmp_path, command):
 def test_a_run_gets_its_page_and_a_folder_of_runs_tables(tmp_path, monkeypatch, command):
     runs = [write(tmp_path / "runs" / name, method=method).parent for name, method in (("a", "rpg"), ("b", "mlds"))]
     for run in runs:
-        (run / "config.json").write_text(json.dumps(json.loads((run / "result.json").read_text())["config"]))
+        (run / "config.json").write_text(json.dumps(read_json(run / "result.json")["config"]))
     monkeypatch.chdir(tmp_path)
 
     def files(*words: object) -> list[str]:

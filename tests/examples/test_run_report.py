@@ -44,6 +44,7 @@ from examples.models.unet import UNet
 from examples.report import main
 from examples.reporting.run_page import config_table, write_page
 from examples.reporting.run_plots import draw_pseudo_labels
+from tests.examples.files import edit_json, read_json
 
 VALIDATIONS = (8, 16, 24)
 TESTED = ("iou_per_class", "iou_per_class_pooled", "dice_per_class", "hd95_px_per_class")
@@ -140,10 +141,6 @@ class Page(HTMLParser):
         return found[1] if found else ""
 
 
-def edit(path: Path, **changes) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 # --- report.html
 
 
@@ -174,7 +171,7 @@ def test_the_page_needs_nothing_but_itself(finished):
 
 
 def test_the_numbers_are_those_of_the_result(finished):
-    page, result = Page(finished), json.loads((finished / "result.json").read_text())
+    page, result = Page(finished), read_json(finished / "result.json")
     validations = [line for line in lines(finished) if line["kind"] == "validation"]
     assert tuple(line["step"] for line in validations) == VALIDATIONS
     best = max(validations, key=lambda line: (line["miou"], line["step"]))
@@ -194,12 +191,13 @@ def test_the_numbers_are_those_of_the_result(finished):
     assert result["data"] in page.text
 
 
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def lines(folder: Path, *, cut: bool = False) -> list[dict]:
+    written = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in (written[:-1] if cut else written)]
 
 
 def test_dice_distances_and_the_worst_images_are_those_of_an_evaluation(finished):
-    result = json.loads((finished / "result.json").read_text())
+    result = read_json(finished / "result.json")
     measures = measure(Evaluate(finished, csv=finished / "again.csv", device="cpu"))
     values = torch.from_numpy(measures.measures.values())  # (N, C, 6)
     for key, column in (("dice_per_class", 1), ("hd95_px_per_class", 3)):
@@ -227,7 +225,7 @@ def test_pictures_show_each_class():
 
 
 def test_options_that_are_not_the_defaults_come_first(finished):
-    page, options = Page(finished), json.loads((finished / "config.json").read_text())
+    page, options = Page(finished), read_json(finished / "config.json")
     environment = options.pop("environment")
     assert page.tables["configuration"]["k"] == ["0.5", str(7000 / 12288)]
     assert page.tables["configuration"]["image_size"] == ["32", "512"]
@@ -256,14 +254,14 @@ def test_a_folder_of_no_run_is_refused(tmp_path, command):
 
 def test_whatever_stands_in_the_files_is_shown_as_text(run):
     hostile = '"><script src=http://example.org></script>'
-    edit(run / "config.json", group_pattern=hostile)
-    status = json.loads((run / "status.json").read_text())
+    edit_json(run / "config.json", group_pattern=hostile)
+    status = read_json(run / "status.json")
     status["pictures"]["test"]["rows"][0]["name"] = hostile
-    edit(run / "status.json", pictures=status["pictures"], reason=hostile)
-    result = json.loads((run / "result.json").read_text())
+    edit_json(run / "status.json", pictures=status["pictures"], reason=hostile)
+    result = read_json(run / "result.json")
     for key in ("iou_per_class", "iou_per_class_pooled"):
         result[key][hostile] = 0.5
-    edit(run / "result.json", **result | {"data": hostile})
+    edit_json(run / "result.json", **result | {"data": hostile})
     write_page(run)
     page = Page(run)
     assert "script" not in {tag for tag, _ in page.tags}
@@ -277,13 +275,13 @@ def test_only_pictures_within_the_run_are_shown(run):
     secret.write_bytes(picture.read_bytes())
     (run / "link.png").symlink_to(secret)
     (run / "words.png").write_text("no picture")
-    status = json.loads((run / "status.json").read_text())
+    status = read_json(run / "status.json")
     rows = status["pictures"]["test"]["rows"]
     kept = len(rows)
     rows += [
         rows[0] | {"file": file} for file in ("../secret.png", str(secret), "link.png", "words.png", "config.json")
     ]
-    edit(run / "status.json", pictures=status["pictures"])
+    edit_json(run / "status.json", pictures=status["pictures"])
     write_page(run)
     shown = [image for image in Page(run).images if "phantom" in image["alt"]]
     assert len(shown) == kept + 4 + 2 + 2 + 3  # those of the other parts
@@ -297,7 +295,7 @@ def test_a_configuration_that_is_none_is_named(run, command, content):
 
 
 def test_options_of_a_wrong_type_are_named(run):
-    edit(run / "config.json", weighted="--overwrite")
+    edit_json(run / "config.json", weighted="--overwrite")
     with pytest.raises(ValueError, match=r"config\.json holds what is no option .*weighted: got '--overwrite'"):
         write_page(run)
 
@@ -307,7 +305,7 @@ def test_files_of_wrong_types_are_refused_or_shown(run, file, monkeypatch):
     """Whatever stands in their place, there is a page or one line that says what is wrong."""
     for draw in ("draw_losses", "draw_validation", "draw_pseudo_labels"):  # which take most of the time
         monkeypatch.setattr(f"examples.reporting.run_page.{draw}", lambda *args: None)
-    content, draw = json.loads((run / file).read_text()), random.Random(0)
+    content, draw = read_json(run / file), random.Random(0)
     refused = 0
     for value in (None, True, -1, 1e400, "<b>", [], [1], {}, {"a": 1}, 10**30):
         for key in draw.sample(sorted(content), 3):
@@ -337,12 +335,12 @@ def test_a_run_of_before_there_was_a_status(run):
     write_page(run)
     page = Page(run)
     assert page.images == []
-    assert page.scores[0] == json.loads((run / "result.json").read_text())["miou"]
+    assert page.scores[0] == read_json(run / "result.json")["miou"]
 
 
 def test_nothing_to_be_found_in_the_test_images(run):
     nothing = dict.fromkeys(phantom.CLASSES)
-    edit(run / "result.json", miou=None, miou_pooled=None, worst_images={}, **dict.fromkeys(TESTED, nothing))
+    edit_json(run / "result.json", miou=None, miou_pooled=None, worst_images={}, **dict.fromkeys(TESTED, nothing))
     write_page(run)
     page = Page(run)
     assert len(page.scores) == 1
@@ -357,11 +355,12 @@ def unfinish(run: Path) -> None:
     (run / "result.json").unlink()
     kept = [json.dumps(line) for line in lines(run) if line["step"] <= VALIDATIONS[1]]
     (run / "metrics.jsonl").write_text("\n".join(kept) + '\n{"step": 20, "kind": "lo')
-    edit(run / "status.json", state="under way", step=VALIDATIONS[1])
+    edit_json(run / "status.json", state="under way", step=VALIDATIONS[1])
 
 
 def test_a_run_under_way_and_one_that_died(run):
     unfinish(run)
+    validations = [line for line in lines(run, cut=True) if line["kind"] == "validation"]
     with FileLock(run / ".lock"):
         write_page(run)
     assert Page(run).tables["classes"]
@@ -371,15 +370,9 @@ def test_a_run_under_way_and_one_that_died(run):
     assert ">died<" in page.source
     assert "ended without a message after step 16; the same command goes on" in page.text
     assert "16 of 24" in page.text
-    validation = max((line for line in lines_before(run)), key=lambda line: (line["miou"], line["step"]))
-    assert page.scores == [validation["miou"]]
+    assert page.scores == [max(validations, key=lambda line: (line["miou"], line["step"]))["miou"]]
     heads = page.tables["classes"]["class"]
     assert not any("test" in head for head in heads)
-
-
-def lines_before(run: Path) -> list[dict]:
-    whole = (run / "metrics.jsonl").read_text().splitlines()[:-1]
-    return [line for line in map(json.loads, whole) if line["kind"] == "validation"]
 
 
 def test_a_run_that_stops_says_why(tmp_path, monkeypatch):
@@ -436,12 +429,12 @@ def test_what_was_drawn_before_a_cut_is_still_shown_when_the_run_goes_on(tmp_pat
 
 
 def test_a_reader_is_warned(run):
-    result = json.loads((run / "result.json").read_text())
+    result = read_json(run / "result.json")
     weights = dict.fromkeys(result["pseudo_label_weight"], 0.3) | {"heart": 0.001, "left_lung": None}
     precision = dict.fromkeys(weights, 0.9) | {"right_lung": 0.2, "heart": 0.1}
     here = result["environment"] | {"commit": "0" * 40 + "-dirty"}
     there = here | {"threads": 77}
-    edit(
+    edit_json(
         run / "result.json", pseudo_label_weight=weights, pseudo_label_precision=precision, environment=here,
         earlier_environments=[there],
     )  # fmt: skip
@@ -456,9 +449,9 @@ def test_a_reader_is_warned(run):
 
 
 def test_nothing_is_warned_of_where_all_is_well(run):
-    result = json.loads((run / "result.json").read_text())
+    result = read_json(run / "result.json")
     fine = dict.fromkeys(result["pseudo_label_weight"], 0.9)
-    edit(
+    edit_json(
         run / "result.json", pseudo_label_weight=fine, pseudo_label_precision=fine,
         environment=result["environment"] | {"commit": "0" * 40},
     )  # fmt: skip
@@ -506,7 +499,7 @@ def test_looking_changes_nothing(tmp_path, finished, monkeypatch):
     monkeypatch.setattr(RunLog, "log_images", lambda *args: None)
     unseen = small(tmp_path / "unseen")
     train(unseen)
-    a, b = (json.loads((folder / "result.json").read_text()) for folder in (unseen.out_dir, finished))
+    a, b = (read_json(folder / "result.json") for folder in (unseen.out_dir, finished))
     for content in (a, b):
         del content["seconds"], content["config"]["out"]
     assert a == b
@@ -633,7 +626,7 @@ def test_the_result_is_there_before_pictures_whose_files_are_numbered(tmp_path, 
     drawn = []
 
     def overlays(*args):
-        drawn.append(json.loads((config.out_dir / "result.json").read_text()))
+        drawn.append(read_json(config.out_dir / "result.json"))
         raise OSError("no space left")
 
     monkeypatch.setattr(examples.engine.validation, "save_overlays", overlays)

@@ -12,6 +12,7 @@ from torch import nn
 
 from examples.data import load
 from examples.engine.checkpoint import Checkpoints, atomic_save
+from examples.inference.evaluation import Evaluate, measure
 from examples.inference.trained import Labels, read_trained
 from examples.train import train
 from tests.examples.tiny import shrink, small, tiny
@@ -40,6 +41,7 @@ def test_a_run_leaves_all_that_is_needed_to_use_its_network(name, tmp_path):
     logits, _ = trained.net()(torch.zeros(1, 1, 32, 32))
     assert logits.shape == (1, 5, 32, 32)
     assert logits.isfinite().all()
+    assert measure(Evaluate(tmp_path / "run" / name)).classes == ("lungs",)
 
 
 def test_what_is_no_checkpoint_of_a_run_is_refused(tmp_path):
