@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rpg_loss import PseudoLabels, rpg_pseudo_labels
+from rpg_loss.matching import self_check
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON and not torch.cuda.is_available():  # Triton's interpreter runs the kernels from 3.3 on
@@ -119,6 +120,13 @@ def label_vectors(problem: Problem) -> list[tuple[int, ...] | None]:
     """The label of every reference as a tuple, None where ignored; flat problems only."""
     rows = problem.y_ref.long().reshape(len(problem.y_ref), -1).tolist()
     return [None if IGNORED in row else tuple(row) for row in rows]
+
+
+def shrink_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small, as Triton's interpreter is slow, and without verdicts from before."""
+    small = {"_verdicts": {}, "_SIZES": (1, 3, 5, 7, 20, 40, 70), "_SETS": 7, "_QUERIES": 40}
+    for name, value in small.items():
+        monkeypatch.setattr(self_check, name, value)
 
 
 class Largest(TorchDispatchMode):

@@ -60,10 +60,7 @@ def test_ignored_queries_and_references_of_the_rpg_loss(y, weighted):
     features = torch.randn(2, 6, 4, 5)
     out = torch.rand(2, 4, 5) < 0.4
     criterion = RPGLoss(3, weighted=weighted)
-    assert_the_left_out_have_no_part(
-        lambda logits: criterion(logits, features, features, y, valid_u=~out),
-        out,
-    )
+    assert_the_left_out_have_no_part(lambda logits: criterion(logits, features, features, y, valid_u=~out), out)
     labels = y.masked_fill(out if y is CLASSES else out.unsqueeze(1), -100)
     assert_the_left_out_have_no_part(lambda logits: criterion(LOGITS, features, features, labels, logits), out)
 
@@ -81,11 +78,7 @@ def test_ignored_and_unsure_pixels_of_fixmatch(multilabel):
 REFUSED = {
     "valid uint8": ((LOGITS, CLASSES), {"valid": torch.full((2, 4, 5), 254).byte()}, r"valid: got .* uint8, expected"),
     "valid list": ((LOGITS, CLASSES), {"valid": [True]}, "valid: got list, expected a torch.Tensor"),
-    "valid shape": (
-        (LOGITS, CLASSES),
-        {"valid": PIXELS[:1] > 0},
-        r"valid: got shape \(1, 4, 5\), expected \(2",
-    ),
+    "valid shape": ((LOGITS, CLASSES), {"valid": PIXELS[:1] > 0}, r"valid: got shape \(1, 4, 5\), expected \(2"),
     "float classes": ((LOGITS, CLASSES + 0.9), {}, r"target: got a class map .*float32, expected an integer dtype"),
     "bool classes": ((LOGITS, CLASSES > 0), {}, r"target: got a class map .*bool, expected an integer dtype"),
     "complex vectors": ((LOGITS, VECTORS.cfloat()), {}, r"target: got .*complex64, expected a real dtype"),

@@ -13,7 +13,7 @@ import rpg_loss.matching.fused as fused
 import rpg_loss.matching.self_check as self_check
 from rpg_loss.matching import IMPLEMENTATIONS, Matches
 
-from .problems import needs_triton
+from .problems import needs_triton, shrink_self_check
 
 CPU = torch.device("cpu")
 
@@ -21,10 +21,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     monkeypatch.setattr(doctor, "_FEATURES", (3,))
-    monkeypatch.setattr(self_check, "_SIZES", (1, 3, 5, 7, 20, 40, 70))
-    monkeypatch.setattr(self_check, "_SETS", 7)
-    monkeypatch.setattr(self_check, "_QUERIES", 40)
-    monkeypatch.setattr(self_check, "_verdicts", {})
+    shrink_self_check(monkeypatch)
     times = doctor.times
     monkeypatch.setattr(doctor, "times", lambda device, m, n: times(device, 60, 90))
 

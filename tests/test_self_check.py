@@ -13,7 +13,7 @@ from rpg_loss import rpg_pseudo_labels
 from rpg_loss.matching import Matches, _warn, match, resolve
 from rpg_loss.matching.definition import match_reference
 
-from .problems import needs_triton
+from .problems import needs_triton, shrink_self_check
 
 pytestmark = [
     needs_triton,
@@ -26,12 +26,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch):
-    """Small, as the interpreter is slow; trusted and forgotten as on a GPU."""
+    """Trusted and forgotten as on a GPU."""
     monkeypatch.setattr(fused, "is_preferred", lambda device: True)
-    monkeypatch.setattr(self_check, "_verdicts", {})
-    monkeypatch.setattr(self_check, "_SIZES", (1, 3, 5, 7, 20, 40, 70))
-    monkeypatch.setattr(self_check, "_SETS", 7)
-    monkeypatch.setattr(self_check, "_QUERIES", 40)
+    shrink_self_check(monkeypatch)
     _warn.cache_clear()
 
 
