@@ -104,6 +104,9 @@ def test_unweighted_is_plain_cross_entropy_with_the_nearest_label(multilabel):
     torch.testing.assert_close(RPGLoss(weighted=False)(logits_u, feat_u, feat_ref, y_ref), expected)
     _, pseudo = RPGLoss(weighted=False, map_size=3)(logits_u, feat_u, feat_ref, y_ref, return_pseudo_labels=True)
     assert torch.equal(pseudo.weights, torch.ones(2, 3, 3))
+    valid = torch.rand(2, 9, 7) < 0.5
+    unweighted = RPGLoss(weighted=False, map_size=None).pseudo_labels(feat_u, feat_ref, y_ref, valid_u=valid)
+    assert torch.equal(unweighted.weights, valid.float())
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
