@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -26,6 +28,7 @@ IMPLS = ("reference", "chunked", pytest.param("triton", marks=needs_triton))
 FAST_IMPLS = IMPLS[1:]
 
 IGNORED = -100
+EPS, TIE = 1e-8, 4 * 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,21 @@ def label_vectors(problem: Problem) -> list[tuple[int, ...] | None]:
     """The label of every reference as a tuple, None where ignored; flat problems only."""
     rows = problem.y_ref.long().reshape(len(problem.y_ref), -1).tolist()
     return [None if IGNORED in row else tuple(row) for row in rows]
+
+
+def label_and_weight(query, references, sets, k) -> tuple[int, float]:
+    """Eq. 3-7 by loops in float64: index of the nearest reference, and the weight."""
+    proximity = np.array([query @ r / (np.linalg.norm(query) * np.linalg.norm(r) + EPS) for r in references])
+    proximity = np.where(proximity > TIE, np.minimum(proximity, 1), 0)
+    nearest = int(np.argmax(proximity >= proximity.max() - TIE))
+    kth = np.sort(proximity)[-k]
+    names = sorted(set(sets))
+    if len(names) == 1:
+        return nearest, 1.0
+    near = np.where(proximity >= kth - TIE, proximity, 0)
+    p = EPS + np.array([max(n for n, of in zip(near, sets, strict=True) if of == name) for name in names])
+    p /= p.sum()
+    return nearest, float(min(max(1 + (p * np.log(p)).sum() / math.log(len(names)), 0), 1))
 
 
 def shrink_self_check(monkeypatch: pytest.MonkeyPatch) -> None:

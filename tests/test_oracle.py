@@ -8,9 +8,8 @@ import torch
 
 from rpg_loss import FixMatchSegLoss, RPGLoss
 
-from .problems import IGNORED
+from .problems import IGNORED, label_and_weight
 
-EPS, TIE = 1e-8, 4 * 2.0**-23
 SEEDS = range(60)
 
 
@@ -43,25 +42,6 @@ def places(images, spatial, grid):
     """Places of a map, and where each is taken from in a tensor of ``spatial`` axes."""
     for image, *place in np.ndindex(images, *grid):
         yield (image, *place), (image, *(i * size // side for i, size, side in zip(place, spatial, grid, strict=True)))
-
-
-def label_and_weight(query, references, sets, k):
-    """Eq. 3-7: index of the nearest reference, and the weight."""
-    proximity = np.array([query @ r / (np.linalg.norm(query) * np.linalg.norm(r) + EPS) for r in references])
-    proximity = np.where(proximity > TIE, np.minimum(proximity, 1), 0)
-    nearest = int(np.argmax(proximity >= proximity.max() - TIE))
-    kth = np.sort(proximity)[-k]
-    names = sorted(set(sets))
-    p = np.array(
-        [
-            max(near if near >= kth - TIE else 0 for near, of in zip(proximity, sets, strict=True) if of == name)
-            for name in names
-        ]
-    )
-    if len(names) == 1:
-        return nearest, 1.0
-    p = (p + EPS) / (p + EPS).sum()
-    return nearest, min(max(1 + (p * np.log(p)).sum() / math.log(len(names)), 0), 1)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

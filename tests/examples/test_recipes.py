@@ -34,28 +34,21 @@ def test_scans_hold_every_class(size):
     assert mean_iou(torch.where(lesion, 1, labels), labels) < 0.5
 
 
-def test_plain_pytorch():
-    assert run("plain_pytorch") > 0.7
+RECIPES = {
+    "plain_pytorch": ((), 0.7),
+    "volumes_3d": ((), 0.7),
+    "lightning_module": (("lightning",), 0.7),
+    "monai_unet": (("monai",), 0.7),
+    "huggingface_trainer": (("accelerate", "transformers"), 0.5),
+}
 
 
-def test_volumes():
-    assert run("volumes_3d") > 0.7
-
-
-def test_lightning():
-    pytest.importorskip("lightning", reason=EXTRA)
-    assert run("lightning_module") > 0.7
-
-
-def test_monai():
-    pytest.importorskip("monai", reason=EXTRA)
-    assert run("monai_unet") > 0.7
-
-
-def test_huggingface_trainer():
-    pytest.importorskip("accelerate", reason=EXTRA)
-    pytest.importorskip("transformers", reason=EXTRA)
-    assert run("huggingface_trainer") > 0.5
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_teaches_its_network(recipe):
+    packages, least = RECIPES[recipe]
+    for package in packages:
+        pytest.importorskip(package, reason=EXTRA)
+    assert run(recipe) > least
 
 
 def test_features_of_a_foundation_model():
