@@ -20,6 +20,7 @@ from examples.engine.loop import train
 from examples.logging.environment import git_commit
 from examples.methods import METHODS
 from examples.models.unet import UNet, UpBlock, recalibrate_batch_norm
+from tests.examples.tiny import shrink
 
 KEYS = {
     "dataset", "method", "labeled", "split", "seed", "iterations", "image_size", "commit", "miou", "miou_pooled",
@@ -32,13 +33,19 @@ MEASURES = {f"pseudo_label_{name}" for name in ("precision", "recall", "weight",
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch) -> Config:
-    monkeypatch.setattr(phantom, "TRAIN", 8)
-    monkeypatch.setattr(phantom, "VALIDATION", 2)
-    monkeypatch.setattr(phantom, "TEST", 4)
+def drawn(tmp_path, monkeypatch) -> Config:
+    """Leaves pictures, too, which take longer than the training."""
+    for name, count in (("TRAIN", 8), ("VALIDATION", 2), ("TEST", 4)):
+        monkeypatch.setattr(phantom, name, count)
     return Config(
         "phantom", out=tmp_path / "run", image_size=32, base_channels=4, map_size=16, k=0.5, iterations=4, eval_every=4
     )
+
+
+@pytest.fixture
+def config(drawn, monkeypatch) -> Config:
+    shrink(monkeypatch.setattr)
+    return drawn
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -67,25 +74,26 @@ def test_a_run_leaves_everything(config, method):
     assert list(out.glob("events.out.tfevents.*"))
     assert result["config"]["method"] == method
     assert result["history"][-1] == {"step": 4, "miou": result["validation"], **dict.fromkeys(MEASURES)}
-    for files in result["pictures"].values():
-        for file in files.values():
-            with Image.open(out / file) as picture:
-                assert picture.size == (192, 192)
     for name in ("last.pt", "best.pt"):
         checkpoint = load_verified(out / name)
         UNet(1, 5, config.base_channels).load_state_dict(checkpoint["model"])
         assert checkpoint["config"]["method"] == method
-    with Image.open(out / "overlays.png") as picture:
-        assert picture.width > picture.height / 2
 
 
 @pytest.mark.parametrize(("method", "columns"), [("supervised", 3), ("fixmatch", 5), ("rpg", 5)])
-def test_overlays_have_a_column_for_each_map(config, method, columns, monkeypatch):
+def test_overlays_have_a_column_for_each_map(drawn, method, columns, monkeypatch):
     seen = []
     monkeypatch.setattr(examples.logging.pictures.plt, "close", lambda figure: seen.append(figure))
-    train(replace(config, method=method, iterations=1))
+    pictures = train(replace(drawn, method=method, iterations=1))["pictures"]
     axes = [axis for axis in seen[0].axes if axis.get_label() != "<colorbar>"]
     assert len(axes) == 4 * columns
+    with Image.open(drawn.out_dir / "overlays.png") as picture:
+        assert picture.width > picture.height / 2
+    assert pictures
+    for files in pictures.values():
+        for file in files.values():
+            with Image.open(drawn.out_dir / file) as picture:
+                assert picture.size == (192, 192)
 
 
 def test_same_seed_same_result(config, tmp_path):
