@@ -10,7 +10,7 @@ import pytest
 
 from examples import report
 from examples.config import Config
-from examples.reporting import tables
+from examples.reporting import figures, tables
 from examples.reporting.plotting import spread
 from examples.reporting.report import write_report
 from examples.reporting.results import Mean, Run, decimals, read_results, sections
@@ -53,6 +53,17 @@ def write(folder: Path, miou: float = 0.5, *, pictures: bool = False, **options)
     return path
 
 
+@pytest.fixture
+def drawn() -> None:
+    """Asks for figures, which take longer than all that a test of the text does."""
+
+
+@pytest.fixture(autouse=True)
+def _text_alone(request, monkeypatch):
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(figures, "FIGURES", {})
+
+
 def read(tmp_path: Path) -> str:
     write_report([tmp_path / "runs"], tmp_path / "report")
     return (tmp_path / "report" / "report.md").read_text()
@@ -64,7 +75,7 @@ def row(text: str, name: str) -> list[str]:
     return [re.sub(r" <small>.*", "", cell.strip()) for cell in line.strip("|").split("|")][1:]
 
 
-def test_means_marks_and_missing_cells(tmp_path):
+def test_means_marks_and_missing_cells(drawn, tmp_path):
     runs = tmp_path / "runs"
     write(runs / "a", 0.6, method="rpg", split=0)
     write(runs / "b", 0.7, method="rpg", split=1)
@@ -111,7 +122,7 @@ def test_thresholds_have_rows(tmp_path):
     assert row(text, "`fixmatch` .95") == ["**.700**", ".67"]
 
 
-def test_studies_and_the_usual_options(tmp_path):
+def test_studies_and_the_usual_options(drawn, tmp_path):
     runs = tmp_path / "runs"
     for split in (0, 1):
         write(runs / f"usual{split}", 0.6 + 0.1 * split, split=split)
@@ -252,7 +263,7 @@ def test_runs_of_another_length_are_compared_and_marked(tmp_path):
     assert "| +.050 <small>(1)</small> |" in single
 
 
-def test_what_comes_from_files_is_shown_as_text(tmp_path):
+def test_what_comes_from_files_is_shown_as_text(drawn, tmp_path):
     hostile = "<img src=x>*[a](b)*|`c`\nd"
     path = write(tmp_path / "runs/a", 0.5)
     content = json.loads(path.read_text())
@@ -359,7 +370,7 @@ def test_another_division_of_the_same_data_is_no_other_data(tmp_path):
     assert "not of the same data" not in read(tmp_path)
 
 
-def test_pictures_of_methods_side_by_side(tmp_path):
+def test_pictures_of_methods_side_by_side(drawn, tmp_path):
     write(tmp_path / "runs/a", method="rpg", pictures=True)
     write(tmp_path / "runs/b", method="supervised", pictures=True)
     write(tmp_path / "runs/c", method="mlds")  # without the files
