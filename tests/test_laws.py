@@ -4,17 +4,24 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rpg_loss import entropy_weights
 from rpg_loss.label_sets import encode_label_sets
 from rpg_loss.matching import match
 
-from .problems import IGNORED, IMPLS, flat_problems, problems, pseudo_labels
+from .problems import IGNORED, IMPLS, device_of, flat_problems, problems, pseudo_labels
 
 pytestmark = pytest.mark.parametrize("impl", IMPLS)
 seeds = st.integers(0, 2**32)
+
+
+@pytest.fixture(autouse=True)
+def _fewer_examples_in_the_interpreter(request, impl, monkeypatch):
+    # Which is a hundred times slower.  Hypothesis has no public way to settle this for one parameter of a test.
+    if impl == "triton" and device_of(impl).type == "cpu" and hasattr(request.function, "hypothesis"):
+        monkeypatch.setattr(request.function, "_hypothesis_internal_use_settings", settings(max_examples=12))
 
 
 def assert_same(got, expected, *, labels=True):
