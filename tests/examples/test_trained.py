@@ -26,22 +26,22 @@ def _small(monkeypatch):
     shrink(monkeypatch.setattr)
 
 
-@pytest.mark.parametrize("name", ["best.pt", "last.pt", ""])
-def test_a_run_leaves_all_that_is_needed_to_use_its_network(name, tmp_path):
+def test_a_run_leaves_all_that_is_needed_to_use_its_network(tmp_path):
     fuse = tmp_path / "fuse.json"
     fuse.write_text(json.dumps({"lungs": ["left_lung", "right_lung"]}))
     of_run = tiny(tmp_path / "run", iterations=2, fuse=fuse, device="cpu")
     train(of_run)
     labels = Labels.of(load(of_run))
     fuse.unlink()  # the checkpoint is enough
-    trained = read_trained(tmp_path / "run" / name)
-    assert trained.config == replace(of_run, device="cpu")
-    assert trained.labels == labels
-    assert trained.labels.fused == {"lungs": (1, 0)}
-    logits, _ = trained.net()(torch.zeros(1, 1, 32, 32))
-    assert logits.shape == (1, 5, 32, 32)
-    assert logits.isfinite().all()
-    assert measure(Evaluate(tmp_path / "run" / name)).classes == ("lungs",)
+    for name in ("best.pt", "last.pt", ""):
+        trained = read_trained(tmp_path / "run" / name)
+        assert trained.config == replace(of_run, device="cpu")
+        assert trained.labels == labels
+        assert trained.labels.fused == {"lungs": (1, 0)}
+        logits, _ = trained.net()(torch.zeros(1, 1, 32, 32))
+        assert logits.shape == (1, 5, 32, 32)
+        assert logits.isfinite().all()
+    assert measure(Evaluate(tmp_path / "run")).classes == ("lungs",)
 
 
 def test_what_is_no_checkpoint_of_a_run_is_refused(tmp_path):
