@@ -63,9 +63,10 @@ def draw_reliability(studies: Sequence[dict[str, Any]], path: Path) -> bool:
     drawn = [study for study in studies if any("by_weight" in study["variants"].get(name, {}) for name in DRAWN)]
     if not drawn:
         return False
-    rows = math.ceil(len(drawn) / 3)
+    columns = min(3, len(drawn))
+    rows = math.ceil(len(drawn) / columns)
     figure, panels = plt.subplots(
-        rows, 3, figsize=(WIDTH, 0.6 + 2.6 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
+        rows, columns, figsize=(WIDTH, 0.6 + 2.6 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     for axes in panels.flat[len(drawn) :]:
         axes.set_axis_off()
