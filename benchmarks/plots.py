@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ STYLES = {
 }
 OTHER_STYLE = ("#000000", ".")
 MIB = 2**20
-WIDTH = 8.0  # inches; 800 px in a README
+WIDTH = 4.8  # inches: text of 9 points is still 9 pixels high where a phone shows it 358 wide
 AXES = {
     "n": "references N",
     "m": "queries M",
@@ -68,7 +69,7 @@ def main() -> None:
             continue
         figure = draw(figures)
         caption(figure, figures)
-        figure.savefig(options.out / f"{path.stem}.png", dpi=150)
+        figure.savefig(options.out / f"{path.stem}.png", dpi=250)
         plt.close(figure)
         print(f"{path.name}: {path.stem}.png")
 
@@ -78,16 +79,16 @@ def draw_headline(figures: Figures) -> Figure:
     problem = figures["problem"]
     rows = [row for row in figures["rows"] if row["problem"] == problem]
     figure, (time, memory) = plt.subplots(
-        1, 2, figsize=(WIDTH, 1.6 + 0.36 * len(rows)), sharey=True, layout="constrained"
+        2, 1, figsize=(WIDTH, 1.6 + 0.6 * len(rows)), sharey=True, layout="constrained"
     )
     colors = [style(row["route"])[0] for row in rows]
     positions = range(len(rows))
-    for axes, values, notes, title in (
+    for axes, values, notes, heading in (
         (time, [milliseconds(row) for row in rows], "note", "median time, ms"),
         (memory, [mebibytes(row) for row in rows], "peak_note", "peak extra memory, MiB"),
     ):
         present = [value for value in values if value]
-        axes.set(xscale="log", title=title)
+        axes.set(xscale="log", title=heading)
         if present:
             # Room to the right, for the numbers.
             low, high = min(present) / 3, max(present) * 2
@@ -108,13 +109,13 @@ def draw_headline(figures: Figures) -> Figure:
         axes.set_axisbelow(True)
     time.set_yticks(positions, [row["caption"] for row in rows])
     time.invert_yaxis()
-    figure.suptitle(sizes(problem), fontsize=10)
+    title(figure, sizes(problem))
     return figure
 
 
 def draw_sweep(figures: Figures) -> Figure:
     """Draw a panel per size that was varied: median time against it."""
-    figure, panels = plt.subplots(2, 3, figsize=(WIDTH, 5.6), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(3, 2, figsize=(WIDTH, 6.4), sharey=True, layout="constrained")
     for axes, (parameter, problems) in zip(panels.flat, figures["varied"].items(), strict=False):
         for route in routes(figures):
             rows = [row for problem in problems for row in found(figures, route, problem)]
@@ -128,7 +129,7 @@ def draw_sweep(figures: Figures) -> Figure:
     for axes in panels[:, 0]:
         axes.set_ylabel("median time, ms")
     legend(panels.flat[-1], figures, routes(figures))
-    figure.suptitle(f"One size varied at a time around the gray line: {sizes(figures['problem'])}", fontsize=10)
+    title(figure, f"One size varied at a time around the gray line: {sizes(figures['problem'])}")
     return figure
 
 
@@ -138,10 +139,11 @@ def draw_grid(figures: Figures) -> Figure:
     queries = [figures["problem"]["m"], figures["batch"]]
     shares = sorted({row["problem"]["k"] / row["problem"]["n"] for row in figures["rows"]})
     figure, panels = plt.subplots(
-        2, len(shares), figsize=(WIDTH, 5.8), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
-    for across, m in zip(panels, queries, strict=True):
-        for axes, share in zip(across, shares, strict=True):
+        len(shares), 2, figsize=(WIDTH, 1.5 * len(shares) + 1.8), sharex=True, sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for down, m in zip(panels.T, queries, strict=True):
+        for axes, share in zip(down, shares, strict=True):
             for route in routes(figures):
                 rows = [
                     row
@@ -161,7 +163,7 @@ def draw_grid(figures: Figures) -> Figure:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
             axes.grid(alpha=0.3)
             axes.set_title(f"k = {share:.0%}, {m:,} queries", fontsize=9)
-        across[0].set_ylabel("peak extra memory, MiB")
+    figure.supylabel("peak extra memory, MiB", fontsize=9)
     images = sorted({row["problem"]["n"] // pixels for row in figures["rows"]})
     for axes in panels[-1]:
         axes.set_xticks(images)
@@ -172,7 +174,7 @@ def draw_grid(figures: Figures) -> Figure:
         handles.append(
             Line2D([], [], color="black", marker="o", fillstyle="none", linestyle="", label="too little memory here")
         )
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
@@ -181,7 +183,11 @@ DRAWN: dict[str, Callable[[Figures], Figure]] = {"headline": draw_headline, "swe
 
 def caption(figure: Figure, figures: Figures) -> None:
     """Say below the picture what it was measured on."""
-    figure.supxlabel(conditions(figures["environment"]), fontsize=8, color="#555555")
+    figure.supxlabel(textwrap.fill(conditions(figures["environment"]), 68), fontsize=8, color="#555555")
+
+
+def title(figure: Figure, text: str) -> None:
+    figure.suptitle(textwrap.fill(text, 56), fontsize=9)
 
 
 def routes(figures: Figures) -> list[str]:

@@ -60,7 +60,7 @@ def reference_pages() -> dict[str, str]:
 
 
 def reference_page(name: str) -> str:
-    return f"---\ntitle: {name}\n---\n\n::: rpg_loss.{name}\n"
+    return f"---\ntitle: {name}\nhide: [toc]\n---\n\n::: rpg_loss.{name}\n"
 
 
 def reference_list() -> str:
@@ -82,9 +82,8 @@ def recipe_page(path: Path) -> str:
     code = path.read_text()
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
     place = f"examples/recipes/{path.name}"
-    return (
-        f'# {recipe_title(path.stem)}\n\n{opening(code)}\n\n{fence}python title="{place}"\n{code.rstrip()}\n{fence}\n'
-    )
+    heading = f"---\nhide: [toc]\n---\n\n# {recipe_title(path.stem)}"
+    return f'{heading}\n\n{opening(code)}\n\n{fence}python title="{place}"\n{code.rstrip()}\n{fence}\n'
 
 
 def opening(code: str) -> str:

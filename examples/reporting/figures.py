@@ -42,8 +42,7 @@ def draw_study(section: Section, path: Path, option: str, label: str, scale: flo
             studies[method, labeled] = runs
     if not studies:
         return False
-    figure, panels = plt.subplots(1, 3, figsize=(WIDTH, 2.9), layout="constrained")
-    named: list[Line] = []
+    figure, panels = plt.subplots(3, 1, figsize=(WIDTH, 6.6), layout="constrained")
     for axes, (title, measure) in zip(panels, MEASURES.items(), strict=True):
         lines: list[Line] = []
         for (method, _), runs in studies.items():
@@ -60,12 +59,12 @@ def draw_study(section: Section, path: Path, option: str, label: str, scale: flo
                 lines.append((method, color, list(means), list(means.values())))
         ticks = sorted({scale * run.option(option) for runs in studies.values() for run in runs})
         axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-        axes.set(title=title, xlabel=label)
+        axes.set_title(title)
         not_too_close(axes)
         if not lines:
             axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color="#555555")
-        named = lines or named
-    label_lines(panels[-1], named)
+        label_lines(axes, lines)
+    panels[-1].set_xlabel(label)
     counts = "; ".join(f"{method}: N_l = {labeled}" for method, labeled in studies)
     save(figure, path, f"{section.dataset}, {counts}; points: splits and seeds, line: mean")
     return True
@@ -75,7 +74,7 @@ def draw_learning(section: Section, path: Path) -> bool:
     """Draw the score over the number of labeled images, with a band of a standard deviation."""
     if len(section.labeled) < 2:
         return False
-    figure, axes = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     lines: list[Line] = []
     for row in section.rows():
         grouped = by(of(section, row), lambda run: run.labeled)
@@ -99,7 +98,7 @@ def draw_learning(section: Section, path: Path) -> bool:
 
 def draw_validation(section: Section, path: Path) -> bool:
     """Draw the validation score over training, at the smallest number of labeled images."""
-    figure, axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
     lines: list[Line] = []
     for row, runs in at_fewest(section).items():
         color, marker = style(row.method)
@@ -131,12 +130,13 @@ def draw_mean(
     if not line:
         return []
     xs, ys = zip(*line, strict=True)
-    axes.plot(xs, ys, color=color, marker=marker if len(xs) == 1 else "", linewidth=linewidth, linestyle=style)
+    marker = marker if len(xs) == 1 else ""
+    axes.plot(xs, ys, color=color, marker=marker, linewidth=linewidth, linestyle=style, label=name)
     return [(name, color, xs, ys)]
 
 
 def draw_pseudo_labels(section: Section, path: Path) -> bool:
-    """Draw weight and precision of the pseudo-labels over training, a panel per class."""
+    """Draw weight and precision of the pseudo-labels over training, a row of panels per class."""
     runs_of = at_fewest(section)
     classes = list(dict.fromkeys(
         name for runs in runs_of.values() for run in runs for point in run.history or ()
@@ -146,25 +146,24 @@ def draw_pseudo_labels(section: Section, path: Path) -> bool:
         return False
     drawn = classes if len(classes) <= PANELS else [*classes[: PANELS - 1], classes[-1]]
     figure, panels = plt.subplots(
-        2, len(drawn), figsize=(max(WIDTH, 1.7 * len(drawn) + 1.2), 4.4), sharex=True, sharey="row", squeeze=False,
+        len(drawn), 2, figsize=(WIDTH, 1.2 * len(drawn) + 1.4), sharex=True, sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    for across, key in zip(panels, ("pseudo_label_weight", "pseudo_label_precision"), strict=True):
-        last: list[Line] = []
-        for axes, name in zip(across, drawn, strict=True):
-            last = []
+    for down, key in zip(panels.T, ("pseudo_label_weight", "pseudo_label_precision"), strict=True):
+        for axes, name in zip(down, drawn, strict=True):
             for row, runs in runs_of.items():
                 value = partial(of_class, key=key, name=name)
-                last += draw_mean(axes, row.name, runs, value, style(row.method)[0], linewidth=1.4, style=dashes(row))
+                draw_mean(axes, row.name, runs, value, style(row.method)[0], linewidth=1.4, style=dashes(row))
             axes.set_ylim(-0.02, 1.02)
             axes.xaxis.set_major_locator(MaxNLocator(2, integer=True))
-        label_lines(across[-1], last, size=8)
-    for axes, name in zip(panels[0], drawn, strict=True):
-        axes.set_title(class_title(name), fontsize=9)
+    for axes, name in zip(panels[:, 0], drawn, strict=True):
+        axes.set_ylabel(class_title(name))
+    for axes, title in zip(panels[0], ("mean weight", "precision"), strict=True):
+        axes.set_title(title)
     for axes in panels[-1]:
         axes.set_xlabel("step")
-    panels[0, 0].set_ylabel("mean weight")
-    panels[1, 0].set_ylabel("precision")
+    lines = {line.get_label(): line for axes in panels.flat for line in axes.get_lines()}
+    figure.legend(lines.values(), lines, loc="outside upper center", ncols=3, frameon=False)
     left_out = f"; {len(classes) - len(drawn)} of {len(classes)} classes not drawn" if len(classes) > len(drawn) else ""
     save(figure, path, f"{section.dataset}, N_l = {section.labeled[0]}; mean over splits and seeds{left_out}")
     return True
@@ -188,17 +187,16 @@ def draw_options_over_training(section: Section, path: Path, options: Sequence[s
     runs_of = {"usual": found[0].before[1]}
     for change in found:
         runs_of[f"{change.option} {shown(change.option, change.after[0])}"] = change.after[1]
-    figure, panels = plt.subplots(1, 3, figsize=(WIDTH + 1.5, 3.6), layout="constrained")
-    named: list[Line] = []
+    figure, panels = plt.subplots(3, 1, figsize=(WIDTH, 6.6), layout="constrained")
     for axes, (title, value) in zip(panels, OVER_TRAINING.items(), strict=True):
         lines: list[Line] = []
         for number, (name, runs) in enumerate(runs_of.items()):
             color, width = ("#000000", 2) if name == "usual" else (f"C{number - 1}", 1.2)
             lines += draw_mean(axes, name, runs, value, color, linewidth=width)
-        axes.set(title=title, xlabel="step")
+        axes.set_title(title)
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-        named = lines or named
-    label_lines(panels[-1], named, size=8)
+        label_lines(axes, lines, size=8)
+    panels[-1].set_xlabel("step")
     what = f"usual: k {shown('k', found[0].before[0])}" if options == ("k",) else "usual but for one option"
     save(figure, path, f"{section.dataset}, rpg, N_l = {section.labeled[0]}; {what}; mean over splits and seeds")
     return True
