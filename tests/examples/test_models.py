@@ -19,7 +19,7 @@ from examples.models import UNet, UNetLite0, build_network
 from examples.models.encoders import LITE0_LAYERS, lite0
 from examples.train import train
 from rpg_loss import FrozenFeatures
-from tests.examples.tiny import shrink, tiny
+from tests.examples.tiny import at_step, shrink, tiny
 
 HERE = "tests.examples.test_models"
 
@@ -80,19 +80,12 @@ def test_a_run_is_measured_again_as_it_was(network, method, tmp_path):
 @pytest.mark.parametrize(
     "options", [{"network": "unet_lite0", "features": "both"}, {"network": f"{HERE}:plain"}], ids=["lite0", "plain"]
 )
-def test_a_stopped_run_goes_on_to_the_same_end(options, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_same_end(options, tmp_path):
     need(options["network"])
     config = tiny(tmp_path / "stopped", iterations=6, checkpoint_every=3, **options)
     whole = train(replace(config, out=tmp_path / "whole"))
-
-    def stop(method, net, step):
-        if step == 5:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr("examples.methods.rpg_plus.RPGPlus.after_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
+    with at_step(5, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        train(config)
     assert train(config, resume=True)["iou_per_class"] == whole["iou_per_class"]
 
 

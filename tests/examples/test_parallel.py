@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +23,9 @@ from examples.data.phantoms import chest as phantom
 from examples.engine.checkpoint import Checkpoints, load_verified
 from examples.engine.loop import train
 from examples.engine.signals import Interrupted
-from examples.logging.run_log import RunLog
 from examples.methods import METHODS
 from examples.methods.supervised import Supervised
-from tests.examples.tiny import shrink, tiny
+from tests.examples.tiny import shrink, signal_at_step, tiny
 from tests.processes import needs_gloo, run
 
 pytestmark = needs_gloo
@@ -98,23 +96,8 @@ def test_two_processes_are_one(tmp_path):
         assert_close(two, one)
 
 
-@contextmanager
-def signalled(step: int):
-    """This process gets SIGTERM at the end of a step."""
-    original = RunLog.step
-
-    def log_step(self, number, *args):
-        original(self, number, *args)
-        if number == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    RunLog.step = log_step
-    yield
-    RunLog.step = original
-
-
 def cut_short(rank: int, config: Config) -> None:
-    with signalled(2 if rank == 1 else 0), pytest.raises(Interrupted, match="after step 2 of 4"):
+    with signal_at_step(2 if rank == 1 else 0), pytest.raises(Interrupted, match="after step 2 of 4"):
         train(config)
 
 

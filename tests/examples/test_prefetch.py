@@ -77,7 +77,7 @@ def test_an_error_comes_with_the_item_it_belongs_to(worker):
         next(stream)
 
 
-def test_the_thread_computes_as_the_main_one_does_and_alone(monkeypatch):
+def test_the_thread_computes_as_the_main_one_does_and_alone():
     """The commands flush denormals; threads of PyTorch's own would compete with the training step's."""
     torch.set_flush_denormal(True)
     denormal = torch.full((8,), 1e-39)

@@ -24,11 +24,10 @@ from examples.data.phantoms import chest as phantom
 from examples.engine.checkpoint import Checkpoints, atomic_save, atomic_write, load_verified
 from examples.engine.loop import train
 from examples.engine.signals import Interrupted, Interrupts
-from examples.logging.run_log import RunLog
 from examples.methods import METHODS
 from examples.methods.supervised import Supervised
 from examples.train import main
-from tests.examples.tiny import shrink, tiny
+from tests.examples.tiny import at_step, shrink, signal_at_step, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -67,22 +66,8 @@ def kept(monkeypatch) -> None:
     monkeypatch.setattr(Checkpoints, "remove", lambda self: None)
 
 
-def at_step(monkeypatch, step: int, action) -> None:
-    """Does something at the end of a step, once."""
-    original = RunLog.step
-
-    def log_step(self, number, *args):
-        original(self, number, *args)
-        if number == step:
-            monkeypatch.setattr(RunLog, "step", original)
-            action()
-
-    monkeypatch.setattr(RunLog, "step", log_step)
-
-
-def interrupt(config: Config, step: int, monkeypatch, number: int = signal.SIGTERM) -> None:
-    at_step(monkeypatch, step, lambda: os.kill(os.getpid(), number))
-    with pytest.raises(Interrupted, match=f"after step {step} of"):
+def interrupt(config: Config, step: int) -> None:
+    with signal_at_step(step), pytest.raises(Interrupted, match=f"after step {step} of"):
         train(config)
 
 
@@ -122,11 +107,11 @@ def assert_same_end(config: Config, reference: Config) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_interrupted_and_resumed_is_uninterrupted(method, tmp_path, monkeypatch, kept):
+def test_interrupted_and_resumed_is_uninterrupted(method, tmp_path, kept):
     """Between two validations, in the middle of a pass and before a line of the log is due."""
     whole, cut = (tiny(tmp_path / name, method=method) for name in ("whole", "cut"))
     train(whole)
-    interrupt(cut, 14, monkeypatch)
+    interrupt(cut, 14)
     assert not (cut.out_dir / "result.json").exists()
     train(cut)
     assert_same_end(cut, whole)
@@ -135,27 +120,23 @@ def test_interrupted_and_resumed_is_uninterrupted(method, tmp_path, monkeypatch,
     assert same(a["best"]["model"], b["best"]["model"])
 
 
-def test_interrupted_again_and_again(whole, tmp_path, monkeypatch):
+def test_interrupted_again_and_again(whole, tmp_path):
     cut = tiny(tmp_path / "cut")
-    interrupt(cut, 3, monkeypatch)
-    interrupt(cut, 5, monkeypatch)
+    interrupt(cut, 3)
+    interrupt(cut, 5)
     assert not (cut.out_dir / "best.pt").exists()  # there has been no validation
-    interrupt(cut, 22, monkeypatch)  # the last step: what is left is the test
+    interrupt(cut, 22)  # the last step: what is left is the test
     train(cut, resume=True)
     assert_same_end(cut, whole)
 
 
-def test_what_was_logged_after_the_checkpoint_is_dropped(tmp_path, monkeypatch):
+def test_what_was_logged_after_the_checkpoint_is_dropped(tmp_path):
     whole, cut = (
         tiny(tmp_path / name, iterations=44, checkpoint_every=15, eval_every=100) for name in ("whole", "cut")
     )
     train(whole)
-
-    def power_cut():
-        raise RuntimeError
-
-    at_step(monkeypatch, 40, power_cut)  # two lines were written, one of them after the last checkpoint
-    with pytest.raises(RuntimeError):
+    # A power cut: two lines were written, one of them after the last checkpoint.
+    with at_step(40, RuntimeError()), pytest.raises(RuntimeError):
         train(cut)
     with (cut.out_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "ki')
@@ -180,7 +161,7 @@ def test_best_weights_are_those_of_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(examples.engine.validation, "evaluate", evaluate_as_told)
     whole, cut = (tiny(tmp_path / name) for name in ("whole", "cut"))
     train(whole)
-    interrupt(cut, 14, monkeypatch)
+    interrupt(cut, 14)
     atomic_save(cut.out_dir / "best.pt", {"model": {}, "step": 20})
     train(cut)
     assert_same_end(cut, whole)
@@ -203,11 +184,11 @@ def test_streams_go_on_where_their_state_was_taken(data, steps, seed):
 # --- which run it is
 
 
-def test_only_the_same_run_goes_on(tmp_path, monkeypatch):
+def test_only_the_same_run_goes_on(tmp_path):
     config = tiny(tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="holds no checkpoint; leave --resume out"):
         train(config, resume=True)
-    interrupt(config, 5, monkeypatch)
+    interrupt(config, 5)
     with pytest.raises(ValueError, match="holds an unfinished run with other options") as refused:
         train(replace(config, k=0.25, seed=3))
     assert "seed 0 there, 3 now" in str(refused.value)
@@ -219,9 +200,9 @@ def test_only_the_same_run_goes_on(tmp_path, monkeypatch):
         train(config, resume=True)
 
 
-def test_overwriting_starts_again(tmp_path, monkeypatch, capsys):
+def test_overwriting_starts_again(tmp_path, capsys):
     config = tiny(tmp_path / "run", seed=1)
-    interrupt(config, 5, monkeypatch)
+    interrupt(config, 5)
     train(replace(config, seed=2, overwrite=True))
     assert "going on" not in capsys.readouterr().out
     train(replace(config, seed=3, overwrite=True))  # a finished one as well
@@ -230,7 +211,7 @@ def test_overwriting_starts_again(tmp_path, monkeypatch, capsys):
 
 def test_other_images_are_another_run(tmp_path, monkeypatch):
     config = tiny(tmp_path / "run")
-    interrupt(config, 5, monkeypatch)
+    interrupt(config, 5)
     monkeypatch.setattr(phantom, "TRAIN", 9)
     with pytest.raises(ValueError, match=r"the \w+ images are not those the run was started with \(1 new"):
         train(config)
@@ -238,7 +219,7 @@ def test_other_images_are_another_run(tmp_path, monkeypatch):
 
 def test_code_that_does_not_fit_the_checkpoint_says_so(tmp_path, monkeypatch):
     config = tiny(tmp_path / "run", method="supervised")
-    interrupt(config, 5, monkeypatch)
+    interrupt(config, 5)
 
     class Changed(Supervised):
         def __init__(self, *args):
@@ -252,7 +233,7 @@ def test_code_that_does_not_fit_the_checkpoint_says_so(tmp_path, monkeypatch):
 
 def test_another_environment_is_noted(tmp_path, monkeypatch, capsys):
     config = tiny(tmp_path / "run", method="supervised")
-    interrupt(config, 5, monkeypatch)
+    interrupt(config, 5)
     before = examples.engine.run.environment("cpu") | {"processes": 1}
     monkeypatch.setattr(examples.engine.run, "environment", lambda device: before | {"threads": 7})
     train(config)
@@ -275,9 +256,9 @@ def test_two_runs_in_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(damage, whole, tmp_path, monkeypatch, capsys):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(damage, whole, tmp_path, capsys):
     cut = tiny(tmp_path / "cut")
-    interrupt(cut, 14, monkeypatch)
+    interrupt(cut, 14)
     newest, before = checkpoints(cut)
     assert (newest.name, before.name) == ("step-00000014.ckpt", "step-00000012.ckpt")
     content = bytearray(newest.read_bytes())
@@ -292,9 +273,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(damage, whole, tm
     assert_same_end(cut, whole)
 
 
-def test_nothing_starts_again_silently_where_all_checkpoints_are_damaged(tmp_path, monkeypatch):
+def test_nothing_starts_again_silently_where_all_checkpoints_are_damaged(tmp_path):
     config = tiny(tmp_path / "run")
-    interrupt(config, 14, monkeypatch)
+    interrupt(config, 14)
     for path in checkpoints(config):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="pass --overwrite to start again") as refused:
@@ -322,8 +303,7 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
 def test_a_signal_ends_the_run_after_its_step(number, status, overwrite, tmp_path, monkeypatch, capsys):
     config = tiny(tmp_path / "run", method="supervised", overwrite=overwrite)
     monkeypatch.setattr(examples.train, "parse_command", lambda **kwargs: (config, False))
-    at_step(monkeypatch, 7, lambda: os.kill(os.getpid(), number))
-    with pytest.raises(SystemExit) as ended:
+    with signal_at_step(7, number), pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == status
     said = capsys.readouterr().err.splitlines()

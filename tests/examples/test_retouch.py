@@ -528,7 +528,7 @@ def test_every_fluid_is_among_the_labeled(tree, labeled):
         assert set(data.labeled.labels.unique().tolist()) == {-100, 0, 1, 2, 3}
 
 
-def test_a_fluid_in_one_bscan_alone_is_drawn(monkeypatch):
+def test_a_fluid_in_one_bscan_alone_is_drawn():
     """Uniform draws would hardly ever hit it."""
     pixels = np.zeros((5000, 3), int)
     pixels[:, 0] = 100

@@ -45,6 +45,7 @@ from examples.report import main
 from examples.reporting.run_page import config_table, write_page
 from examples.reporting.run_plots import draw_pseudo_labels
 from tests.examples.files import edit_json, read_json
+from tests.examples.tiny import at_step
 
 VALIDATIONS = (8, 16, 24)
 TESTED = ("iou_per_class", "iou_per_class_pooled", "dice_per_class", "hd95_px_per_class")
@@ -375,24 +376,16 @@ def test_a_run_under_way_and_one_that_died(run):
     assert not any("test" in head for head in heads)
 
 
-def test_a_run_that_stops_says_why(tmp_path, monkeypatch):
-    original = RunLog.step
-
-    def step(self, number, *args):
-        original(self, number, *args)
-        if number == 14:
-            raise FloatingPointError("step 14: loss term rpg = nan")
-
-    monkeypatch.setattr(RunLog, "step", step)
+def test_a_run_that_stops_says_why(tmp_path):
     config = small(tmp_path / "run")
-    with pytest.raises(FloatingPointError):
+    error = FloatingPointError("step 14: loss term rpg = nan")
+    with at_step(14, error), pytest.raises(FloatingPointError):
         train(config)
     page = Page(config.out_dir)
     assert ">stopped<" in page.source
     assert "step 14: loss term rpg = nan" in page.text
     assert "14 of 24" in page.text
     assert len([image for image in page.images if "png" in image["src"][:20]]) == 4
-    monkeypatch.setattr(RunLog, "step", original)
     train(config)
     assert ">finished<" in Page(config.out_dir).source
 
@@ -410,16 +403,9 @@ def test_what_was_drawn_before_a_cut_is_still_shown_when_the_run_goes_on(tmp_pat
             raise RuntimeError
         return self
 
-    def step(self, number, *args):
-        original_step(self, number, *args)
-        if number == 6 and len(pages) == 1:
-            raise RuntimeError
-
-    original_step = RunLog.step
-    monkeypatch.setattr(RunLog, "step", step)
     monkeypatch.setattr(RunLog, "__enter__", enter)
     for _ in range(2):
-        with pytest.raises(RuntimeError):
+        with at_step(6, RuntimeError()), pytest.raises(RuntimeError):
             train(config)
     assert pages[0].images == []
     assert [image["alt"] for image in pages[1].images if "phantom" in image["alt"]]

@@ -1,6 +1,4 @@
 import json
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +8,8 @@ from examples import sweep
 from examples.config import Config
 from examples.engine.loop import train
 from examples.engine.signals import Interrupted
-from examples.logging.run_log import RunLog
 from examples.sweeps.plan import Cell, Sweep, estimate, plan
+from tests.examples.tiny import signal_at_step
 
 TINY = ("--image-size", "32", "--base-channels", "4", "--map-size", "8", "--iterations", "2")
 
@@ -191,16 +189,8 @@ def test_unfinished_cells_go_on(tmp_path, monkeypatch, command):
     pytest.importorskip("submitit")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (cell,) = cells(tmp_path, methods=("supervised",))
-    original = RunLog.step
-
-    def cut_short(self, step, *args):
-        original(self, step, *args)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunLog, "step", cut_short)
-        with pytest.raises(Interrupted, match="after step 1 of 2"):
-            train(cell.config)
+    with signal_at_step(1), pytest.raises(Interrupted, match="after step 1 of 2"):
+        train(cell.config)
     assert [cell.begun for cell in cells(tmp_path, methods=("supervised",), splits=(0, 1))] == [True, False]
     with pytest.raises(ValueError, match=r"unfinished run with other options \(iterations 2 there, 3 now\)"):
         cells(tmp_path, methods=("supervised",), options=(*TINY[:-1], "3"))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import examples.engine.run
@@ -12,6 +15,7 @@ import examples.train
 from examples.config import Config
 from examples.data.phantoms import chest as phantom
 from examples.engine import distributed
+from examples.logging.run_log import RunLog
 
 
 def shrink(setattr=setattr) -> None:
@@ -36,6 +40,29 @@ def tiny(out: Path, **changes) -> Config:
     """Passes of three steps (3, 3 and 2 unlabeled images), a validation every second pass."""
     lengths = {"unlabeled_batch": 3, "iterations": 22, "eval_every": 6, "checkpoint_every": 4}
     return small("phantom", out=out, **{"method": "rpg_plus", "threshold": 0.6, **lengths, **changes})
+
+
+@contextmanager
+def at_step(step: int, do: Callable[[], object] | BaseException) -> Iterator[None]:
+    """Have something done, or raised, at the end of that step of the runs within."""
+    original = RunLog.step
+
+    def log_step(self, number, *args):
+        original(self, number, *args)
+        if number == step and isinstance(do, BaseException):
+            raise do
+        if number == step:
+            do()
+
+    RunLog.step = log_step
+    try:
+        yield
+    finally:
+        RunLog.step = original
+
+
+def signal_at_step(step: int, number: int = signal.SIGTERM) -> AbstractContextManager[None]:
+    return at_step(step, lambda: os.kill(os.getpid(), number))
 
 
 if __name__ == "__main__":  # a command line that starts such a run, for torchrun
