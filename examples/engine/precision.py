@@ -13,11 +13,8 @@ def network_precision(precision: str, device: str) -> torch.dtype:
     Raises:
         ValueError: the GPU would only imitate it.
     """
-    if (
-        precision == "bf16"
-        and torch.device(device).type == "cuda"
-        and torch.cuda.get_device_capability(device) < (8, 0)
-    ):
+    gpu = torch.device(device).type == "cuda"
+    if precision == "bf16" and gpu and torch.cuda.get_device_capability(device) < (8, 0):
         raise ValueError(
             f"precision: bf16, but {torch.cuda.get_device_name(device)} does not compute in it (from Ampere on, GPUs"
             " do); leave --precision out"

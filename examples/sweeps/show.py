@@ -50,11 +50,8 @@ def show_outcomes(console: Console, cells: Sequence[Cell], outcomes: Sequence[Ou
     table = Table("cell", "mIoU", title="Sweep")
     for cell in cells:
         outcome = by_folder.get(cell.out)
-        if outcome is None:
-            result = "finished before"
-        else:
-            result = "FAILED" if outcome.score is None else f"{outcome.score:.3f}"
-        table.add_row(Text(cell.name), result)
+        result = outcome and ("FAILED" if outcome.score is None else f"{outcome.score:.3f}")
+        table.add_row(Text(cell.name), result or "finished before")
     console.print(table)
     for outcome in outcomes:
         if outcome.score is None:

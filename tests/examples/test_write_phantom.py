@@ -17,7 +17,7 @@ SIZE, SLICES = (24, 16), 5
 
 
 def options(out: Path, **changes: object) -> WritePhantom:
-    return WritePhantom(**{"format": "retouch", "out": out, "volumes": 2, "size": SIZE, "slices": SLICES, **changes})
+    return WritePhantom(**{"out": out, "volumes": 2, "size": SIZE, "slices": SLICES, **changes})
 
 
 def header(path: Path) -> dict[str, str]:
@@ -140,7 +140,7 @@ def test_bad_values_are_refused(tmp_path, changes, message):
 
 
 def test_command_line(tmp_path, command):
-    words = ("--as", "retouch", "--out", tmp_path, "--volumes", "1", "--size", "32", "24", "--slices", "2")
+    words = ("--out", tmp_path, "--volumes", "1", "--size", "32", "24", "--slices", "2")
     assert "wrote TRAIN025 to TRAIN025 below" in command(main, *words).out
     assert SimpleITK.ReadImage(next(tmp_path.rglob("oct.mhd"))).GetSize() == (32, 24, 2)
     assert re.match(r"error: out: .* already holds TRAIN025", command(main, *words).status)

@@ -66,17 +66,11 @@ class Contents:
         self, found: str, labeled: ImageSet, unlabeled: ImageSet, validation: ImageSet, test: ImageSet
     ) -> Dataset:
         return Dataset(
-            labeled=labeled,
-            unlabeled=unlabeled,
-            validation=validation,
-            test=test,
-            class_names=self.class_names,
-            flip_pairs=find_flip_pairs(self.class_names),
-            multilabel=self.multilabel,
-            found=found,
+            labeled, unlabeled, validation, test, self.class_names, find_flip_pairs(self.class_names), self.multilabel,
+            found,
             # Class maps often hold rare classes, absent from most images.
             score="miou" if self.multilabel else "miou_pooled",
-        )
+        )  # fmt: skip
 
 
 def load(config: Config) -> Dataset:

@@ -1,6 +1,6 @@
 """Write the drawn OCT volumes of oct_phantom to disk in the form in which RETOUCH is distributed.
 
-    python -m examples.data.phantoms.write --as retouch --out DIR --volumes 10
+    python -m examples.data.phantoms.write --out DIR --volumes 10
 
 makes DIR/RETOUCH-TrainingSet-Spectralis/TRAIN025/{oct,reference}.{mhd,raw} to TRAIN034. What reads that reads RETOUCH.
 """
@@ -11,7 +11,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
 
 import numpy as np
 import SimpleITK
@@ -22,8 +21,6 @@ from rich.progress import Progress
 from examples.config import Vendor, require
 from examples.data.phantoms.oct import Volume
 from examples.data.splits.draw_retouch import TRAINING_IDS
-
-Format = Literal["retouch"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +45,9 @@ FIELD = 6.0  # mm, both ways
 class WritePhantom:
     """What to write, and where."""
 
-    format: Annotated[Format, tyro.conf.arg(name="as")]
-    """retouch: a folder for each volume; in it oct.mhd, gray values, and reference.mhd, 0 to 3: none, IRF, SRF, PED."""
-
     out: Path
-    """Folder to write to; the volumes of other vendors may be there already."""
+    """Folder to write to, with a folder for each volume: oct.mhd, gray values, and reference.mhd, 0 to 3 (none, IRF,
+    SRF, PED); the volumes of other vendors may be there already."""
 
     volumes: int = 10
     """How many; TRAIN025 is the phantom of index 25."""

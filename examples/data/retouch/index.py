@@ -182,10 +182,7 @@ def find_volumes(root: Path, vendor: Vendor, found: Survey) -> list[Path]:
         )
     if tests:
         found.notes.append(f"{tests} volumes of the test set, which have no reference, are left out")
-    complete = [
-        folder for folder in chosen.values() if all((folder / f).is_file() for f in ("oct.mhd", "reference.mhd"))
-    ]
-    return complete
+    return [folder for folder in chosen.values() if all((folder / f).is_file() for f in ("oct.mhd", "reference.mhd"))]
 
 
 def vendor_of(folder: Path, root: Path) -> Vendor:

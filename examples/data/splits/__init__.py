@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 MAX_DRAWS = 1000
 
 T = TypeVar("T")
+
+
+def as_json(divisions: Mapping[str, Sequence[object]]) -> str:
+    """Return one division a line."""
+    named = (f'"{name}": [\n' + ",\n".join(map(json.dumps, drawn)) + "\n]" for name, drawn in divisions.items())
+    return "{\n" + ",\n".join(named) + "\n}"
 
 
 def best_of(draw: Callable[[], T], faults: Callable[[T], tuple[int, ...]]) -> T:

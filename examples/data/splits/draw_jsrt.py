@@ -3,8 +3,9 @@
 The first set is the odd-numbered half of JSRT's 154 images with and 93 without a nodule, known without the files.
 """
 
-import json
 import random
+
+from examples.data.splits import as_json
 
 FIRST_SET = [f"JPCLN{i:03d}" for i in range(1, 155, 2)] + [f"JPCNN{i:03d}" for i in range(1, 94, 2)]
 SIZES, SPLITS, VALIDATION = (3, 6, 12, 24), 5, 5
@@ -18,12 +19,6 @@ def draw() -> dict[str, list[dict[str, list[str]]]]:
         drawn = [rng.sample(FIRST_SET, size + VALIDATION) for _ in range(SPLITS)]
         splits[str(size)] = [{"labeled": sorted(ids[:size]), "validation": sorted(ids[size:])} for ids in drawn]
     return splits
-
-
-def as_json(splits: dict[str, list[dict[str, list[str]]]]) -> str:
-    """Return one split a line."""
-    sizes = (f'"{size}": [\n' + ",\n".join(map(json.dumps, drawn)) + "\n]" for size, drawn in splits.items())
-    return "{\n" + ",\n".join(sizes) + "\n}"
 
 
 if __name__ == "__main__":

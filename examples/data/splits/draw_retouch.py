@@ -3,11 +3,11 @@
 Run once for the training set: python -m examples.data.splits.draw_retouch > examples/data/splits/retouch.json
 """
 
-import json
 import random
 from collections.abc import Iterable
 
 from examples.config import Vendor
+from examples.data.splits import as_json
 
 FOLDS = 10
 TRAINING_IDS: dict[Vendor, range] = {"cirrus": range(1, 25), "spectralis": range(25, 49), "topcon": range(49, 71)}
@@ -24,12 +24,6 @@ def deal(ids: Iterable[str]) -> list[list[str]]:
 def draw() -> dict[str, list[list[str]]]:
     """Draw vendor -> the ids of every part."""
     return {vendor: deal(f"TRAIN{number:03d}" for number in numbers) for vendor, numbers in TRAINING_IDS.items()}
-
-
-def as_json(splits: dict[str, list[list[str]]]) -> str:
-    """Return one part a line."""
-    vendors = (f'"{vendor}": [\n' + ",\n".join(map(json.dumps, parts)) + "\n]" for vendor, parts in splits.items())
-    return "{\n" + ",\n".join(vendors) + "\n}"
 
 
 if __name__ == "__main__":
