@@ -176,12 +176,8 @@ def test_every_method_trains_on_color(method, tiny, tmp_path):
     assert trained.net()(torch.zeros(1, 3, SIDE, SIDE))[0].shape == (1, 2, SIDE, SIDE)
 
 
-def make_net(in_channels: int, num_outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(in_channels, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, num_outputs, 1))
-
-
 def test_networks_of_yours_get_three_channels(tiny):
-    net = build_network(tiny(network="tests.examples.test_color:make_net"), 2)
+    net = build_network(tiny(network="tests.examples.test_models:plain"), 2)
     assert net(torch.zeros(1, 3, SIDE, SIDE))[0].shape == (1, 2, SIDE, SIDE)
 
 

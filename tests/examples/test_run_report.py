@@ -45,7 +45,7 @@ from examples.report import main
 from examples.reporting.run_page import config_table, write_page
 from examples.reporting.run_plots import draw_pseudo_labels
 from tests.examples.files import edit_json, read_json
-from tests.examples.tiny import at_step
+from tests.examples.tiny import at_step, tiny
 
 VALIDATIONS = (8, 16, 24)
 TESTED = ("iou_per_class", "iou_per_class_pooled", "dice_per_class", "hd95_px_per_class")
@@ -54,15 +54,10 @@ COLUMNS = "image, truth, prediction, pseudo-label, weight"
 
 def small(out: Path, **changes) -> Config:
     """Passes of four steps, a validation every eight steps; clavicles are too thin for most of its maps."""
-    options = {
-        "method": "rpg_plus", "image_size": 32, "base_channels": 2, "map_size": 8, "k": 0.5, "iterations": 24,
-        "unlabeled_batch": 3, "eval_every": 8, "checkpoint_every": 4,
-    }  # fmt: skip
-    return Config("phantom", out=out, **{**options, **changes})
+    return tiny(out, **{"threshold": 0.95, "iterations": 24, "eval_every": 8, **changes})
 
 
 def shrink(patched: pytest.MonkeyPatch, *, pictures: bool = False) -> None:
-    patched.setattr(os, "fsync", lambda descriptor: None)
     for name, count in (("TRAIN", 12), ("VALIDATION", 3), ("TEST", 5)):
         patched.setattr(phantom, name, count)
     patched.setattr(examples.engine.run, "BN_CALIBRATION_POOLS", 2)
