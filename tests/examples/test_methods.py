@@ -115,6 +115,14 @@ def test_the_loss_is_the_sum_of_its_terms(name, data):
     assert step.loss.item() == pytest.approx(sum(term.item() for term in step.terms.values()), rel=1e-5)
 
 
+def test_iic_looks_for_more_mutual_information(data):
+    method, net = build("iic", data)
+    step = method(net, *views(data), 1)
+    supervised, information = (step.terms[name].item() for name in ("supervised", "mutual_information"))
+    assert information > 0
+    assert step.loss.item() == pytest.approx(supervised - 0.1 * information, rel=1e-5)
+
+
 def test_pseudolabel_is_lees_loss(data):
     """sum(m CE) / sum(m), by hand."""
     method, net = build("pseudolabel", data)
@@ -155,7 +163,11 @@ def test_unweighted_rpg_is_nearest_neighbor(data):
     pool, unlabeled = views(data)
     rpg, net = build("rpg", data, weighted=False)
     nearest, _ = build("nearest_neighbor", data)
-    assert rpg(net, pool, unlabeled, 1).loss == nearest(net, pool, unlabeled, 1).loss
+    unweighted = rpg(net, pool, unlabeled, 1)
+    assert unweighted.loss == nearest(net, pool, unlabeled, 1).loss
+    assert set(unweighted.pseudo_labels.weights.unique().tolist()) <= {0, 1}
+    weighted, _ = build("rpg", data)
+    assert not set(weighted(net, pool, unlabeled, 1).pseudo_labels.weights.unique().tolist()) <= {0, 1}
 
 
 def test_carry_takes_probabilities_where_labels_go(data):
