@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from examples.json_files import read_json
-from examples.reporting.plotting import WIDTH
+from examples.reporting.plotting import DPI, WIDTH
 from examples.reporting.results import from_here
 from examples.reporting.tables import MISSING, as_code, as_text, markdown
 
@@ -63,10 +63,10 @@ def draw_reliability(studies: Sequence[dict[str, Any]], path: Path) -> bool:
     drawn = [study for study in studies if any("by_weight" in study["variants"].get(name, {}) for name in DRAWN)]
     if not drawn:
         return False
-    columns = min(3, len(drawn))
+    columns = min(2, len(drawn))
     rows = math.ceil(len(drawn) / columns)
     figure, panels = plt.subplots(
-        rows, columns, figsize=(WIDTH, 0.6 + 2.6 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
+        rows, columns, figsize=(WIDTH, 0.9 + 2.2 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     for axes in panels.flat[len(drawn) :]:
         axes.set_axis_off()
@@ -87,10 +87,12 @@ def draw_reliability(studies: Sequence[dict[str, Any]], path: Path) -> bool:
             axes.scatter(xs, ys, s=sizes, color=color, marker=marker, alpha=0.8, label=name)
         run = study["run"]
         axes.set(title=f"{run['method']}, split {run['split']}", xlim=(0, 1), ylim=(0, 1))
+    for axes in panels.flat[len(drawn) - columns : len(drawn)]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
     figure.supxlabel("weight W", fontsize=9)
     figure.supylabel("share of right ones", fontsize=9)
-    panels.flat[0].legend(fontsize=8, markerscale=0.6)
-    figure.savefig(path, dpi=150)
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=DPI)
     plt.close(figure)
     return True
 

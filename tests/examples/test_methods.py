@@ -115,6 +115,14 @@ def test_the_loss_is_the_sum_of_its_terms(name, data):
     assert step.loss.item() == pytest.approx(sum(term.item() for term in step.terms.values()), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["pseudolabel", "nearest_neighbor", "fixmatch", "rpg", "rpg_plus"])
+def test_pixels_that_augmentation_uncovered_teach_nothing(name, data):
+    pool, unlabeled = views(data)
+    method, net = build(name, data, cutout="ignore")
+    step = method(net, pool, unlabeled._replace(valid=torch.zeros_like(unlabeled.valid)), 1)
+    assert {term.item() for name, term in step.terms.items() if name != "supervised"} == {0}
+
+
 def test_iic_looks_for_more_mutual_information(data):
     method, net = build("iic", data)
     step = method(net, *views(data), 1)
