@@ -67,6 +67,13 @@ def test_shapes_and_dtypes(impl, problem):
         assert labels.dtype == torch.int64
 
 
+def test_no_proximity_is_above_1(impl):
+    """Cosines of what points the same way are, in float32, now and then."""
+    features = torch.randn(64, 7, device=device_of(impl))
+    ids = torch.zeros(64, dtype=torch.int64, device=features.device)
+    assert match(3 * features, features, ids, 1, 64, impl).proximities.max() <= 1
+
+
 @given(problem=problems())
 def test_labels_are_those_of_a_nearest_reference(impl, problem):
     labels, _ = pseudo_labels(*problem.args, impl=impl)
