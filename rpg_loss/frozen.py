@@ -24,8 +24,6 @@ Layout = Callable[[Tensor], Tensor] | Literal["tokens"] | None
 class FrozenFeatures(nn.Module):
     r"""Make dense features ``(B, D, *size)`` of any pretrained network, which stays as it is.
 
-    .. code-block:: python
-
         features = FrozenFeatures(encoder, ["layer1", "layer3"], size=64)
         loss = criterion(logits_u, features(images_u), features(images), labels, logits)
 
