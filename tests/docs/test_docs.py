@@ -136,7 +136,8 @@ def test_a_page_for_every_recipe(generated, tmp_path):
     (tmp_path / "__init__.py").write_text("")
     pages = generated.recipe_pages(tmp_path)
     assert list(pages) == ["recipes/plain_pytorch.md"]
-    title, opening, call, code = pages["recipes/plain_pytorch.md"].split("\n\n", 3)
+    hidden, title, opening, call, code = pages["recipes/plain_pytorch.md"].split("\n\n", 4)
+    assert hidden == "---\nhide: [toc]\n---"
     assert title == "# Plain PyTorch"
     assert opening == "RPG in a loop of three lines."
     assert call == "    python -m examples.recipes.plain_pytorch"
