@@ -258,9 +258,9 @@ def pictures(run: Run) -> dict[str, dict[str, Path]]:
 
 FIGURES: dict[str, tuple[str, Callable[[Section, Path], bool]]] = {
     "learning": ("Score over the number of labeled images", draw_learning),
+    "validation": ("Validation mIoU over training", draw_validation),
     "pool-size": ("Pool-size study", partial(draw_study, option="pool_size", label="pool size p", scale=1)),
     "k": ("Study of k", partial(draw_study, option="k", label="k, % of the references", scale=100)),
-    "validation": ("Validation mIoU over training", draw_validation),
     "pseudo-labels": ("Weight and precision of pseudo-labels over training", draw_pseudo_labels),
     "k-over-training": (
         "Pseudo-labels of rpg over training, by k",
