@@ -40,10 +40,12 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
     if studies := label_studies.read_label_studies(folders):
         text += ["## Pseudo-labels beside predictions", label_studies.CAPTION]
         text += [label_studies.label_study_table(content) for _, content in studies]
+        picture = out / "reliability.png"
+        picture.unlink(missing_ok=True)  # an earlier report may have had a reason to draw it
         with plt.rc_context(plotting.LOOK):
-            if label_studies.draw_reliability([content for _, content in studies], out / "reliability.png"):
-                text.append(f"![{label_studies.RELIABILITY}](reliability.png)\n\n*{label_studies.RELIABILITY}.*")
-                files.append(out / "reliability.png")
+            if label_studies.draw_reliability([content for _, content in studies], picture):
+                text.append(f"![{label_studies.RELIABILITY}]({picture.name})\n\n*{label_studies.RELIABILITY}.*")
+                files.append(picture)
     text += ["## All runs", tables.runs_table(runs)]
     # A list is one block: no empty lines between its items.
     (out / "report.md").write_text(re.sub(r"(?m)^(- .*)\n\n(?=- )", r"\1\n", "\n\n".join(text)) + "\n")
