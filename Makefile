@@ -15,7 +15,7 @@ demo: $(VENV)/installed-examples
 	$(VENV)/bin/python -m examples.demo
 
 test: $(VENV)/installed-examples $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal \
 		--cov --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 docs: $(VENV)/installed-docs

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,9 @@ NOT_ON_TORCH_2_4 = {
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent != item.path.parent:  # tests of what uses the library run a third longer with it
+            item.add_marker("no_cover")
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 5):
         for item in items:
             if getattr(item, "originalname", item.name) in NOT_ON_TORCH_2_4:

@@ -8,12 +8,13 @@ import warnings
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from rpg_loss import FrozenFeatures, RPGLoss
+
+from .processes import needs_gloo, run
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LAYERS = ["fine", "coarse"]
@@ -433,20 +434,19 @@ def test_the_loss_takes_them_and_trains_the_network_alone():
     assert not torch.equal(host.net.weight, before[1])
 
 
+def check_distributed_data_parallel(rank, world):
+    host = Host()
+    ddp = nn.parallel.DistributedDataParallel(host)
+    for _ in range(2):
+        logits, features = ddp(IMAGES)
+        assert torch.equal(features, host.features(IMAGES))
+        logits.sum().backward()
+    assert host.net.weight.grad is not None
+
+
+@needs_gloo
 def test_distributed_data_parallel(tmp_path):
-    if not dist.is_gloo_available():
-        pytest.skip("this torch has no gloo")
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        host = Host()
-        ddp = nn.parallel.DistributedDataParallel(host)
-        for _ in range(2):
-            logits, features = ddp(IMAGES)
-            assert torch.equal(features, host.features(IMAGES))
-            logits.sum().backward()
-        assert host.net.weight.grad is not None
-    finally:
-        dist.destroy_process_group()
+    run(check_distributed_data_parallel, 1, tmp_path)
 
 
 def test_compiled_code_calls_it_as_it_is():

@@ -1,7 +1,5 @@
 """References shared out over processes: the same as one process that holds all of them."""
 
-import functools
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -58,6 +56,12 @@ def check_small_pieces(rank, world):
         got = match_chunked(feat_u, feat_ref[mine], y[mine], 8, 40, shards, block=13, tile=200, kept=kept)
         assert torch.equal(got.nearest_sets, expected.nearest_sets)
         torch.testing.assert_close(got.proximities, expected.proximities, atol=1e-6, rtol=0)
+
+
+def check_unions(rank, world):
+    check_union(rank, world)
+    check_small_pieces(rank, world)
+    check_own_queries(rank, world)
 
 
 def check_own_queries(rank, world):
@@ -215,33 +219,33 @@ def check_compiled(rank, world):
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("check", [check_union, check_small_pieces, check_own_queries])
-def test_union_equals_one_process(check, world, tmp_path):
-    run(check, world, tmp_path)
+# Processes take seconds to start: a test for each number of them.
+
+
+def check_pairs(rank, world):
+    for check in (
+        check_process_without_references, check_refusals, check_arguments_that_differ,
+        check_refusals_of_fixmatch, check_loss, check_compiled,
+    ):  # fmt: skip
+        torch.manual_seed(0)
+        check(rank, world)
+
+
+def check_implementations(rank, world):
+    check_union(rank, world, impl="triton")
+    check_impl(rank, world)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_union_equals_one_process(world, tmp_path):
+    run(check_unions, world, tmp_path)
+
+
+def test_groups_are_one_process_and_refuse_together(tmp_path):
+    run(check_pairs, 2, tmp_path)
 
 
 @needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU this takes one GPU per process")
-def test_union_with_the_fused_kernels(tmp_path):
-    run(functools.partial(check_union, impl="triton"), 2, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "check",
-    [
-        check_process_without_references, check_refusals, check_arguments_that_differ, check_refusals_of_fixmatch,
-        check_loss, check_compiled,
-    ],
-)  # fmt: skip
-def test_group(check, tmp_path):
-    run(check, 2, tmp_path)
-
-
-def test_a_group_of_one(tmp_path):
-    run(check_union, 1, tmp_path)
-
-
-@needs_triton
-def test_processes_agree_on_an_implementation_that_runs_on_all(tmp_path):
-    run(check_impl, 2, tmp_path)
+def test_the_fused_kernels_and_processes_that_agree_on_an_implementation(tmp_path):
+    run(check_implementations, 2, tmp_path)

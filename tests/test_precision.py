@@ -86,7 +86,7 @@ def test_no_thread_computes_with_what_another_restores():
         assert matmul_settings() == full
         second.__exit__(None, None, None)
         assert matmul_settings() == settings != full
-        barrier = threading.Barrier(8)
+        barrier = threading.Barrier(8, timeout=60)
 
         def products():
             barrier.wait()

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,6 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from rpg_loss import FeatureTap, RPGLoss
+
+from .processes import needs_gloo, run
 
 IMAGES = torch.randn(2, 1, 8, 8)
 
@@ -680,35 +681,27 @@ def test_a_network_compiled_inside_the_tap_is_refused(compiler, named):
         FeatureTap(net, "head")(IMAGES)
 
 
-@pytest.fixture
-def one_process(tmp_path):
-    if not dist.is_gloo_available():
-        pytest.skip("this torch has no gloo")
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}, {"static_graph": True}], ids=str)
-@pytest.mark.parametrize("inside", [False, True])
-def test_distributed_data_parallel(one_process, inside, options):
+def check_distributed_data_parallel(rank, world):
     net = Net(resized).eval()
     expected = FeatureTap(copy.deepcopy(net))(IMAGES)
     ddp = nn.parallel.DistributedDataParallel
-    # With options, DDP returns copies made by a function of its own, from which no layer is found.
-    name = "module.head" if options else None
-    module = FeatureTap(ddp(net, **options), name) if inside else ddp(FeatureTap(net), **options)
-    for _ in range(2):
-        logits, features = module(IMAGES)
-        torch.testing.assert_close((logits, features), expected)
-        logits.sum().backward()
-    assert net.head.weight.grad is not None
+    for options in ({}, {"find_unused_parameters": True}, {"static_graph": True}):
+        # With options, DDP returns copies made by a function of its own, from which no layer is found.
+        name = "module.head" if options else None
+        for module in (FeatureTap(ddp(net, **options), name), ddp(FeatureTap(net), **options)):
+            net.zero_grad()
+            for _ in range(2):
+                logits, features = module(IMAGES)
+                torch.testing.assert_close((logits, features), expected)
+                logits.sum().backward()
+            assert net.head.weight.grad is not None
+    tap = ddp(FeatureTap(net, "head"))
+    torch.testing.assert_close(torch.compile(tap, backend="aot_eager")(IMAGES), tap(IMAGES))
 
 
-def test_compiled_and_distributed(one_process, compiler):
-    net = Net(resized).eval()
-    tap = nn.parallel.DistributedDataParallel(FeatureTap(net, "head"))
-    torch.testing.assert_close(torch.compile(tap, backend=compiler)(IMAGES), tap(IMAGES))
+@needs_gloo
+def test_distributed_data_parallel(tmp_path):
+    run(check_distributed_data_parallel, 1, tmp_path)
 
 
 # --- threads ---
@@ -723,7 +716,7 @@ def in_threads(calls):
 def test_threads_share_a_tap(named):
     net = Net(resized).eval()
     taps = [FeatureTap(net, "head" if named else None) for _ in range(5)]
-    start = threading.Barrier(8)
+    start = threading.Barrier(8, timeout=60)
 
     def calls(number):
         start.wait()
@@ -752,7 +745,7 @@ def replica_of(module):
 def test_replicas_of_data_parallel(named):
     net = Net(resized).eval()
     tap = FeatureTap(net, "head" if named else None)
-    start = threading.Barrier(4)
+    start = threading.Barrier(4, timeout=60)
 
     def calls(number):
         replica = replica_of(tap)

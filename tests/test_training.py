@@ -209,15 +209,6 @@ def check_data_parallel(rank, world):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
-@needs_gloo
-def test_data_parallel_steps_equal_those_of_one_process(tmp_path):
-    """With ``group`` and shares of pool and unlabeled images: the mean loss, and the network after each step.
-
-    Not without ``group``, where every process matches its own pool and takes the mean over its own pixels.
-    """
-    run(check_data_parallel, 2, tmp_path)
-
-
 def check_unlike_shares(rank, world):
     """The first process has three of the four images, and nearly all pixels that are not ignored."""
     mine = slice(0, 3) if rank == 0 else slice(3, 4)
@@ -242,11 +233,6 @@ def check_unlike_shares(rank, world):
         torch.testing.assert_close(gradient(shared), gradient(alone), atol=1e-6, rtol=1e-4)
 
 
-@needs_gloo
-def test_shares_may_differ_in_images_and_in_ignored_pixels(tmp_path):
-    run(check_unlike_shares, 2, tmp_path)
-
-
 def check_nothing_to_learn(rank, world):
     """Where all processes ignore everything, and where one does."""
     for ignored in ((0, 1), (1,)):
@@ -259,6 +245,16 @@ def check_nothing_to_learn(rank, world):
         assert bool((logits.grad == 0).all()) == (rank in ignored)
 
 
+def check_processes(rank, world):
+    check_data_parallel(rank, world)
+    check_unlike_shares(rank, world)
+    check_nothing_to_learn(rank, world)
+
+
 @needs_gloo
-def test_a_process_that_ignores_everything_takes_part(tmp_path):
-    run(check_nothing_to_learn, 2, tmp_path)
+def test_steps_shared_out_over_processes_equal_those_of_one(tmp_path):
+    """With ``group`` and shares of pool and unlabeled images: the mean loss, and the network after each step.
+
+    Not without ``group``, where every process matches its own pool and takes the mean over its own pixels.
+    """
+    run(check_processes, 2, tmp_path)

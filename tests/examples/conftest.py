@@ -1,10 +1,12 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
 
+from examples.data.phantoms import chest
 from examples.engine import distributed
 
 
@@ -12,12 +14,13 @@ from examples.engine import distributed
 def _on_the_cpu(tmp_path_factory):
     """What is compared to the last bit, or with tensors of the test's own, is computed on the CPU.
 
-    The user's cache is left alone, and nothing waits for the disk.
+    The user's cache is left alone, nothing waits for the disk, and what is drawn is drawn once.
     """
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(distributed, "default_device", lambda: "cpu")
         patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patched.setattr(os, "fsync", lambda descriptor: None)
+        patched.setattr(chest, "draw_phantom", cache(chest.draw_phantom))
         yield
 
 

@@ -23,7 +23,7 @@ from examples.engine.loop import train
 from tests.examples.tiny import shrink, tiny
 
 PHASES = {evaluate.__code__: "validation", Checkpoints.save.__code__: "checkpoint", atomic_write.__code__: "writing"}
-EACH = 5  # moments of every phase
+EACH = 3  # moments of every phase
 SEED = 8
 
 pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
@@ -62,7 +62,10 @@ def run(out: Path, moments: Moments | None = None, counted: Path | None = None) 
 def in_process(*arguments) -> int:
     process = multiprocessing.get_context("fork").Process(target=run, args=arguments)  # others import PyTorch anew
     process.start()
-    process.join()
+    process.join(120)
+    if process.is_alive():
+        process.kill()
+        pytest.fail("a run hangs")
     return process.exitcode
 
 
