@@ -188,6 +188,31 @@ def _picked(node: Any, number: int) -> tuple[Any, int]:
     return edge
 
 
+def check_not_cut(logits: Tensor, features: Tensor) -> None:
+    """Refuse logits that are cut out of the map over which the features lie, as far as the graph tells."""
+    sizes, share = list(logits.shape), [1.0] * logits.ndim  # of each axis of the map
+    for node in _way_back(logits) if logits.numel() else ():
+        before, kind = list(sizes), node.name()
+        if kind.startswith("ConstantPad"):
+            for place, pixels in enumerate(node._saved_pad):  # of the last axis first, before and behind
+                before[-1 - place // 2] -= _signed(pixels)
+        elif kind.startswith(("Slice", "Upsample")):
+            before = list(node._saved_self_sym_sizes)
+        elif not kind.startswith(("Alias", "Clone", "ToCopy")):
+            break  # a layer, or another order of axes
+        if not kind.startswith("Upsample") and getattr(node, "_saved_step", 1) == 1:
+            share = [part * now / then for part, now, then in zip(share, sizes, before, strict=True)]
+        sizes = before
+    # Of odd sizes less than a pixel of features is cut.
+    if any(abs(1 - part) * side > 1 for part, side in zip(share[2:], features.shape[2:], strict=True)):
+        raise ValueError(
+            f"logits: got {tuple(logits.shape)}, which the network cut out of a larger map (or padded), while the "
+            f"features {tuple(features.shape)} lie over all of it, expected both over the same pixels; give the "
+            "network images of a size that it need not pad, or cut the features alike, FeatureTap(net, "
+            "layout=lambda x: x[..., 4:-4, 4:-4])"
+        )
+
+
 def _signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
 

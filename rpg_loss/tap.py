@@ -15,6 +15,7 @@ from .layer_search import (
     Entered,
     check_layer_name,
     check_not_compiled,
+    check_not_cut,
     logits_apart,
     look_like_probabilities,
     not_found,
@@ -63,8 +64,8 @@ class FeatureTap(nn.Module):
     Raises:
         TypeError: ``net`` is not a module, ``layer`` is not a string, ``layout`` is not a function.
         ValueError: ``layer`` is not in the network; when called: logits or a layer that must be named, a layer that
-            runs never or more than once, features that do not go with the logits, a network that is compiled inside
-            the tap.
+            runs never or more than once, features that do not go with the logits, logits that the network cuts out of
+            a larger map than the features', a network that is compiled inside the tap.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 1))
@@ -136,7 +137,10 @@ class FeatureTap(nn.Module):
             logits, entered = self._select(output), only_entry(self.layer, calls)
         if not compiling and not self._logits_checked:
             self._check_logits(logits)
-        return logits, self._arrange(entered, logits)
+        features = self._arrange(entered, logits)
+        if not compiling and self.layout is None:
+            check_not_cut(logits, features)
+        return logits, features
 
     def _run(self, name: str, args: Any, kwargs: Any) -> tuple[Any, list[Entered]]:
         """Return the network's output, and what entered the layer."""

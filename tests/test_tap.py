@@ -376,6 +376,53 @@ def test_a_selector_that_gives_no_tensor():
         FeatureTap(Net(), logits=lambda output: "logits")(IMAGES)
 
 
+# --- what lies under the logits ---
+
+
+def padded_inside(margin, end):
+    """Logits of images that a network pads on the right and below, to sizes that it can halve."""
+    net = Net(lambda net, x: end(net.head(x)))
+    net.body.insert(0, nn.ZeroPad2d((0, margin, 0, margin)))
+    return net
+
+
+CUT = {
+    "cut": (4, lambda logits: logits[..., :-4, :-4]),
+    "narrowed": (4, lambda logits: logits.narrow(2, 0, 8)[..., :8]),
+    "negative padding": (4, lambda logits: F.pad(logits, (0, -4, 0, -4))),
+    "resized, cast and cut": (4, lambda logits: F.interpolate(logits, scale_factor=2).double()[..., :16, :16]),
+    "cut and resized": (4, lambda logits: F.interpolate(logits[..., :-4, :-4], scale_factor=2, mode="bilinear")),
+    "padded": (-4, lambda logits: F.pad(logits, (0, 4, 0, 4))),
+}
+
+
+@pytest.mark.parametrize("name", [None, "head"])
+@pytest.mark.parametrize(("margin", "end"), CUT.values(), ids=CUT)
+def test_logits_that_are_cut_out_of_a_larger_map_are_refused(margin, end, name):
+    """Else the features of a pixel would be those of another one."""
+    net = padded_inside(margin, end)
+    with pytest.raises(ValueError, match=r"logits: got \(2, 3, .*cut out of a larger map .*layout=lambda x"):
+        FeatureTap(net, name)(IMAGES)
+    _, features = FeatureTap(net, name, layout=lambda x: x[..., :8, :8])(IMAGES)
+    assert torch.equal(features, net.body(IMAGES)[..., :8, :8])
+
+
+UNCUT = {
+    "every second pixel": lambda logits: logits[..., ::2, ::2],
+    "some of the classes": lambda logits: logits[:, :2],
+    "an odd size that was rounded up": lambda logits: F.interpolate(logits, scale_factor=2)[..., :-1, :-1],
+    "cut and padded again": lambda logits: F.pad(logits[..., 4:], (4, 0)),
+    "axes in another order": lambda logits: logits.movedim(1, -1)[..., :2].movedim(-1, 1),
+}
+
+
+@pytest.mark.parametrize("end", UNCUT.values(), ids=UNCUT)
+def test_logits_over_the_whole_map_are_not(end):
+    tap = FeatureTap(padded_inside(0, end))
+    assert tap(IMAGES)[1].shape == (2, 4, 8, 8)
+    assert tap.layer == "head"
+
+
 # --- the layout of features ---
 
 
