@@ -20,10 +20,10 @@ def parse_json(text: str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a file of UTF-8 says.
+    """Return what a file of UTF-8 says, with a byte order mark before it or without.
 
     Raises:
         OSError: it cannot be read.
         ValueError: as :func:`parse_json`.
     """
-    return parse_json(path.read_text(encoding="utf-8"))
+    return parse_json(path.read_text(encoding="utf-8-sig"))

@@ -13,7 +13,7 @@ from examples.config import Config
 from examples.data import Images, ImageSet, load
 from examples.data.base import Dataset
 from examples.data.folder.dataset import load_labeled
-from examples.data.folder.masks import list_images
+from examples.data.folder.masks import composed, list_images
 from examples.data.jsrt import CLASSES, list_files, read_mask
 from examples.data.resize import Placement
 from examples.engine.metrics import known_pixels
@@ -109,7 +109,7 @@ def find_material(config: Config, references: Sequence[str], *, divided: bool) -
             files, masks = list_files(config.root)
         elif config.root is not None and config.dataset == "folder":
             files = list_images(config.root)
-    chosen = choose_references(data, references)
+    chosen = choose_references(data, [composed(name) for name in references])
     used = frozenset(chosen.names)
     names = tuple(name for name in names if name not in used)
     if not names:

@@ -475,6 +475,37 @@ def test_labeled_txt_decides_what_is_labeled_and_nothing_else(class_maps):
     assert len({data.test.names for data in divided}) > 1
 
 
+def test_files_of_a_windows_editor_are_read_and_other_encodings_named(class_maps):
+    for name, text in (("classes.txt", "Lunge\r\nHerz\r\n"), ("labeled.txt", "p0_1\r\np3_2\r\n")):
+        (class_maps / name).write_text(text, encoding="utf-8-sig")
+    data = load_folder(class_maps, labeled=2)
+    assert data.class_names == ("Lunge", "Herz")
+    assert data.labeled.names == ("p0_1", "p3_2")
+    (class_maps / "labeled.txt").unlink()
+    parts = {"labeled": ["p0_1"], "validation": ["p1_1"], "test": ["p2_1"]}
+    (class_maps / "splits.json").write_text(json.dumps(parts), encoding="utf-8-sig")
+    assert load_folder(class_maps, labeled=1).labeled.names == ("p0_1",)
+    (class_maps / "splits.json").unlink()
+    (class_maps / "labeled.txt").write_text("müller", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"labeled\.txt is not UTF-8: .*save it as that"):
+        load_folder(class_maps)
+
+
+def test_names_agree_however_their_accents_are_written(class_maps):
+    """As on a Mac, which takes "ü" apart in names of files."""
+    composed, apart = "p\N{LATIN SMALL LETTER U WITH DIAERESIS}", "pu\N{COMBINING DIAERESIS}"
+    for image in (class_maps / "images").iterdir():
+        image.rename(image.with_name(image.name.replace("p", apart, 1)))
+    for mask in (class_maps / "masks").iterdir():
+        mask.rename(mask.with_name(mask.name.replace("p", composed, 1)))
+    (class_maps / "labeled.txt").write_text(f"{apart}0_1\n{composed}3_2\n", encoding="utf-8")
+    assert load_folder(class_maps, labeled=2).labeled.names == (f"{composed}0_1", f"{composed}3_2")
+    (class_maps / "labeled.txt").unlink()
+    parts = {"labeled": [f"{apart}0_1"], "validation": [f"{apart}1_1"], "test": [f"{composed}2_1"]}
+    (class_maps / "splits.json").write_text(json.dumps(parts), encoding="utf-8")
+    assert load_folder(class_maps, labeled=1).test.names == (f"{composed}2_1",)
+
+
 def test_unlabeled_txt_decides_what_is_learned_from(class_maps):
     (class_maps / "splits.json").write_text(json.dumps(SPLIT))
     everything = load_folder(class_maps, labeled=2).unlabeled.names

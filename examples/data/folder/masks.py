@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,16 +20,22 @@ MAX_CLASS = 254
 MAX_NAMED = 20  # masks in a message
 
 
+def composed(name: str) -> str:
+    """Return a name with each accented letter as one character: a Mac writes "u" and an accent in those of files."""
+    return unicodedata.normalize("NFC", name)
+
+
 def files_by_stem(folder: Path) -> dict[str, Path]:
-    """Map names without suffix to image files, sorted by name."""
+    """Map names without suffix, composed, to image files, sorted by name."""
     if not folder.is_dir():
         raise FileNotFoundError(f"root: {folder} is not a folder; expected images/ and masks/ below --root")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            if path.stem in files:
-                raise ValueError(f"{files[path.stem]} and {path} have the same name; expected one file for {path.stem}")
-            files[path.stem] = path
+            stem = composed(path.stem)
+            if stem in files:
+                raise ValueError(f"{files[stem]} and {path} have the same name; expected one file for {stem}")
+            files[stem] = path
     return dict(sorted(files.items()))
 
 
@@ -90,15 +97,20 @@ def ending_hint(masks: Iterable[str], images: Iterable[str]) -> str:
     return f"; name masks as their images are named, without {common[0]!r}" if common else ""
 
 
+def read_lines(path: Path) -> list[str]:
+    """Return the names in a file of UTF-8, with a byte order mark before them or without, one a line, composed."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}; save it as that") from error
+    return [composed(line.strip()) for line in text.splitlines() if line.strip()]
+
+
 def read_names(path: Path) -> tuple[str, ...] | None:
     """Read the class names, one a line; None where there is no such file."""
     if not path.is_file():
         return None
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}; save it as that") from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(read_lines(path))
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{path} holds {len(names)} names, {len(set(names))} different ones; expected one a class")
     return names
@@ -118,7 +130,7 @@ def read_label_masks(
         Labels (N, C, size, size) int8, all ignored for images without a mask; class names; images with a mask; a reader
         of labels at the original size by image.
     """
-    folders = {path.name: path for path in label_folders(root / "masks")}
+    folders = {composed(path.name): path for path in label_folders(root / "masks")}
     if unfit := [name for name in folders if not is_line(name)]:
         raise ValueError(
             f"{root / 'masks'} has a folder {unfit[0]!r}, expected a name that is one line of a classes.txt; rename it"

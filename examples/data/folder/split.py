@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from examples.data.folder.masks import composed, read_lines
 from examples.data.splits import MAX_DRAWS, best_of
 from examples.json_files import read_json
 
@@ -135,7 +136,7 @@ def read_list(path: Path, known: Collection[str], which: str) -> list[str] | Non
     """
     if not path.is_file():
         return None
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = read_lines(path)
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
             f"{path} names {unknown[0]!r}, but there is no image of that name{which}; expected names without suffix,"
@@ -183,6 +184,7 @@ def read_split(
         named = isinstance(chosen[part], list) and all(isinstance(stem, str) for stem in chosen[part])
         if not named or not chosen[part]:
             raise ValueError(f"{path} holds {json.dumps(chosen[part]):.60} for {part}, {expected}")
+        chosen[part] = [composed(stem) for stem in chosen[part]]
         for stem in chosen[part]:
             if stem not in presence:
                 raise ValueError(f"{path} names {stem!r} for {part}, but there is no image of that name with a mask")
