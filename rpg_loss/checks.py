@@ -69,6 +69,16 @@ def check_bool(name: str, value: Any) -> None:
         raise TypeError(f"{name}: got {value!r}, expected True or False")
 
 
+def as_sides(name: str, value: Any, or_else: str = "") -> tuple[int, ...]:
+    """Return the sides of a grid, one or one per axis, or raise; ``or_else`` says what else is allowed."""
+    sides = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(side, bool) or not isinstance(side, numbers.Integral) for side in sides):
+        raise TypeError(f"{name}: got {value!r}, expected an int, or a tuple of ints{or_else}")
+    if not sides or min(sides) < 1:
+        raise ValueError(f"{name}: got {value!r}, expected sides of 1 or more{or_else}")
+    return tuple(map(int, sides))
+
+
 def check_mask(name: str, mask: Any, shape: tuple[int, ...], goes_with: str) -> None:
     """Raise unless ``mask`` is None or a bool tensor of the given shape."""
     if mask is None:
@@ -233,9 +243,12 @@ def _check_logits(logits_u: Tensor, logits_ref: Tensor | None, feat_u: Tensor, f
             f"logits_u: got one channel {tuple(logits_u.shape)} and y_ref as a class map {tuple(y_ref.shape)}; for "
             "one binary label pass y_ref as (P, 1, *R) 0/1, for classes give logits one channel per class"
         )
-    expected = (y_ref.shape[0], num_classes, *y_ref.shape[-(feat_ref.ndim - 2) :])
+    size = tuple(y_ref.shape[-(feat_ref.ndim - 2) :])
+    expected = (y_ref.shape[0], num_classes, *size)
     if logits_ref is not None and tuple(logits_ref.shape) != expected:
+        hint = f"; F.interpolate(logits, {size}) makes them that size, in FeatureTap(net, logits=a function) of all"
         raise ValueError(
             f"logits_ref: got shape {tuple(logits_ref.shape)}, expected {expected} to go with y_ref "
             f"{tuple(y_ref.shape)} and the {num_classes} channels of logits_u"
+            f"{hint if tuple(logits_ref.shape[2:]) != size else ''}"
         )

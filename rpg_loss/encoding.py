@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -18,9 +19,15 @@ class _AllSeen(BaseException):
     """Ends a forward after the last layer that is needed; no Exception, which networks may catch."""
 
 
-def as_numbers(values: float | Sequence[float]) -> tuple[float, ...]:
-    """Return one number or several as a tuple."""
-    return tuple(map(float, values)) if isinstance(values, Iterable) else (float(values),)
+def as_numbers(name: str, values: float | Sequence[float]) -> tuple[float, ...]:
+    """Return one number or several as a tuple, or raise."""
+    try:
+        numbers = tuple(map(float, values if isinstance(values, Iterable) else (values,)))
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: got {values!r}, expected a number, or one per channel") from None
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name}: got {values!r}, expected a finite number, or one per channel")
+    return numbers
 
 
 def prepared(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .checks import check_finite, check_floating, check_same_device
+from .checks import as_sides, check_bool, check_finite, check_floating, check_int, check_same_device
 from .encoding import as_numbers, fingerprint_of, first_tensor, outputs_of, prepared
 from .layer_search import check_layer_name, check_not_compiled
 from .maps import places, resize, tokens_to_map
@@ -88,13 +88,14 @@ class FrozenFeatures(nn.Module):
         super().__init__()
         if not isinstance(encoder, nn.Module):
             raise TypeError(f"encoder: got {type(encoder).__name__}, expected a torch.nn.Module")
-        self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
+        several = isinstance(layers, Iterable) and not isinstance(layers, str)
+        self.layers: tuple[str, ...] = tuple(layers) if several else (layers,)  # type: ignore[assignment]
         for name in self.layers:
             check_layer_name("layers", encoder, name)
             check_not_compiled("encoder", encoder, name, "compile what calls FrozenFeatures instead")
         if not self.layers or len({encoder.get_submodule(name) for name in self.layers}) < len(self.layers):
             raise ValueError(f"layers: got {self.layers}, expected one layer or more, each once")
-        self.size = _checked_size(size)
+        self.size = as_sides("size", size)
         if not (isinstance(positions, (int, float)) and 0 <= positions < math.inf):
             raise ValueError(f"positions: got {positions!r}, expected a length of 0 or more")
         if not (layout is None or layout == "tokens" or callable(layout)):
@@ -105,11 +106,14 @@ class FrozenFeatures(nn.Module):
         self.layout = layout
         convolutions = [module for module in encoder.modules() if isinstance(module, _ConvNd)]
         self.in_channels = convolutions[0].in_channels if in_channels is None and convolutions else in_channels
-        if not (self.in_channels is None or self.in_channels > 0):
-            raise ValueError(f"in_channels: got {in_channels!r}, expected 1 or more, or None")
-        self.mean, self.std = as_numbers(mean), as_numbers(std)
+        if self.in_channels is not None:
+            check_int("in_channels", self.in_channels)
+            if self.in_channels < 1:
+                raise ValueError(f"in_channels: got {in_channels!r}, expected 1 or more, or None")
+        self.mean, self.std = as_numbers("mean", mean), as_numbers("std", std)
         if 0 in self.std:
             raise ValueError(f"std: got {std!r}, expected no zeros")
+        check_bool("check_values", check_values)
         self.check_values = check_values
         self._stops = False
         self._fingerprint = fingerprint_of(encoder)
@@ -209,12 +213,3 @@ class FrozenFeatures(nn.Module):
                 "or a function that makes (B, D, *S) of what it gives"
             )
         return F.normalize(resize(maps.float(), size), dim=1)
-
-
-def _checked_size(size: Any) -> tuple[int, ...]:
-    sides = size if isinstance(size, tuple) else (size,)
-    if any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
-        raise TypeError(f"size: got {size!r}, expected an int or a tuple of ints")
-    if not sides or min(sides) < 1:
-        raise ValueError(f"size: got {size!r}, expected sides of 1 or more")
-    return sides

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from .checks import check_bool, check_floating, check_inputs, check_labels, upcast_unsigned
+from .checks import as_sides, check_bool, check_floating, check_inputs, check_labels, upcast_unsigned
 from .cross_entropy import mean_cross_entropy
 from .maps import subsample
 from .matching import Impl
@@ -74,13 +74,9 @@ class RPGLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.options = Options(k, ignore_index, impl, check_values)
-        sides: tuple[Any, ...] = (
-            map_size if isinstance(map_size, tuple) else () if map_size in ("auto", None) else (map_size,)
-        )
-        if any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
-            raise TypeError(f'map_size: got {map_size!r}, expected an int, a tuple of ints, "auto" or None')
-        if any(side < 1 for side in sides):
-            raise ValueError(f"map_size: got {map_size!r}, expected sides of 1 or more (None for no sub-sampling)")
+        if map_size not in ("auto", None):
+            sides = as_sides("map_size", map_size, ' (or "auto", or None for no sub-sampling)')
+            map_size = sides if isinstance(map_size, tuple) else sides[0]
         check_bool("weighted", weighted)
         self.map_size = map_size
         self.weighted = weighted

@@ -49,7 +49,7 @@ class ReferencePool(Sampler[list[int]]):
         num_classes: all of these must occur; None: all that occur in any label map.
         multilabel: whether label maps are ``(C, *S)`` 0/1.  Must be said where maps of three axes or more hold nothing
             but 0 and 1: they may be C labels, or volumes of two classes.  None: not for other maps, and for floating
-            point, which class indices cannot have, yes.
+            point, which class indices cannot have, yes.  False reads a tensor of two axes as maps ``(N_l, S)``, too.
         length: draws in one iteration (an epoch), and what ``len`` returns; the next one goes on with the stream of
             draws.  None: iteration never ends.
         generator: source of randomness on the CPU; None: one seeded from torch's global generator.
@@ -140,7 +140,10 @@ class ReferencePool(Sampler[list[int]]):
         return True  # or Python would ask for the length
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return where the stream of draws stands.  A loader with workers has drawn ahead of what it has yielded."""
+        """Return where the stream of draws stands.
+
+        A loader with workers has drawn ahead of what it has yielded: there save at the end of an epoch of ``length``.
+        """
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -227,9 +230,12 @@ def _presence(
         raise TypeError(f"labels: got {type(labels).__name__}, expected a sequence of label maps or an (N_l, C) matrix")
     if len(labels) == 0:
         raise ValueError("labels: got none, expected at least one labeled image")
-    if getattr(labels, "ndim", None) == 2:
+    if getattr(labels, "ndim", None) == 2 and multilabel is not False:
         matrix = _as_tensor("labels", labels)
-        check_labels("labels", matrix, multilabel=True, ignore_index=ignore_index)
+        try:
+            check_labels("labels", matrix, multilabel=True, ignore_index=ignore_index)
+        except ValueError as error:
+            raise ValueError(f"{error}; for class maps of one axis say multilabel=False") from None
         if matrix.shape[1] == 0 or num_classes not in (None, matrix.shape[1]):
             raise ValueError(
                 f"labels: got a presence matrix {describe(matrix)}, expected {num_classes or 'one or more'} columns "
@@ -292,7 +298,10 @@ def _as_tensor(name: str, labels: Any) -> Tensor:
     try:
         tensor = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name}: got {type(labels).__name__}, which cannot be read as a tensor ({error})") from error
+        raise TypeError(
+            f"{name}: got {type(labels).__name__}, which cannot be read as a tensor ({error}); pass an array, as "
+            "numpy.asarray(label) makes of a picture"
+        ) from error
     check_tensor(name, tensor)
     check_real(name, tensor)
     return upcast_unsigned(tensor)

@@ -126,7 +126,11 @@ LOSS = {
     "channels": ({"y_ref": V}, r"y_ref: got 2 labels .*expected one per channel of logits_u"),
     "channel axis": ({"y_ref": Y[:, None].float()}, r"y_ref: got 1 labels .*MONAI.* pass y\[:, 0\].long\(\)"),
     "one channel": ({"logits_u": LU[:, :1]}, r"logits_u: got one channel .*pass y_ref as \(P, 1, \*R\)"),
-    "logits_ref": ({"logits_ref": LR[..., 1:]}, r"logits_ref: .*expected \(3, 3, 7, 8\) to go with y_ref"),
+    "logits_ref": (
+        {"logits_ref": LR[..., 1:]},
+        r"logits_ref: .*expected \(3, 3, 7, 8\) to go with y_ref.*; F.interpol",
+    ),
+    "logits_ref of fewer images": ({"logits_ref": LR[1:]}, r"logits_ref: .*expected \(3, 3, 7, 8\) .* logits_u$"),
     "valid_u": ({"valid_u": torch.ones(2, 5, 6)}, r"valid_u: got \(2, 5, 6\) float32, expected"),
     "devices": ({"logits_ref": LR.to(META)}, r"logits_ref on meta, expected one device"),
     "NaN": ({"feat_u": NAN}, r"feat_u: .*NaN or infinite"),
@@ -175,7 +179,8 @@ def test_rpg_loss_types():
         ({"k": 50.0}, ValueError, r"k: got the float 50.0"),
         ({"map_size": 0}, ValueError, r"map_size: got 0, expected sides of 1 or more"),
         ({"map_size": (8, -1)}, ValueError, r"map_size: got \(8, -1\)"),
-        ({"map_size": 64.0}, TypeError, r"map_size: got 64.0, expected an int, a tuple of ints, \"auto\" or None"),
+        ({"map_size": ()}, ValueError, r"map_size: got \(\), expected sides"),
+        ({"map_size": 64.0}, TypeError, r"map_size: got 64.0, .* a tuple of ints \(or \"auto\", or None"),
         ({"map_size": True}, TypeError, r"map_size: got True"),
         ({"map_size": "64"}, TypeError, r"map_size: got '64', expected an int"),
         ({"impl": "cuda"}, ValueError, r"impl: got 'cuda', expected one of 'auto', 'reference', 'chunked'"),
@@ -187,6 +192,10 @@ def test_rpg_loss_types():
 def test_rpg_loss_options(options, error, message):
     with pytest.raises(error, match=message):
         RPGLoss(**options)
+
+
+def test_map_size_may_be_a_number_of_numpy():
+    assert repr(RPGLoss(map_size=np.int64(8))) == repr(RPGLoss(map_size=8))
 
 
 def test_map_size_that_does_not_fit_the_axes():
@@ -274,6 +283,12 @@ def test_fixmatch_options():
             fixmatch_targets(torch.ones(shape))
 
 
+class Picture:
+    """An image that torch does not read, as Pillow's."""
+
+    __array_interface__ = None
+
+
 POOL = {
     **{
         f"ignore_index {value}": ({"ignore_index": value}, TypeError, f"ignore_index: got {value!r}, expected an int")
@@ -311,6 +326,7 @@ POOL = {
     "no axis": ({"labels": torch.tensor(3)}, TypeError, r"labels: got Tensor, expected a sequence of label maps"),
     "empty": ({"labels": []}, ValueError, r"labels: got none"),
     "no sequence": ({"labels": iter([Y])}, TypeError, r"labels: got list_iterator, expected a sequence"),
+    "pictures": ({"labels": [Picture()]}, TypeError, r"labels\[0\]: got Picture, which .*numpy.asarray\(label\)"),
     "pairs": ({"labels": [("image", Y[0])]}, TypeError, r"labels\[0\]: got tuple, .*\[label for _, label in dataset\]"),
     "size 0": ({"size": 0}, ValueError, r"size: got 0, expected 1 or more"),
     "size float": ({"size": 2.0}, TypeError, r"size: got 2.0, expected an int"),
@@ -324,7 +340,7 @@ POOL = {
     "0/255 vectors": ({"labels": V * 255, "multilabel": True}, ValueError, r"labels\[0\]: .*use mask // 255"),
     "float classes": ({"labels": [Y[0].float()]}, TypeError, r"labels\[0\]: got .*float32, expected class indices"),
     "absent": ({"num_classes": 5}, ValueError, r"none holds class 3, 4, expected every class"),
-    "matrix": ({"labels": np.array([[2, 0]])}, ValueError, r"labels: got the values 2, expected 0 or 1"),
+    "matrix": ({"labels": np.array([[2, 0]])}, ValueError, r"labels: got the values 2, .*multilabel=False"),
     "columns": ({"labels": np.eye(3), "num_classes": 2}, ValueError, r"presence matrix .*expected 2 columns"),
     "ragged": ({"labels": [torch.ones(2, 4, 4), torch.ones(3, 4, 4)]}, ValueError, r"first axes \[2, 3\], read as"),
     "all ignored": ({"labels": [torch.full((4, 4), -100)]}, ValueError, r"ignore_index=-100 at every pixel"),

@@ -173,6 +173,12 @@ def test_lists_of_lists_are_not_mistaken_for_label_maps():
         ReferencePool(np.array([0, 1]), 2)
 
 
+def test_one_tensor_of_maps_of_one_axis():
+    """It looks like a presence matrix."""
+    signals = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    assert ReferencePool(signals, 1, multilabel=False).presence.tolist() == [[True, True], [False, True]]
+
+
 def test_no_classes_are_refused():
     with pytest.raises(ValueError, match=r"presence matrix \(2, 0\).*expected one or more columns"):
         ReferencePool(torch.ones(2, 0))
@@ -250,6 +256,21 @@ def test_batch_sampler_of_a_loader():
     for _, (images, labels) in zip(range(20), loader, strict=False):
         assert images.shape == (3, 2)
         assert set(labels.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_resumes_at_the_end_of_an_epoch(workers):
+    """Within one, a worker has drawn ahead."""
+
+    def loader():
+        pool = ReferencePool(torch.eye(8), 8, length=2)
+        return DataLoader(torch.arange(8), batch_sampler=pool, num_workers=workers)
+
+    whole, resumed = loader(), loader()
+    for _ in whole:
+        pass
+    resumed.batch_sampler.load_state_dict(whole.batch_sampler.state_dict())
+    torch.testing.assert_close(list(resumed), list(whole), rtol=0, atol=0)
 
 
 def test_greedy_cover_that_is_too_long_is_improved_by_search():
