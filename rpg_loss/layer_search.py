@@ -250,7 +250,7 @@ def not_found(net: nn.Module, logits: Tensor, calls: list[Call]) -> str:
     hints = ""
     if look_like_probabilities(logits):
         hints += "they all lie in [0, 1]: if the network ends in a softmax or sigmoid, take it out; "
-    if calls and not fitting:
+    if logits.ndim > max((call.output.ndim for call in calls), default=logits.ndim):
         hints += "if these are several outputs in one tensor, say which, FeatureTap(net, logits=lambda o: o[:, 0]); "
     if not logits.requires_grad:
         hints += "no gradient leads from them to a layer, they may be detached; "

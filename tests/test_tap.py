@@ -142,8 +142,10 @@ def test_what_is_picked_of_another_axis_is_not_the_output_of_a_layer():
     for pick in (lambda output: output[:, :, 1], lambda output: (output + 0)[:, 1], lambda output: output.unbind(2)[0]):
         with pytest.raises(ValueError, match="not the output of one"):
             FeatureTap(net, logits=pick)(IMAGES)
-    with pytest.raises(ValueError, match=r"several outputs in one tensor, .*logits=lambda o: o\[:, 0\]"):
-        FeatureTap(net)(IMAGES)
+    two = Net(lambda net, x: torch.stack([net.head(x)[:, :2], net.last(x)], 1), last=nn.Conv2d(4, 2, 1))
+    for several in (net, two):  # as many as classes, or not
+        with pytest.raises(ValueError, match=r"several outputs in one tensor, .*logits=lambda o: o\[:, 0\]"):
+            FeatureTap(several)(IMAGES)
     with pytest.raises(ValueError, match="not the output of one"):
         FeatureTap(Net(lambda net, x: torch.stack([x.detach(), x.detach()], 1)), logits=lambda o: o[:, 0])(IMAGES)
 
@@ -273,8 +275,9 @@ def test_candidates_are_those_with_as_many_outputs():
     assert "body" not in message
     assert "resized" not in message
     assert "they all lie in [0, 1]: if the network ends in a softmax or sigmoid, take it out" in message
-    with pytest.raises(ValueError, match=r"Candidates:\s+'body.0'"):
+    with pytest.raises(ValueError, match=r"Candidates:\s+'body.0'") as caught:
         FeatureTap(Net(lambda net, x: x[:, :2].relu()))(IMAGES)
+    assert "several outputs" not in str(caught.value)
     with pytest.raises(ValueError, match="Candidates: none, no such layer ran"):
         FeatureTap(nn.ReLU())(IMAGES)
     assert not hooks_of(net)
