@@ -15,6 +15,11 @@ INTEGER = (
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64
 )  # fmt: skip
 
+FRACTIONS = (
+    "fractions come of loading masks as images are (ToTensor divides by 255), or of resizing them by interpolation; "
+    "load them as integers, and resize with nearest neighbors"
+)
+
 
 def describe(tensor: Tensor) -> str:
     """Return shape and dtype, as they appear in error messages."""
@@ -45,8 +50,8 @@ def check_label_dtype(name: str, labels: Tensor, multilabel: bool) -> None:
     check_tensor(name, labels)
     if not multilabel and labels.dtype not in INTEGER:
         raise TypeError(
-            f"{name}: got a class map {describe(labels)}, expected an integer dtype; convert it with .long(), or pass "
-            "0/1 label vectors with a channel axis"
+            f"{name}: got a class map {describe(labels)}, expected an integer dtype; convert whole numbers with "
+            ".long(), or pass 0/1 label vectors with a channel axis"
         )
     check_real(name, labels)
 
@@ -146,7 +151,8 @@ def check_labels(
     if multilabel:
         wrong = values[(values != 0) & (values != 1)]
         expected = "0 or 1 in every entry"
-        hint = hint or "pass one 0/1 channel per label"
+        fractions = bool(((values > 0) & (values < 1)).any())
+        hint = hint or (FRACTIONS if fractions else "pass one 0/1 channel per label")
     else:
         wrong = values[(values < 0) | (values >= (num_classes or math.inf))]
         if is_mask_255 and num_classes is None:
@@ -233,7 +239,7 @@ def _check_logits(logits_u: Tensor, logits_ref: Tensor | None, feat_u: Tensor, f
     num_classes = logits_u.shape[1]
     multilabel = y_ref.ndim == feat_ref.ndim
     if multilabel and y_ref.shape[1] != num_classes:
-        hint = "; for a class map with a channel axis, as MONAI loads it, pass y[:, 0].long()"
+        hint = "; for a class map with a channel axis, as MONAI loads it, pass y[:, 0].long() of whole numbers"
         raise ValueError(
             f"y_ref: got {y_ref.shape[1]} labels (axis 1 of {tuple(y_ref.shape)}), expected one per channel of "
             f"logits_u {tuple(logits_u.shape)}{hint if y_ref.shape[1] == 1 else ''}"

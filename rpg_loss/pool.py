@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from .checks import (
+    FRACTIONS,
     check_bool,
     check_int,
     check_labels,
@@ -96,8 +97,7 @@ class ReferencePool(Sampler[list[int]]):
         with torch.device("cpu"):  # whatever the default device is
             self.presence, self.classes = _presence(labels, num_classes, multilabel, ignore_index)
             if generator is None:
-                generator = torch.Generator()
-                generator.manual_seed(int(torch.randint(2**62, ())))
+                generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
             self.generator = generator
             self._known_cover = self._find_cover()
 
@@ -122,8 +122,7 @@ class ReferencePool(Sampler[list[int]]):
         return draw[torch.randperm(self.size, generator=self.generator)].tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
-        draws = itertools.repeat(None) if self.length is None else itertools.repeat(None, self.length)
-        for _ in draws:
+        for _ in itertools.count() if self.length is None else range(self.length):
             yield self.sample()
 
     def __len__(self) -> int:
@@ -140,10 +139,7 @@ class ReferencePool(Sampler[list[int]]):
         return True  # or Python would ask for the length
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return where the stream of draws stands.
-
-        A loader with workers has drawn ahead of what it has yielded: there save at the end of an epoch of ``length``.
-        """
+        """Return where the stream of draws stands; with workers, which draw ahead, only at the end of an epoch."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -155,10 +151,10 @@ class ReferencePool(Sampler[list[int]]):
         self.generator.set_state(state["generator"])
 
     def _uniform(self, count: int) -> Tensor:
-        n = len(self.presence)
-        if n >= count:
-            return torch.randperm(n, generator=self.generator)[:count]
-        return torch.randint(n, (count,), generator=self.generator)
+        n, source = len(self.presence), self.generator
+        return (
+            torch.randperm(n, generator=source)[:count] if n >= count else torch.randint(n, (count,), generator=source)
+        )
 
     def _find_cover(self) -> list[int]:
         """Return some cover by at most ``size`` images, found without touching the stream of draws, or raise."""
@@ -266,10 +262,9 @@ def _presence(
 
     for i, m in enumerate(maps):
         if m.is_floating_point():
-            raise TypeError(
-                f"labels[{i}]: got {describe(m)}, expected class indices of an integer dtype; convert them with .long()"
-                f"{_CHANNEL_HINT}"
-            )
+            # As integers, fractions would all be class 0.
+            advice = FRACTIONS if bool((m != m.round()).any()) else f"convert them with .long(){_CHANNEL_HINT}"
+            raise TypeError(f"labels[{i}]: got {describe(m)}, expected class indices of an integer dtype; {advice}")
         check_labels(f"labels[{i}]", m, multilabel=False, ignore_index=ignore_index, num_classes=num_classes)
     present = [torch.unique(m[~is_ignored(m, ignore_index)].long()) for m in maps]
     classes = torch.arange(num_classes) if num_classes else torch.unique(torch.cat(present))
@@ -298,10 +293,8 @@ def _as_tensor(name: str, labels: Any) -> Tensor:
     try:
         tensor = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"{name}: got {type(labels).__name__}, which cannot be read as a tensor ({error}); pass an array, as "
-            "numpy.asarray(label) makes of a picture"
-        ) from error
+        got = f"{name}: got {type(labels).__name__}, which cannot be read as a tensor ({error})"
+        raise TypeError(f"{got}; pass an array, as numpy.asarray(label) is") from error
     check_tensor(name, tensor)
     check_real(name, tensor)
     return upcast_unsigned(tensor)

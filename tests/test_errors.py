@@ -130,6 +130,10 @@ LOSS = {
         {"logits_ref": LR[..., 1:]},
         r"logits_ref: .*expected \(3, 3, 7, 8\) to go with y_ref.*; F.interpol",
     ),
+    "scaled as images": (
+        {"y_ref": V / 255, "logits_u": LU[:, :2]},
+        r"y_ref: got the values 0.00392157, .* \(ToTensor divides by 255\)",
+    ),
     "logits_ref of fewer images": ({"logits_ref": LR[1:]}, r"logits_ref: .*expected \(3, 3, 7, 8\) .* logits_u$"),
     "valid_u": ({"valid_u": torch.ones(2, 5, 6)}, r"valid_u: got \(2, 5, 6\) float32, expected"),
     "devices": ({"logits_ref": LR.to(META)}, r"logits_ref on meta, expected one device"),

@@ -193,6 +193,18 @@ def test_maps_with_a_channel_axis_of_floats_name_the_remedy():
         ReferencePool([torch.tensor([[[0.0, 2.0]]])], 1, multilabel=False)
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4)])
+def test_masks_that_were_scaled_as_images_are_not_to_be_made_integers(shape):
+    """All pixels would be background."""
+    scaled = torch.randint(3, shape) / 255
+    scaled.view(-1)[0] = 1 / 255
+    with pytest.raises(
+        TypeError, match=r"labels\[0\]: got .*ToTensor divides by 255.* load them as integers"
+    ) as caught:
+        ReferencePool([scaled], 1)
+    assert ".long()" not in str(caught.value)
+
+
 def test_an_epoch_of_so_many_draws():
     pool = ReferencePool(torch.eye(3), 3, length=4, generator=torch.Generator().manual_seed(0))
     endless = iter(ReferencePool(torch.eye(3), 3, generator=torch.Generator().manual_seed(0)))
