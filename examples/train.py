@@ -63,7 +63,10 @@ def run_command() -> None:
         )
     except Interrupted as interrupted:
         again = "the same command" + " without --overwrite" * config.overwrite
-        then = "goes on from the last checkpoint" if has_checkpoint(config.out_dir) else "begins the run"
+        if (config.out_dir / "result.json").exists():
+            then = "says that the run is finished"
+        else:
+            then = "goes on from the last checkpoint" if has_checkpoint(config.out_dir) else "begins the run"
         if parallel.is_main_process():
             print(f"{interrupted}; {again} {then}", file=sys.stderr)
         sys.exit(128 + interrupted.number)

@@ -53,7 +53,7 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
             if "model" in run.best and parallel.is_main_process():
                 atomic_save(out / "best.pt", run.best)  # the file may be from after the checkpoint
             train_steps(run, interrupts)
-        return finish(run)
+        return finish(run, interrupts)
 
 
 def train_steps(run: Run, interrupts: Interrupts) -> None:

@@ -14,6 +14,7 @@ from examples.engine.distributed import fail_together, is_main_process
 from examples.engine.evaluation import by_class, evaluate, mean_iou, unlabeled_with_truth
 from examples.engine.run import Run, check_weights
 from examples.engine.sharding import of_all_images, own_images
+from examples.engine.signals import Interrupts
 from examples.inference.measures import PER_IMAGE, Measures
 from examples.inference.trained import Labels
 from examples.logging.pictures import picture_files, save_overlays, save_pictures
@@ -56,14 +57,15 @@ def validate(run: Run, step: int, pool: View) -> None:
     run.log.progress.phase("training")
 
 
-def finish(run: Run) -> dict[str, Any]:
+def finish(run: Run, interrupts: Interrupts) -> dict[str, Any]:
     """Test the network that was best on the validation images, write result.json and pictures, and return the former.
 
-    The checkpoints to go on from are removed.
+    The checkpoints to go on from are removed. A signal waits until all is written: with result.json the run is over,
+    and the same command would not draw the rest.
     """
     run.net.load_state_dict(run.best["model"])
     summary = summarize(run)
-    with phase("writing results and pictures"):
+    with phase("writing results and pictures"), interrupts.deferred():
         pool, _ = run.next_batches()
         write_json(run.out / "result.json", summary)
         for name, save in (

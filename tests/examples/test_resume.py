@@ -315,6 +315,25 @@ def test_a_signal_ends_the_run_after_its_step(number, status, overwrite, tmp_pat
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_signal_while_results_are_written_waits_for_all_of_them_and_says_that_the_run_is_finished(
+    tmp_path, monkeypatch, capsys
+):
+    config = tiny(tmp_path / "run", method="supervised")
+    monkeypatch.setattr(examples.train, "parse_command", lambda **kwargs: (config, False))
+    monkeypatch.setattr(examples.engine.validation, "save_overlays", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    drawn = []
+    monkeypatch.setattr(examples.engine.validation, "save_pictures", lambda *args: drawn.append(args))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 143
+    assert "the same command says that the run is finished" in capsys.readouterr().err
+    assert len(drawn) == 1
+    assert json.loads((config.out_dir / "status.json").read_text())["state"] == "finished"
+    assert checkpoints(config) == []
+    main()
+    assert "already finished" in capsys.readouterr().out
+
+
 def test_a_signal_acts_at_once_where_nothing_is_lost_and_when_it_comes_again():
     with Interrupts(), pytest.raises(Interrupted, match="nothing to save"):
         os.kill(os.getpid(), signal.SIGTERM)
