@@ -199,7 +199,7 @@ def read_volume(path: Path) -> SimpleITK.Image:
     if suffix(path) in META_IMAGES:
         check_values(header)
     try:
-        volume = SimpleITK.ReadImage(str(path))
+        volume = SimpleITK.ReadImage(str(path), imageIO="NiftiImageIO" if suffix(path) in NIFTI else "MetaImageIO")
     except RuntimeError as error:
         raise ValueError(
             f"{path} cannot be read as a volume: {str(error).strip().splitlines()[-1]}; is it, or the file of values"

@@ -69,7 +69,7 @@ def read_header(path: Path) -> Header:
     if not data.is_file():
         raise ValueError(f"{path} names {name} as its values, which is missing")
     try:
-        reader = read_information(path)
+        reader = read_information(path, "MetaImageIO")  # which it does not choose for .MHD
         offset = last.end() if inside else int(entries.get("HeaderSize", "0"))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
