@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 DICOM = ".dcm"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", DICOM)
 PAGED = ("GIF", "PNG", "TIFF")  # formats of which all pages count; a JPEG's others are previews
+PHOTOGRAPHS = ("JPEG", "MPO")  # formats in which cameras note how they were held
 GRAY_MODES = ("L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -32,7 +33,7 @@ def decoding(path: Path) -> Iterator[None]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Read the one image that a file holds.
+    """Read the one image that a file holds; a photograph upright, as it is shown, and as its mask was drawn.
 
     Raises:
         ValueError: it cannot be read, holds several pages, or pixels that are no numbers.
@@ -43,6 +44,8 @@ def open_image(path: Path) -> Image.Image:
         image = Image.open(path)
         image.load()
         pages = getattr(image, "n_frames", 1) if image.format in PAGED else 1
+        if image.format in PHOTOGRAPHS:
+            ImageOps.exif_transpose(image, in_place=True)
         not_finite = int((~np.isfinite(np.array(image))).sum()) if image.mode == "F" else 0
     if pages > 1:
         raise ValueError(
@@ -61,7 +64,10 @@ def image_size(path: Path) -> tuple[int, int]:
             width, height, *_ = read_information(path, "GDCMImageIO").GetSize()
         return width, height
     with decoding(path), Image.open(path) as image:
-        return image.size
+        width, height = image.size
+        # Of a PNG file this would decode all.
+        orientation = image.getexif().get(ExifTags.Base.Orientation) if image.format in PHOTOGRAPHS else None
+        return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
 
 def read_information(path: Path, image_io: str = "") -> SimpleITK.ImageFileReader:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from examples.config import Config
 from examples.data import load
@@ -489,6 +489,27 @@ def test_files_of_a_windows_editor_are_read_and_other_encodings_named(class_maps
     (class_maps / "labeled.txt").write_text("müller", encoding="latin-1")
     with pytest.raises(ValueError, match=r"labeled\.txt is not UTF-8: .*save it as that"):
         load_folder(class_maps)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_read_as_they_are_shown(orientation, tmp_path):
+    """A camera that was held otherwise notes that in EXIF, and masks are drawn on what is shown."""
+    shown = np.zeros((40, 64), np.uint8)
+    shown[:20, :24] = 255  # the upper left
+    apart = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation -> Image.Transpose that undoes it
+    turned = Image.fromarray(shown)
+    if orientation > 1:
+        turned = turned.transpose(Image.Transpose(apart[orientation]))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    (tmp_path / "images").mkdir()
+    for stem in "abc":
+        turned.save(tmp_path / "images" / f"{stem}.jpg", exif=exif, quality=95)
+        save_image(tmp_path / "masks" / f"{stem}.png", shown // 255)
+    data = load_folder(tmp_path, labeled=1, image_size=64)
+    labels = data.test.labels[0]
+    bright = data.test.images[0, 0] > 0
+    assert bright[labels >= 0].eq(labels[labels >= 0] == 1).float().mean() > 0.99
 
 
 def test_names_agree_however_their_accents_are_written(class_maps):
