@@ -38,7 +38,7 @@ def main() -> None:
     single = [folder for folder in asked.runs if (folder / "config.json").is_file()]
     with ending_in_words():
         files = [write_page(folder) for folder in single]
-        if asked.out or len(single) < len(asked.runs):
+        if asked.out or not single or len(single) < len(asked.runs):
             files += write_report(asked.runs, asked.out or Path("report"))
     print("\n".join(map(str, files)))
 

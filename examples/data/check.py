@@ -46,6 +46,7 @@ from examples.data.folder.masks import (
 from examples.data.folder.split import find_groups, read_list, read_split
 from examples.data.retouch.index import CLASSES, Volume, survey
 from examples.data.retouch.retina import scale
+from examples.engine.checkpoint import make_folder
 from examples.engine.metrics import class_masks
 from examples.logging.pictures import color, show
 
@@ -308,8 +309,8 @@ def save_sheet(path: Path, findings: Findings) -> None:
             axis.set_title(name, fontsize=8)
     patches = [Patch(color=color(c), label=name) for c, name in enumerate(findings.classes)]
     figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    make_folder(path.parent)
+    figure.savefig(path, dpi=110, format=path.suffix[1:] or "png")  # left to itself it adds the suffix to the name
     plt.close(figure)
 
 

@@ -143,6 +143,23 @@ def atomic_write(path: Path, *parts: bytes | memoryview, flush: bool = True) -> 
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def make_folder(folder: Path, option: str = "out") -> None:
+    """Make a folder to write to, and those above it, where it is not there.
+
+    Raises:
+        OSError: it cannot be made; the message names the option that another one is to be given by.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(error, folder, option) from error
+
+
+def unwritable(error: OSError, path: Path, option: str = "out") -> OSError:
+    """Return what to raise instead of an error, which does not say what to do."""
+    return OSError(error.errno, f"{error.strerror}: cannot write there; pass another --{option}", str(path))
+
+
 def flush_folder(folder: Path) -> None:
     """Make a new name in a folder survive a power cut, where the system can."""
     if os.name == "posix":

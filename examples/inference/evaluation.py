@@ -17,6 +17,7 @@ from examples.data.division import Part
 from examples.data.files import read_information
 from examples.data.folder.dataset import load_undivided
 from examples.data.retouch.index import Volume
+from examples.engine.checkpoint import make_folder
 from examples.engine.evaluation import evaluate
 from examples.engine.metrics import known_pixels
 from examples.inference.measures import Evaluation, Measures, Spacing, write_measures
@@ -96,6 +97,7 @@ def measure(options: Evaluate) -> Evaluation:
     path = options.csv or trained.path.with_name(f"evaluation-{config.dataset}-{options.part}.csv")
     if path.exists() and not options.overwrite:
         raise FileExistsError(f"csv: {path} is there; pass --overwrite or another --csv")
+    make_folder(path.parent, "csv")
     redivided = any(getattr(options, name) is not None for name in ("labeled", "split", "group_pattern"))
     of_run = config.dataset == trained.config.dataset and not redivided
     # A folder is divided anew by each load: not where that does not matter, or must not.

@@ -101,7 +101,6 @@ def write_measures(evaluation: Evaluation) -> None:
     for image, of_image, (predicted, true) in zip(evaluation.images, values, pixels, strict=True):
         for name, row, *sizes in zip(evaluation.classes, of_image.tolist(), true, predicted, strict=True):
             rows.append([image, name, *(f"{value:.6g}" for value in row), *sizes])
-    evaluation.csv.parent.mkdir(parents=True, exist_ok=True)
     write_csv(evaluation.csv, ["image", "class", *PER_IMAGE, "truth_pixels", "predicted_pixels"], rows)
 
 

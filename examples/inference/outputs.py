@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from examples.engine.checkpoint import atomic_write
+from examples.engine.checkpoint import atomic_write, make_folder
 from examples.inference.inputs import Input, Scan
 from examples.inference.overlay import draw_overlay
 from examples.inference.trained import Labels
@@ -95,7 +95,7 @@ class Outputs:
         return "".join(f"{name}\n" for name in self.labels.names).encode()
 
     def write_classes(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         atomic_write(self.classes_file, self.classes_text)
 
     def write(self, source: Input, scan: Scan, predicted: Sequence[Predicted]) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from examples.engine.checkpoint import atomic_write
+from examples.engine.checkpoint import atomic_write, make_folder
 from examples.engine.metrics import IoU, class_masks, known_pixels
 from examples.inference.inputs import Input, Plane, Scan
 from examples.inference.measures import write_csv
@@ -71,7 +71,7 @@ class Files:
         overwrite: Whether it may be replaced.
 
     Raises:
-        FileExistsError: there is something in it.
+        FileExistsError: there is something in it, or it is a file.
         ValueError: it is the folder that is read from, or holds it.
     """
 
@@ -79,7 +79,9 @@ class Files:
         self.folder = folder
         if root is not None and root.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"out: {folder} is the folder that images are read from, or holds it; pass another --out")
-        if folder.exists() and any(folder.iterdir()):
+        if folder.is_file():
+            raise FileExistsError(f"out: {folder} is a file, expected a folder; pass another --out")
+        if folder.is_dir() and any(folder.iterdir()):
             if not (folder / RESULT).is_file():
                 raise FileExistsError(f"out: {folder} holds what is not a transfer's; pass another --out")
             if not overwrite:
@@ -91,7 +93,7 @@ class Files:
         """Clear the folder, and write what is known: the references with their masks, and the names of the labels."""
         self.material = material
         self.outputs = Outputs(self.folder, material.labels)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_json(self.folder / RESULT, {**about, "state": "unfinished"})
         for name in (PAGE, NEXT):
             (self.folder / name).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from examples.config import Config
-from examples.engine.checkpoint import Checkpoints, atomic_write
+from examples.engine.checkpoint import Checkpoints, atomic_write, make_folder, unwritable
 from examples.json_files import read_json
 
 REPLACE = "take another --out, or pass --overwrite (in a sweep after --)"
@@ -27,14 +27,14 @@ def lock_run_dir(config: Config) -> Iterator[Path]:
         OSError: it cannot be written.
     """
     out = config.out_dir
+    make_folder(out)
     lock = FileLock(out / ".lock")
     try:
-        out.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise FileExistsError(f"out: another run is under way in {out}; wait for it or pass another --out") from None
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}: cannot write there; pass another --out", str(out)) from error
+        raise unwritable(error, out) from error
     try:
         if config.overwrite:
             for name in ("result.json", "best.pt", "last.pt"):

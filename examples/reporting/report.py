@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from examples.config import defaults
+from examples.engine.checkpoint import make_folder
 from examples.reporting import figures, label_studies, options, plotting, tables
 from examples.reporting.results import Run, Section, read_results, sections
 
@@ -24,7 +25,7 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
         FileNotFoundError: there is no result.
     """
     runs, warnings = read_results(folders)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     text = [
         "# Results",
         f"{len(runs)} run{'s' * (len(runs) != 1)}, by `python -m examples.report`. A section compares runs on one data "

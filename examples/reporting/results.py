@@ -217,7 +217,10 @@ def read_results(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
     Raises:
         FileNotFoundError: a folder does not exist, or none of them holds a result.
+        ValueError: there is no folder.
     """
+    if not folders:
+        raise ValueError("RUNS: none given, expected folders of runs, or folders that hold some")
     paths: dict[Path, None] = {}  # a set that keeps the order
     for folder in folders:
         if not folder.exists():

@@ -196,3 +196,16 @@ def test_pictures_hold_the_rarest_class_first():
     assert [chosen.name for chosen in check.choose(items, 2, by_rarity=(2, 1, 0))] == ["4", "6"]
     assert {"0", "4", "6"} < {chosen.name for chosen in check.choose(items, 5, by_rarity=(2, 1, 0))}
     assert len(check.choose(items, 20, by_rarity=(2, 1, 0))) == 10
+
+
+def test_the_sheet_is_written_under_the_name_that_was_given(tmp_path, command):
+    save_image(tmp_path / "images" / "a.png", np.full((20, 30), 90, np.uint8))
+    save_image(tmp_path / "masks" / "a.png", np.eye(20, 30, dtype=np.uint8))
+    (tmp_path / "folder").mkdir()
+    assert command(check.main, "folder", "--root", tmp_path, "--out", tmp_path / "sheet")[0] == 0
+    with Image.open(tmp_path / "sheet") as sheet:
+        assert sheet.format == "PNG"
+    for out in (tmp_path / "folder", tmp_path / "sheet" / "sheet.png"):
+        status, *_ = command(check.main, "folder", "--root", tmp_path, "--out", out)
+        assert str(status).startswith("error: ")
+    assert not (tmp_path / "folder.png").exists()

@@ -352,6 +352,16 @@ def test_the_csv_file_is_not_written_over_without_the_flag(tmp_path, command):
     assert path.read_bytes() == (tmp_path / "new" / "other.csv").read_bytes()
 
 
+def test_a_csv_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, command, monkeypatch):
+    root = write_folder(tmp_path / "data")
+    labels = Labels(("class1", "class2"), multilabel=False)
+    checkpoint = write_checkpoint(tmp_path / "best.pt", config(root=root), labels, load(config(root=root)))
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args: pytest.fail("it was measured first"))
+    status, *_ = command(evaluate.main, checkpoint, "--csv", tmp_path / "file" / "a.csv")
+    assert "cannot write there; pass another --csv" in status
+
+
 def test_options_that_cannot_be_meant_are_refused(tmp_path, command):
     labels = Labels(jsrt.CLASSES, multilabel=True)
     checkpoint = write_checkpoint(tmp_path / "best.pt", config("jsrt", root=tmp_path / "gone", labeled=3), labels)

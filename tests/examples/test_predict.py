@@ -300,6 +300,9 @@ def test_volumes_in_one_file_or_two_are_read(suffix, compressed, tmp_path):
     path = tmp_path / f"scan{suffix}"
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(path), compressed)
     assert (SimpleITK.GetArrayFromImage(inputs.read_volume(path)) == values).all()
+    upper = path.rename(path.with_suffix(suffix.upper()))  # as some scanners write it
+    assert (SimpleITK.GetArrayFromImage(inputs.read_volume(upper)) == values).all()
+    upper.rename(path)
     values_file = next((file for file in tmp_path.iterdir() if file != path), path)
     values_file.write_bytes(values_file.read_bytes()[:-9])
     with pytest.raises(ValueError, match=f"{values_file.name} holds [0-9]+ bytes of values, expected 5280"):
@@ -425,6 +428,14 @@ def test_inputs_that_cannot_be_meant_are_refused_before_anything_is_predicted(im
     assert [source.name for source in inputs.find_inputs([images, images / "scan2.png"])] == [
         "scan0", "scan1", "scan2", "scan3"
     ]  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_what_to_do(checkpoint, images, tmp_path, command):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        status, *_ = command(predict.main, checkpoint, images, "--out", out)
+        assert str(out) in status
+        assert "cannot write there; pass another --out" in status
 
 
 def test_options_that_cannot_be_meant_are_refused(images, tmp_path):

@@ -314,6 +314,14 @@ def test_results_of_a_wrong_type_are_left_out_and_named(tmp_path, change):
     assert re.search(r"bad/result\.json cannot be read \(it is nested too deeply\); skipped", read(tmp_path))
 
 
+def test_commands_that_cannot_be_meant_say_what_is_expected(tmp_path, command):
+    assert command(report.main)[0] == "error: RUNS: none given, expected folders of runs, or folders that hold some"
+    write(tmp_path / "runs/good")
+    (tmp_path / "file").touch()
+    status, *_ = command(report.main, tmp_path / "runs", "--out", tmp_path / "file")
+    assert "cannot write there; pass another --out" in status
+
+
 @pytest.mark.parametrize("config", [7, [1]])
 def test_options_that_are_none_are_named(tmp_path, config):
     write(tmp_path / "runs/good")

@@ -379,6 +379,12 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_labeled(tmp_path
     assert not list(out.rglob("broken*"))
 
 
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match=r"out: .*file is a file, expected a folder; pass another --out"):
+        run(write_folder(tmp_path / "data", exclusive=False), tmp_path / "file")
+
+
 def test_nothing_is_written_over_unless_asked_for_and_then_all(tmp_path):
     root, out = write_folder(tmp_path / "data", exclusive=False), tmp_path / "out"
     run(root, out)

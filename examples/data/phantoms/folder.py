@@ -19,6 +19,7 @@ from examples.command_line import ending_in_words
 from examples.config import require
 from examples.data.jsrt import CLASSES
 from examples.data.phantoms.chest import draw_phantom, exclusive
+from examples.engine.checkpoint import make_folder
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def write(options: WriteFolder) -> None:
     if options.out.exists():
         raise FileExistsError(f"out: {options.out} is there already; pass another --out, or remove it")
     for name in ("images", "masks"):
-        (options.out / name).mkdir(parents=True)
+        make_folder(options.out / name)
     (options.out / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     for index in range(options.images):
         film, covers = draw_phantom(index, options.size)
