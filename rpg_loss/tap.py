@@ -44,7 +44,7 @@ class FeatureTap(nn.Module):
     - DistributedDataParallel, DataParallel: wrap the tap, as you would the network.  (Name the layer for DataParallel:
       its replicas forget what they find.)
     - ``torch.compile``: compile the tap, not the network in it.  With ``fullgraph=True`` name the layer, or call the
-      tap once before.
+      tap once before.  That logits are cut out of a larger map is noticed in eager calls with gradients alone.
     - The first call, unless the layer is named: it keeps the inputs and outputs of all convolutions and linear layers
       until it returns.  Compiled, or where logits have no gradient and are not a layer's very output, it runs the
       network once more to find the layer, with gradients, on copies of its buffers and of the random streams.
