@@ -88,8 +88,10 @@ class FrozenFeatures(nn.Module):
         super().__init__()
         if not isinstance(encoder, nn.Module):
             raise TypeError(f"encoder: got {type(encoder).__name__}, expected a torch.nn.Module")
-        several = isinstance(layers, Iterable) and not isinstance(layers, str)
-        self.layers: tuple[str, ...] = tuple(layers) if several else (layers,)  # type: ignore[assignment]
+        # What is no name, either, is refused by the check below.
+        self.layers: tuple[str, ...] = (
+            (layers,) if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(layers)
+        )
         for name in self.layers:
             check_layer_name("layers", encoder, name)
             check_not_compiled("encoder", encoder, name, "compile what calls FrozenFeatures instead")
