@@ -45,10 +45,10 @@ KERNELS = ("set_maxima", "count_above", "lowest_key")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # All of D in a tile of 16, 32 or 64, and more than one tile.
 FEATURES = (16, 32, 64, 1024)
-# Bytes a thread, by (bytes of a feature, all of D in one tile).  Where 255 registers are taken, a handful of values
-# goes to the first-level cache, once a tile of some hundred thousand operations; smaller tiles, which would spare it,
-# read the references more often.  Which costs more, only a GPU can tell.
-ADMITTED_SPILLS = {(4, False): 64, (2, True): 16, (2, False): 16}
+# Bytes a thread.  Where 255 registers are taken, a handful of values goes to the first-level cache, once a tile of some
+# hundred thousand operations; smaller tiles, which would spare it, read the references more often.  Which costs more,
+# only a GPU can tell.
+ADMITTED_SPILLS = 64
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def compile_variants(capability: tuple[int, int], dtype: str, d: int, epsilon: b
             figures |= usage(compilers[name].compiled)
             if figures["shared"] > figures["limit"]:
                 figures["fault"] = "more shared memory than the card has"
-            elif figures["spilled"] > ADMITTED_SPILLS.get((u.element_size(), d <= tiles.features), 0):
+            elif figures["spilled"] > ADMITTED_SPILLS:
                 figures["fault"] = "more spilled than admitted"
             yield Compiled(**figures)
 

@@ -43,16 +43,14 @@ class Tiles:
     stages: int
 
 
-# For (family of cards, bytes of a feature): where all features fit into one tile, and where they do not.  Chosen by
-# what the compiled kernels take (benchmarks/compile_kernels.py): hardly a spilled register, and no more shared memory
-# than the smallest card of the family has.  Not tuned by time.
-_TILES = {
-    ("sm_80", 2): (Tiles(128, 64, 64, 8, 3), Tiles(128, 64, 64, 8, 3)),
-    ("sm_80", 4): (Tiles(128, 64, 32, 8, 3), Tiles(128, 64, 32, 8, 3)),
-    ("sm_90", 2): (Tiles(128, 128, 64, 8, 3), Tiles(128, 64, 64, 8, 3)),
-    ("sm_90", 4): (Tiles(128, 64, 64, 8, 3), Tiles(128, 64, 32, 8, 3)),
-    ("consumer", 2): (Tiles(128, 64, 64, 8, 3), Tiles(128, 64, 64, 8, 3)),
-    ("consumer", 4): (Tiles(128, 64, 32, 8, 2), Tiles(128, 64, 32, 8, 2)),
+# Where all features fit into one tile, and where they do not; of float32 by the family of cards.  Chosen by what the
+# compiled kernels take (benchmarks/compile_kernels.py): hardly a spilled register with Triton 3.6, 3.8 and 3.9, and
+# no more shared memory than the smallest card has.  Not tuned by time.
+_HALF = (Tiles(128, 64, 64, 8, 3), Tiles(128, 64, 64, 8, 3))
+_SINGLE = {
+    "sm_80": (Tiles(128, 64, 32, 8, 3), Tiles(128, 64, 32, 8, 3)),
+    "sm_90": (Tiles(128, 64, 64, 8, 3), Tiles(128, 64, 32, 8, 3)),
+    "consumer": (Tiles(128, 64, 32, 8, 2), Tiles(128, 64, 32, 8, 2)),
 }
 _INTERPRETED = Tiles(128, 128, 64, 1, 1)
 
@@ -154,7 +152,7 @@ def _choose_tiles(device: torch.device, features: Tensor) -> Tiles:
         return _INTERPRETED
     capability = torch.cuda.get_device_capability(device)
     family = "sm_80" if capability == (8, 0) else "sm_90" if capability[0] in (9, 10) else "consumer"
-    whole, part = _TILES[family, features.element_size()]
+    whole, part = _HALF if features.element_size() == 2 else _SINGLE[family]
     d = features.shape[1]
     return part if d > whole.features else replace(whole, features=1 << (d - 1).bit_length())
 
