@@ -151,10 +151,10 @@ class ReferencePool(Sampler[list[int]]):
         self.generator.set_state(state["generator"])
 
     def _uniform(self, count: int) -> Tensor:
-        n, source = len(self.presence), self.generator
-        return (
-            torch.randperm(n, generator=source)[:count] if n >= count else torch.randint(n, (count,), generator=source)
-        )
+        n = len(self.presence)
+        if n >= count:
+            return torch.randperm(n, generator=self.generator)[:count]
+        return torch.randint(n, (count,), generator=self.generator)
 
     def _find_cover(self) -> list[int]:
         """Return some cover by at most ``size`` images, found without touching the stream of draws, or raise."""
