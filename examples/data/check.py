@@ -45,7 +45,7 @@ from examples.data.folder.masks import (
 )
 from examples.data.folder.split import find_groups, read_list, read_split
 from examples.data.retouch.index import CLASSES, Volume, survey
-from examples.data.retouch.retina import scale
+from examples.data.retouch.retina import placement, scale
 from examples.engine.checkpoint import make_folder
 from examples.engine.metrics import class_masks
 from examples.logging.pictures import color, show
@@ -73,7 +73,7 @@ class Check:
     """retouch: whose volumes."""
 
     retina: RetinaView = "whole"
-    """retouch: draw every B-scan as this prepares it, too."""
+    """retouch: look at what this cuts off, and draw every B-scan as it prepares it, too."""
 
     group_pattern: str | None = None
     """folder: regular expression; images whose names agree in its first group (a patient) make one row of the table."""
@@ -127,20 +127,25 @@ class Findings:
 def check_retouch(check: Check) -> Findings:
     found = survey(check.root, check.vendor)
     findings = Findings(CLASSES, "volume", notes=found.notes, errors=found.errors)
+    missed: list[str] = []
+    lost: dict[str, int] = {}  # volume -> pixels of classes that the view cuts off
     for volume in found.volumes:
         width, height, _ = volume.size
         for scan, pixels in enumerate(volume.pixels):
             name = f"{volume.id}_{scan:03d}"
             draw = partial(draw_scan, volume, scan, check.retina)
             findings.items.append(Item(name, volume.id, width, height, volume.type, width * height, pixels, draw))
-    missed = [f"{v.id} B-scan {scan}" for v in found.volumes for scan, r in enumerate(v.retinas) if r is None]
+            if check.retina != "whole":
+                place = placement(scale(volume.read_scan(scan)), check.retina, size=1)
+                missed += [f"{volume.id} B-scan {scan}"] * (place.rows is None)
+                if cut := sum(pixels) - np.count_nonzero(place.cut(volume.read_reference(scan), 0)):
+                    lost[volume.id] = lost.get(volume.id, 0) + cut
     if missed:
-        findings.notes.append(f"no retina found in {some(missed)}: with --retina they stay whole")
-    for view in ("crop", "flatten"):
-        if lost := {volume.id: volume.lost[view] for volume in found.volumes if volume.lost[view]}:
-            findings.notes.append(
-                f"--retina {view} cuts {sum(lost.values())} pixels of fluid off, in {some(list(lost))}"
-            )
+        findings.notes.append(f"no retina found in {some(missed)}: they stay whole")
+    if lost:
+        findings.notes.append(
+            f"--retina {check.retina} cuts {sum(lost.values())} pixels of fluid off, in {some(list(lost))}"
+        )
     return findings
 
 
@@ -149,7 +154,7 @@ def draw_scan(volume: Volume, scan: int, view: RetinaView) -> list[Drawn]:
     image, ids = scale(volume.read_scan(scan)), volume.read_reference(scan).astype(np.int64)
     drawn = []
     for shown in dict.fromkeys(("whole", view)):
-        place = volume.placement(scan, shown, size=1)
+        place = placement(image, shown, size=1)
         masks = class_masks(torch.from_numpy(place.cut(ids, 0))[None], len(CLASSES))[0]
         drawn.append((torch.from_numpy(place.cut(image, -1))[None], masks))
     return drawn

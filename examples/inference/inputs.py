@@ -21,9 +21,8 @@ from examples.data.files import GRAY_MODES, SUFFIXES, open_image, read_values, r
 from examples.data.jsrt import open_radiograph
 from examples.data.nifti import read_nifti_header
 from examples.data.resize import Placement, to_square
-from examples.data.retouch.index import placed
 from examples.data.retouch.mhd import TYPES, check_values, read_header
-from examples.data.retouch.retina import find_retina, scale
+from examples.data.retouch.retina import placement, scale
 
 META_IMAGES, NIFTI = (".mhd", ".mha"), (".nii", ".nii.gz")
 VOLUMES = (*META_IMAGES, *NIFTI)
@@ -166,12 +165,10 @@ def prepare_image(values: NDArray[np.float32], config: Config) -> Plane:
 
 def prepare_b_scan(values: NDArray[Any], config: Config) -> Plane:
     """Prepare a B-scan as ``retouch`` does."""
-    height, width = values.shape
     image = scale(values)
-    retina = None if config.retina == "whole" else find_retina(image)
-    placement = placed(height, width, retina, config.retina, config.image_size)
-    square = placement.place(image, -1, Image.Resampling.BOX)
-    return Plane(torch.from_numpy(image)[None], torch.from_numpy(square)[None], placement)
+    place = placement(image, config.retina, config.image_size)
+    square = place.place(image, -1, Image.Resampling.BOX)
+    return Plane(torch.from_numpy(image)[None], torch.from_numpy(square)[None], place)
 
 
 def read_image(path: Path, config: Config) -> NDArray[Any]:

@@ -1,11 +1,8 @@
 """RETOUCH: volumes of any form are read as they are, faults are named, folds keep volumes whole."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tracemalloc
 import zlib
 from collections import Counter
@@ -21,17 +18,18 @@ import examples.engine.validation
 from examples.config import Config, MethodName
 from examples.data import load
 from examples.data.base import Dataset
+from examples.data.check import Check, check_retouch
 from examples.data.resize import Placement
 from examples.data.retouch import dataset as retouch
 from examples.data.retouch import index as retouch_index
+from examples.data.retouch.dataset import deal
 from examples.data.retouch.index import survey
-from examples.data.splits.draw_retouch import deal, draw
+from examples.data.retouch.retina import find_retina, placement, scale
 from examples.methods import METHODS
 from examples.train import train
 from tests.examples.files import real_data
 from tests.examples.volumes import HEIGHT, SCANS, WIDTH, draw_volume, write_image, write_tree, write_volume
 
-ROOT = Path(__file__).parents[2]
 OPTIONS = {"image_size": WIDTH, "map_size": 16, "k": 0.5}
 FORMS = [
     pytest.param(np.uint16, {}, id="16-bit"),
@@ -41,14 +39,6 @@ FORMS = [
     pytest.param(np.uint16, {"compressed": True}, id="16-bit-compressed"),
     pytest.param(np.uint8, {"compressed": True}, id="8-bit-compressed"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch) -> Path:
-    """The index goes elsewhere than to the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -120,21 +110,6 @@ def test_vendors_are_told_by_folder_then_id(folder, vendor, tmp_path):
 def test_the_root_may_be_the_vendors_folder(tmp_path):
     write_volume(tmp_path / "TrainingCirrus" / "TRAIN099")
     assert survey(tmp_path / "TrainingCirrus", "cirrus").volumes
-
-
-@pytest.mark.parametrize(
-    ("height", "dtype", "vendor"),
-    [
-        (496, np.uint16, "spectralis"),
-        (1024, np.uint8, "cirrus"),
-        (650, np.uint8, "topcon"),
-        (885, np.uint8, "topcon"),
-    ],
-)
-def test_vendors_are_told_by_shape_last(height, dtype, vendor, tmp_path):
-    write_image(tmp_path / "scan" / "oct.mhd", np.zeros((1, height, 16), dtype))
-    write_image(tmp_path / "scan" / "reference.mhd", np.zeros((1, height, 16), np.uint8))
-    assert len(survey(tmp_path, vendor).volumes) == 1
 
 
 def test_test_volumes_have_no_reference_and_are_left_out(own_tree):
@@ -304,93 +279,8 @@ def test_roots_without_volumes_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no volume: expected a folder with"):
         load_tree(tmp_path)
     write_volume(tmp_path / "scan")
-    with pytest.raises(ValueError, match=r"scan/oct\.mhd does not tell its vendor"):
+    with pytest.raises(ValueError, match=r"scan does not tell its vendor"):
         load_tree(tmp_path)
-
-
-# --- the index
-
-
-def forbid_reading(monkeypatch) -> None:
-    def fail(folder: Path) -> None:
-        raise AssertionError(f"{folder} was read again")
-
-    monkeypatch.setattr(retouch_index, "examine", fail)
-
-
-def as_found(root: Path) -> list[dict]:
-    return [vars(volume) for volume in survey(root, "spectralis").volumes]
-
-
-def test_volumes_are_read_once_and_again_only_when_they_change(own_tree, monkeypatch):
-    first = as_found(own_tree)
-    examine = retouch_index.examine
-    forbid_reading(monkeypatch)
-    assert as_found(own_tree) == first
-
-    seen = []
-    monkeypatch.setattr(retouch_index, "examine", lambda folder: seen.append(folder.name) or examine(folder))
-    folder = own_tree / "TrainingSpectralis"
-    os.utime(folder / "TRAIN026" / "reference.raw", ns=(1, 1))
-    assert as_found(own_tree) == first
-    write_image(folder / "TRAIN027" / "reference.mhd", np.zeros((SCANS, HEIGHT, WIDTH), np.uint8))
-    assert sum(map(sum, as_found(own_tree)[2]["pixels"])) == 0
-    assert seen == ["TRAIN026", "TRAIN027"]
-    shutil.rmtree(folder / "TRAIN025")
-    assert len(as_found(own_tree)) == 2
-    assert seen == ["TRAIN026", "TRAIN027"]
-
-
-@pytest.mark.parametrize("spoil", [cut, damage, lambda path: path.write_text(""), lambda path: path.write_text("{}")])
-def test_a_damaged_index_is_made_anew(spoil, own_tree, cache, monkeypatch):
-    first = as_found(own_tree)
-    (index,) = cache.rglob("*.json")
-    spoil(index)
-    assert as_found(own_tree) == first
-    forbid_reading(monkeypatch)
-    assert as_found(own_tree) == first
-
-
-def test_without_a_cache_it_only_takes_longer(own_tree, tmp_path, monkeypatch, capsys):
-    first = as_found(own_tree)
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert as_found(own_tree) == first
-    said = capsys.readouterr().err
-    assert said.startswith("note: the index of the volumes cannot be kept")
-    assert said.count("\n") == 1
-
-
-def test_two_processes_do_no_harm(own_tree, cache, monkeypatch):
-    """Both start from nothing, at the same moment, and again and again remove what the other has written."""
-    code = """
-import sys, time
-from pathlib import Path
-from examples.data.retouch.index import cache_file, survey
-root = Path(sys.argv[1])
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(15):
-    found = survey(root, "spectralis")
-    print(len(found.volumes), found.errors, sum(sum(map(sum, volume.pixels)) for volume in found.volumes))
-    cache_file(root, "spectralis").unlink(missing_ok=True)
-survey(root, "spectralis")
-"""
-    command = [sys.executable, "-c", code, str(own_tree)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    said = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    expected = f"3 [] {sum(sum(map(sum, volume['pixels'])) for volume in as_found(own_tree))}"
-    assert {line for text in said for line in text.splitlines()} == {expected}
-    assert [path.suffix for path in cache.rglob("*") if path.is_file()] == [".json"]
-    forbid_reading(monkeypatch)
-    assert len(as_found(own_tree)) == 3
 
 
 # --- images
@@ -430,7 +320,6 @@ def test_flattened_retinas_are_level(tree):
     for image in data.test[range(SCANS)].images[:, 0]:
         rows = image.argmax(0).float()
         assert (rows - rows.median()).abs().max() <= 3
-    assert data.found.endswith("; flattened and cropped to the retina, 0 B-scans whole because it was not found")
 
 
 def test_bscans_without_a_retina_stay_whole_and_are_counted(own_tree):
@@ -439,7 +328,8 @@ def test_bscans_without_a_retina_stay_whole_and_are_counted(own_tree):
     scans[1:3] = np.random.default_rng(0).integers(0, 65535, scans[1:3].shape)
     write_image(folder / "oct.mhd", scans)
     data = load_tree(own_tree, retina="flatten")
-    assert "2 B-scans whole because it was not found" in data.found
+    findings = check_retouch(Check("retouch", own_tree, retina="flatten"))
+    assert findings.notes == ["no retina found in TRAIN026 B-scan 1, TRAIN026 B-scan 2: they stay whole"]
     everything = {}
     for part in (data.unlabeled, data.validation, data.test):
         everything |= dict(zip(part.names, part[range(len(part))].shown, strict=True))
@@ -451,8 +341,8 @@ def test_fluid_that_is_cropped_away_is_counted(own_tree):
     references = draw_volume(25)[1]
     references[:, -2:] = 1
     write_image(own_tree / "TrainingSpectralis" / "TRAIN025" / "reference.mhd", references)
-    assert "of the fluid cropped away" in load_tree(own_tree, retina="crop").found
-    assert "cropped away" not in load_tree(own_tree).found
+    notes = {view: check_retouch(Check("retouch", own_tree, retina=view)).notes for view in ("crop", "whole")}
+    assert notes == {"crop": ["--retina crop cuts 512 pixels of fluid off, in TRAIN025"], "whole": []}
 
 
 # --- folds
@@ -460,7 +350,9 @@ def test_fluid_that_is_cropped_away_is_counted(own_tree):
 
 def test_committed_folds_are_those_drawn():
     committed = json.loads(retouch.SPLITS.read_text())
-    assert committed == draw()
+    assert committed == {
+        vendor: deal(f"TRAIN{number:03d}" for number in ids) for vendor, ids in retouch_index.TRAINING_IDS.items()
+    }
     assert {vendor: sum(map(len, parts)) for vendor, parts in committed.items()} == {
         "cirrus": 24, "spectralis": 24, "topcon": 22
     }  # fmt: skip
@@ -474,9 +366,10 @@ def test_committed_folds_are_those_drawn():
 
 @pytest.mark.parametrize("vendor", retouch_index.VENDORS)
 def test_the_training_set_has_the_committed_folds(vendor, monkeypatch):
-    ids = [name for part in draw()[vendor] for name in part]
+    committed = json.loads(retouch.SPLITS.read_text())[vendor]
+    ids = [name for part in committed for name in part]
     monkeypatch.setattr(retouch, "deal", lambda ids: pytest.fail("dealt out anew"))
-    assert retouch.find_parts(sorted(ids), vendor) == draw()[vendor]
+    assert retouch.find_parts(sorted(ids), vendor) == committed
 
 
 @pytest.mark.parametrize("volumes", [3, 7, 10, 23])
@@ -533,8 +426,7 @@ def test_a_fluid_in_one_bscan_alone_is_drawn():
     pixels = np.zeros((5000, 3), int)
     pixels[:, 0] = 100
     pixels[7, 1] = pixels[4711, 2] = 100
-    size, none = (64, 64, 5000), (None,) * 5000
-    volume = retouch_index.Volume("a", Path(), size, "uint8", tuple(map(tuple, pixels)), none, {}, ())
+    volume = retouch_index.Volume("a", Path(), (64, 64, 5000), "uint8", tuple(map(tuple, pixels)), ())
     scans = [(volume, i) for i in range(5000)]
     config = Config("retouch", **OPTIONS)
     for labeled in (2, 3, 12):
@@ -581,12 +473,15 @@ def test_real_retinas_are_found_and_keep_their_fluid(tmp_path):
             write_image(tmp_path / "Spectralis" / patient / f"{name}.mhd", np.stack(scans))
     off, sharper = [], []
     for volume in survey(tmp_path, "spectralis").volumes:
-        assert None not in volume.retinas
-        assert volume.lost == {"whole": 0, "crop": 0, "flatten": 0}
-        for scan, found in enumerate(volume.retinas):
+        for scan in range(volume.size[2]):
+            image, ids = scale(volume.read_scan(scan)), volume.read_reference(scan)
+            found = find_retina(image)
+            assert found is not None
+            for view in ("crop", "flatten"):
+                assert (placement(image, view, 1).cut(ids, 0) > 0).sum() == (ids > 0).sum()
             height = found.flat[1] - found.flat[0]
             assert 60 < height < 220  # of 331 rows
-            flat = volume.placement(scan, "flatten", 512).cut(volume.read_scan(scan), 0)
+            flat = placement(image, "flatten", 512).cut(volume.read_scan(scan), 0)
             off.append(
                 abs(int(flat.mean(1).argmax()) - (height - round(0.12 * 331)))
             )  # the level layer is the brightest

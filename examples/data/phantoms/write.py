@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from examples.config import Vendor, require
 from examples.data.phantoms.oct import Volume
-from examples.data.splits.draw_retouch import TRAINING_IDS
+from examples.data.retouch.index import TRAINING_IDS
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ B-scans as unlabeled ones; the parts of the training set are committed, other vo
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
@@ -30,10 +31,10 @@ from torch import Tensor
 from examples.config import Config, RetinaView
 from examples.data.base import IGNORE_INDEX, CachedReader, Content, Dataset, LazyImages, Original
 from examples.data.retouch.index import CLASSES, Volume, survey
-from examples.data.retouch.retina import scale
+from examples.data.retouch.retina import placement, scale
 from examples.data.splits import MAX_DRAWS, best_of
-from examples.data.splits.draw_retouch import deal
 
+FOLDS = 10
 SPLITS = Path(__file__).parents[1] / "splits" / "retouch.json"
 MIN_AREA = 8  # pixels of a class at the training size in a B-scan that is drawn for it
 
@@ -76,7 +77,7 @@ def load(config: Config) -> Dataset:
         found=(
             f"{len(found.volumes)} {config.vendor.capitalize()} volumes, {len(scans_of(found.volumes))} B-scans;"
             f" fold {config.split} of {len(parts)}: {len(training)} volumes ({len(train)} B-scans) to train,"
-            f" {len(validation)} to validate, {len(test)} to test{describe_view(found.volumes, config.retina)}"
+            f" {len(validation)} to validate, {len(test)} to test"
         ),
         score="miou_pooled",
     )
@@ -96,16 +97,12 @@ def find_parts(ids: Sequence[str], vendor: str) -> list[list[str]]:
     return committed if sorted(ids) == sorted(chain.from_iterable(committed)) else deal(ids)
 
 
-def describe_view(volumes: Iterable[Volume], view: RetinaView) -> str:
-    """Describe how often the retina was not found, and how much a crop loses; nothing of whole B-scans."""
-    if view == "whole":
-        return ""
-    volumes = list(volumes)
-    missed = sum(volume.retinas.count(None) for volume in volumes)
-    lost, fluid = sum(volume.lost[view] for volume in volumes), sum(map(sum, (p for v in volumes for p in v.pixels)))
-    words = {"crop": "cropped to the retina", "flatten": "flattened and cropped to the retina"}[view]
-    text = f"; {words}, {missed} B-scans whole because it was not found"
-    return text + (f", {lost / fluid:.2%} of the fluid cropped away" if lost else "")
+def deal(ids: Iterable[str]) -> list[list[str]]:
+    """Deal ids out in random order into ten parts, or one each if there are fewer; the same for the same ids."""
+    order = sorted(ids)
+    random.Random(2022).shuffle(order)
+    parts = min(FOLDS, len(order))
+    return [sorted(order[part::parts]) for part in range(parts)]
 
 
 def draw_labeled(train: Sequence[Key], config: Config) -> list[int]:
@@ -154,14 +151,14 @@ def draw_labeled(train: Sequence[Key], config: Config) -> list[int]:
 def read_scan(key: Key, view: RetinaView, size: int) -> Content:
     """Read one B-scan as :class:`LazyImages` wants it."""
     volume, scan = key
-    placement = volume.placement(scan, view, size)
-    image = placement.place(scale(volume.read_scan(scan)), -1, Image.Resampling.BOX)
-    labels = placement.place(volume.read_reference(scan).astype(np.int32), IGNORE_INDEX, Image.Resampling.NEAREST)
+    image = scale(volume.read_scan(scan))
+    place = placement(image, view, size)
+    labels = place.place(volume.read_reference(scan).astype(np.int32), IGNORE_INDEX, Image.Resampling.NEAREST)
     return (
-        torch.from_numpy(image)[None],
+        torch.from_numpy(place.place(image, -1, Image.Resampling.BOX))[None],
         torch.from_numpy(labels.astype(np.int8)),
-        torch.from_numpy(placement.shown()),
-        Original(placement, partial(read_labels, key)),
+        torch.from_numpy(place.shown()),
+        Original(place, partial(read_labels, key)),
     )
 
 

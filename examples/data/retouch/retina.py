@@ -8,6 +8,9 @@ import numpy as np
 from numpy.polynomial.polynomial import polyfit, polyval, polyvander
 from numpy.typing import NDArray
 
+from examples.config import RetinaView
+from examples.data.resize import Placement
+
 PERCENTILES = (0.5, 99.5)  # of a B-scan's intensities, between which they are scaled to [-1, 1]
 
 # Of find_retina; lengths in shares of the height.
@@ -90,6 +93,17 @@ def find_retina(image: Image) -> Retina | None:
         crop=(max(0, int(np.quantile(top, STRAY)) - above), min(height, int(rows.max()) + below)),
         flat=(int(rows.mean() - np.quantile(rows - top, 1 - STRAY)) - above, int(rows.mean()) + below),
     )
+
+
+def placement(image: Image, view: RetinaView, size: int) -> Placement:
+    """Return how a scaled B-scan (H, W) comes into a square; whole where its retina is not found."""
+    height, width = image.shape
+    found = None if view == "whole" else find_retina(image)
+    if found is None:
+        return Placement(height, width, size)
+    if view == "crop":
+        return Placement(height, width, size, found.crop)
+    return Placement(height, width, size, found.flat, found.shift(width))
 
 
 def fit(layer: Rows, columns: Rows, near: float) -> Rows:

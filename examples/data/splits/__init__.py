@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 MAX_DRAWS = 1000
 
 T = TypeVar("T")
-
-
-def as_json(divisions: Mapping[str, Sequence[object]]) -> str:
-    """Return one division a line."""
-    named = (f'"{name}": [\n' + ",\n".join(map(json.dumps, drawn)) + "\n]" for name, drawn in divisions.items())
-    return "{\n" + ",\n".join(named) + "\n}"
 
 
 def best_of(draw: Callable[[], T], faults: Callable[[T], tuple[int, ...]]) -> T:
