@@ -33,7 +33,10 @@ FILES_ARE_WHOLE = "; every file that was written is whole, and --overwrite begin
 
 @contextmanager
 def ending_in_words(when_interrupted: str = "") -> Iterator[None]:
-    """End the process with the message of an error, which says what to do; a traceback would bury it."""
+    """End the process with the message of an error, which says what to do; a traceback would bury it.
+
+    All that a user can cause is one of these, wherever it is raised.
+    """
     try:
         yield
     except (ImportError, OSError, ValueError) as error:
@@ -94,7 +97,6 @@ def parse_command(
 
     Raises:
         SystemExit: an option is unknown or not of its type; tyro has said so.
-        ValueError: a value is out of range, options contradict each other, or the file of --config cannot be used.
     """
     words = sys.argv[1:] if words is None else words
     only_config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -121,9 +123,6 @@ def read_command(path: Path) -> Command:
     """Return the options that a run's config.json or result.json holds, without those about other runs.
 
     They are taken by their types and never as words, of which one could be another option.
-
-    Raises:
-        ValueError: it cannot be read, or holds no options, or not those of this version.
     """
     try:
         options = options_in(path, ", expected a run's config.json or result.json")

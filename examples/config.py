@@ -233,11 +233,7 @@ class OutputOptions:
 class Config(
     OutputOptions, DeviceOptions, AblationOptions, MethodOptions, ScheduleOptions, DataOptions, MainOptions
 ):  # fmt: skip
-    """All options of a run; the defaults are the paper's. Fields are those of the bases, from the last to the first.
-
-    Raises:
-        ValueError: a value is out of range; the message names the option.
-    """
+    """All options of a run; the defaults are the paper's. Fields are those of the bases, from the last to the first."""
 
     def __post_init__(self) -> None:
         """Fill in what depends on the data set, and refuse what could only fail later."""
@@ -292,11 +288,7 @@ class Config(
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Config:
-        """Return the inverse of ``plain``.
-
-        Raises:
-            ValueError: an option is unknown, not of its type or out of range; the message names it.
-        """
+        """Return the inverse of ``plain``."""
         return cls(**typed_fields(cls, plain))
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:

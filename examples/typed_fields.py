@@ -24,21 +24,13 @@ def typed_fields(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def known_fields(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of fields that there are; results of other versions may hold more of them, or fewer.
-
-    Raises:
-        ValueError: a field is not of its type; the message names it.
-    """
+    """Return the values of fields that there are; results of other versions may hold more of them, or fewer."""
     hints = get_type_hints(kind)
     return {name: typed(name, plain[name], hint) for name, hint in hints.items() if name in plain}
 
 
 def typed(name: str, value: object, hint: Any) -> Any:
-    """Return a value as an option of that type holds it.
-
-    Raises:
-        ValueError: it is of another type; the message names the option.
-    """
+    """Return a value as an option of that type holds it."""
     accepted = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for kind in accepted:
         if type(value) is kind or (get_origin(kind) is Literal and value in get_args(kind)):

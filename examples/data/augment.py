@@ -195,10 +195,7 @@ class StrongAugmentation:
     """FixMatch's strong augmentation: two RandAugment operations, each half of the time, then always CutOut.
 
     An image's photometric operations run first, its geometric ones are composed into a single warp, so that image
-    and labels are resampled once and alike.
-
-    Args:
-        generator: Source of all randomness, on the CPU.
+    and labels are resampled once and alike. ``generator``, on the CPU, is the source of all randomness.
     """
 
     def __init__(self, generator: Generator):

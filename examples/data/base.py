@@ -49,21 +49,15 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with their labels, decoded and in memory.
+    """Images with their labels, decoded and in memory."""
 
-    Attributes:
-        images: (N, 1, H, W) float32 in [-1, 1], or (N, 3, H, W) in color.
-        labels: Multi-label (N, C, H, W) int8 0/1, or class map (N, H, W) int64 with background 0.
-        names: One per image.
-        shown: (N, H, W) bool, False where an image was padded to the common size; None if none was. Nothing is
-            learned or evaluated there.
-        originals: One per image where predictions are evaluated at the image's original size; None: as they are.
-    """
-
-    images: Tensor
-    labels: Tensor
-    names: tuple[str, ...]
+    images: Tensor  # (N, 1, H, W) float32 in [-1, 1], or (N, 3, H, W) in color
+    labels: Tensor  # multi-label (N, C, H, W) int8 0/1, or class map (N, H, W) int64 with background 0
+    names: tuple[str, ...]  # one per image
+    # (N, H, W) bool, False where an image was padded to the common size; None if none was. Nothing is learned or
+    # evaluated there
     shown: Tensor | None = None
+    # One per image where predictions are evaluated at the image's original size; None: as they are
     originals: tuple[Original, ...] | None = None
 
     def __len__(self) -> int:
@@ -87,21 +81,13 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class LazyImages(Generic[Key]):
-    """Images that are read when they are asked for (see :class:`CachedReader`), so that they need not fit into memory.
+    """Images that are read when they are asked for (see :class:`CachedReader`): they need not fit into memory."""
 
-    Attributes:
-        read: Key -> what there is of the image.
-        digest: Key -> hash of its labels.
-        keys: One per image.
-        names: One per image.
-        device: Where a batch goes.
-    """
-
-    read: Callable[[Key], Content]
-    digest: Callable[[Key], str]
-    keys: tuple[Key, ...]
-    names: tuple[str, ...]
-    device: str = "cpu"
+    read: Callable[[Key], Content]  # key -> what there is of the image
+    digest: Callable[[Key], str]  # key -> hash of its labels
+    keys: tuple[Key, ...]  # one per image
+    names: tuple[str, ...]  # one per image
+    device: str = "cpu"  # where a batch goes
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -156,14 +142,10 @@ class Selection:
 
 
 class CachedReader(Generic[Key]):
-    """Reads images, and keeps those that were read first, decoded, in at most ``max_bytes``.
+    """Reads images, and keeps those that were read first, decoded, in at most ``max_bytes`` of tensors.
 
     Not those that were read last: in passes over shuffled images it is the longest until those come again. Of images
     three quarters of which fit, these are found in three quarters of the cases, and those in two fifths.
-
-    Args:
-        read: Key -> what there is of the image.
-        max_bytes: Of tensors that are kept.
     """
 
     def __init__(self, read: Callable[[Key], Content], max_bytes: int) -> None:
@@ -184,31 +166,22 @@ class CachedReader(Generic[Key]):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set divided for one run.
+    """A data set divided for one run."""
 
-    Attributes:
-        labeled: The N_l labeled images.
-        unlabeled: Images without labels to the method; theirs are held back to log how good pseudo-labels are.
-        validation: Chooses the best checkpoint.
-        test: Looked at once, at the end.
-        class_names: The classes without background, in the order of the label channels (or of class ids 1, 2, ...).
-        flip_pairs: Classes, as indices into class_names, that change places in a mirrored image.
-        multilabel: Whether labels may overlap (sigmoid) or not (softmax with background).
-        found: What was found on disk, in words; after a semicolon, how the split divides it.
-        fused: Label -> the classes, as indices into class_names, whose union is evaluated as that label; None: the
-            classes themselves are evaluated.
-        score: The figure that ranks methods: "miou", a mean over images, or "miou_pooled", of all pixels together.
-    """
-
-    labeled: ImageSet
-    unlabeled: Images
-    validation: Images
-    test: Images
+    labeled: ImageSet  # the N_l labeled images
+    unlabeled: Images  # images without labels to the method; theirs are held back to log how good pseudo-labels are
+    validation: Images  # chooses the best checkpoint
+    test: Images  # looked at once, at the end
+    # The classes without background, in the order of the label channels (or of class ids 1, 2, ...)
     class_names: tuple[str, ...]
+    # Classes, as indices into class_names, that change places in a mirrored image
     flip_pairs: tuple[tuple[int, int], ...]
-    multilabel: bool
-    found: str
+    multilabel: bool  # whether labels may overlap (sigmoid) or not (softmax with background)
+    found: str  # what was found on disk, in words; after a semicolon, how the split divides it
+    # Label -> the classes, as indices into class_names, whose union is evaluated as that label; None: the classes
+    # themselves are evaluated
     fused: dict[str, tuple[int, ...]] | None = None
+    # The figure that ranks methods: "miou", a mean over images, or "miou_pooled", of all pixels together
     score: Literal["miou", "miou_pooled"] = "miou"
 
     @property

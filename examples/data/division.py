@@ -15,21 +15,13 @@ PARTS: tuple[Part, ...] = ("labeled", "validation", "test")
 
 @dataclass(frozen=True)
 class Division:
-    """The images of a run by part, as names.
+    """The images of a run by part, as names."""
 
-    Attributes:
-        labeled: Those learned from with their labels.
-        unlabeled: Those learned from without; the labeled ones may be among them.
-        validation: Those that chose the best checkpoint.
-        test: Those that it was tested on.
-        digests: Name -> hash of the labels, of all but the unlabeled ones.
-    """
-
-    labeled: tuple[str, ...]
-    unlabeled: tuple[str, ...]
-    validation: tuple[str, ...]
-    test: tuple[str, ...]
-    digests: dict[str, str]
+    labeled: tuple[str, ...]  # those learned from with their labels
+    unlabeled: tuple[str, ...]  # those learned from without; the labeled ones may be among them
+    validation: tuple[str, ...]  # those that chose the best checkpoint
+    test: tuple[str, ...]  # those that it was tested on
+    digests: dict[str, str]  # name -> hash of the labels, of all but the unlabeled ones
 
     @classmethod
     def of(cls, data: Dataset) -> Division:
@@ -65,18 +57,7 @@ class Division:
         return {**self.plain(), "unlabeled": unlabeled}
 
     def find(self, part: Part, sources: Sequence[Images]) -> list[Images]:
-        """Find the images of a part, whatever part they would be in today.
-
-        Args:
-            part: Of the run.
-            sources: The images that there are now.
-
-        Returns:
-            Selections of ``sources``, together the images of the part.
-
-        Raises:
-            ValueError: one is missing, or its labels have changed.
-        """
+        """Find the images of a part of the run among ``sources``, whatever part they would be in today."""
         wanted: tuple[str, ...] = getattr(self, part)
         left = dict.fromkeys(wanted)
         found: list[Images] = []

@@ -33,11 +33,7 @@ def decoding(path: Path) -> Iterator[None]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Read the one image that a file holds; a photograph upright, as it is shown, and as its mask was drawn.
-
-    Raises:
-        ValueError: it cannot be read, holds several pages, or pixels that are no numbers.
-    """
+    """Read the one image that a file holds; a photograph upright, as it is shown, and as its mask was drawn."""
     if path.suffix.lower() == DICOM:
         return open_dicom(path)
     with decoding(path):
@@ -84,11 +80,7 @@ def read_information(path: Path, image_io: str = "") -> SimpleITK.ImageFileReade
 
 
 def open_dicom(path: Path) -> Image.Image:
-    """Read the one gray image of a DICOM file as one of mode F; GDCM turns MONOCHROME1 to what a viewer shows.
-
-    Raises:
-        ValueError: it cannot be read, or holds several frames or colors.
-    """
+    """Read the one gray image of a DICOM file as one of mode F; GDCM turns MONOCHROME1 to what a viewer shows."""
     with decoding(path):
         reader = read_information(path, "GDCMImageIO")
         values = SimpleITK.GetArrayFromImage(reader.Execute())
@@ -121,11 +113,7 @@ def repeat_gray(values: NDArray[np.float32], channels: int) -> NDArray[np.float3
 
 
 def skip_unreadable(images: dict[str, Path], read: Callable[[str], object]) -> tuple[dict[str, Path], str]:
-    """Leave out, and name, the images that cannot be read.
-
-    Args:
-        images: Name -> file.
-        read: Called with a name; ValueError or OSError if the image or one of its masks cannot be read.
+    """Leave out, and name, the images that ``read`` refuses by name (or one of whose masks it does).
 
     Returns:
         The others, and how many were left out, in words.

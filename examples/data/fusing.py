@@ -16,19 +16,7 @@ EXPECTED = 'expected {"label": ["fine label", ...], ...}'
 
 
 def read_fusing(path: Path, class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Read which fine labels make up which label.
-
-    Args:
-        path: JSON file ``{"label": ["fine label", ...], ...}``.
-        class_names: The labels that are trained.
-
-    Returns:
-        Label -> indices into ``class_names``, in the file's order.
-
-    Raises:
-        FileNotFoundError: ``path`` is no file.
-        ValueError: It does not hold such a mapping, or names a label that is not trained.
-    """
+    """Read a file ``{"label": ["fine label", ...], ...}``, as label -> indices into the trained ``class_names``."""
     if not path.is_file():
         raise FileNotFoundError(f"fuse: {path} is not a file; {EXPECTED} in it")
     try:
@@ -51,15 +39,7 @@ def read_fusing(path: Path, class_names: Sequence[str]) -> dict[str, tuple[int, 
 
 
 def fuse_masks(masks: Tensor, fused: Mapping[str, Sequence[int]] | None) -> Tensor:
-    """Return unions of fine masks, or the masks themselves where nothing is to be fused.
-
-    Args:
-        masks: (B, C, H, W) bool.
-        fused: Label -> channels of ``masks``.
-
-    Returns:
-        (B, len(fused), H, W) bool.
-    """
+    """Return unions (B, len(fused), H, W) of masks (B, C, H, W) bool, or the masks where nothing is to be fused."""
     if fused is None:
         return masks
     return torch.stack([masks[:, list(channels)].any(1) for channels in fused.values()], dim=1)

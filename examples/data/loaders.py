@@ -26,11 +26,7 @@ def class_presence(labels: Tensor, num_classes: int) -> Tensor:
 
 
 class PoolBatches(Iterator[View]):
-    """Reference pools of ``size`` labeled images in which every class is present, after augmentation too.
-
-    Raises:
-        ValueError: no draw kept every class; the message names those lost last.
-    """
+    """Reference pools of ``size`` labeled images in which every class is present, after augmentation too."""
 
     def __init__(self, data: Dataset, size: int, generator: Generator) -> None:
         self.data = data
@@ -60,9 +56,6 @@ class UnlabeledBatches(Iterator[View]):
     """Passes over the shuffled unlabeled images, ``size`` at a time; their labels are for the log only.
 
     A pass ends with what is left, less than a batch, unless there are more processes than images left.
-
-    Raises:
-        ValueError: there are fewer images than processes.
     """
 
     def __init__(self, data: Dataset, size: int, generator: Generator) -> None:

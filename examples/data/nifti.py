@@ -17,11 +17,7 @@ FORMS = {348: (72, 108, "f", 344, b"n+1\0"), 540: (14, 168, "q", 4, b"n+2\0")}
 
 
 def read_nifti_header(path: Path) -> tuple[tuple[int, ...], str, int]:
-    """Return size (x, y, z), type of the values as NumPy names it, and values a voxel.
-
-    Raises:
-        ValueError: it is no NIfTI file, or holds fewer values than its header says, or more than can be meant.
-    """
+    """Return size (x, y, z), type of the values as NumPy names it, and values a voxel."""
     packed = path.name.lower().endswith(".gz")
     try:
         with gzip.open(path) if packed else path.open("rb") as file:

@@ -15,20 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Rows of an image, resized with their aspect kept into the middle of a square.
+    """Rows of an image, resized with their aspect kept into the middle of a square."""
 
-    Attributes:
-        height: Of the original image.
-        width: ...
-        size: Side of the square.
-        rows: The first row that is kept and the one after the last; None: all. They may lie outside the image.
-        shift: (width,) by how many rows each column is moved up before that; None: none is moved.
-    """
-
-    height: int
+    height: int  # of the original image
     width: int
-    size: int
+    size: int  # side of the square
+    # The first row that is kept and the one after the last; None: all. They may lie outside the image
     rows: tuple[int, int] | None = None
+    # (width,) by how many rows each column is moved up before that; None: none is moved
     shift: NDArray[np.int64] | None = None
 
     @property

@@ -22,11 +22,9 @@ HEADER_BYTES = len(HEADER) + 64 + 1  # with the digest and the end of the line
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run: step-00001234.ckpt in a folder that is made when the first is saved.
 
-    Args:
-        folder: Where they lie, as step-00001234.ckpt; made when the first is saved.
-        say: Called with a line for each checkpoint that is damaged.
+    ``say`` is called with a line for each that is damaged.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
@@ -144,11 +142,7 @@ def atomic_write(path: Path, *parts: bytes | memoryview, flush: bool = True) -> 
 
 
 def make_folder(folder: Path, option: str = "out") -> None:
-    """Make a folder to write to, and those above it, where it is not there.
-
-    Raises:
-        OSError: it cannot be made; the message names the option that another one is to be given by.
-    """
+    """Make a folder to write to, and those above it; an error names the option that another one is to be given by."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

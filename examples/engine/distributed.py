@@ -67,14 +67,7 @@ def default_device() -> str:
 
 
 def resolve_device(device: str) -> str:
-    """Return a device as PyTorch names it.
-
-    Args:
-        device: auto, cpu, cuda, cuda:1, ...
-
-    Raises:
-        ValueError: there is no such device.
-    """
+    """Return a device (auto, cpu, cuda, cuda:1, ...) as PyTorch names it."""
     if device == "auto":
         return default_device()
     try:
@@ -87,11 +80,7 @@ def resolve_device(device: str) -> str:
 
 
 def own_device(device: str) -> str:
-    """Return the device of this process: with several processes, ``cuda`` is another GPU for each.
-
-    Raises:
-        ValueError: there is no such device, or one GPU is named for several processes.
-    """
+    """Return the device of this process: with several processes, ``cuda`` is another GPU for each."""
     device = resolve_device(device)
     if world_size() == 1 or device == "cpu":
         return device

@@ -149,27 +149,19 @@ def with_background(masks: Tensor) -> Tensor:
 
 
 class SurfaceDistance(NamedTuple):
-    """Distances between two surfaces, in the unit of the spacing; NaN where one of the masks is empty.
+    """Distances between two surfaces, in the unit of the spacing; NaN where one of the masks is empty."""
 
-    Attributes:
-        assd: Average symmetric surface distance: the mean over the surface pixels of both masks of the distance to the
-            nearest of the other.
-        hd95: 95 % Hausdorff distance: the larger of the 95th percentiles of the distances in both directions.
-    """
-
+    # Average symmetric surface distance: the mean over the surface pixels of both masks of the distance to the
+    # nearest of the other
     assd: float
-    hd95: float
+    hd95: float  # 95 % Hausdorff distance: the larger of the 95th percentiles of the distances in both directions
 
 
 def surface_distance(a: NDArray[np.bool_], b: NDArray[np.bool_], spacing: Sequence[float]) -> SurfaceDistance:
-    """Return how far the surfaces of two masks lie apart.
+    """Return how far the surfaces of two masks, of any number of axes, lie apart.
 
-    A surface pixel is one of the mask that has, along an axis, a neighbor outside the mask or the image.
-
-    Args:
-        a: Mask of any number of axes, bool.
-        b: Mask of the same shape, bool.
-        spacing: From one pixel to the next along each axis.
+    A surface pixel is one of the mask that has, along an axis, a neighbor outside the mask or the image. The spacing is
+    that from one pixel to the next along each axis.
     """
     if not a.any() or not b.any():
         return SurfaceDistance(math.nan, math.nan)

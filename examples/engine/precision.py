@@ -8,11 +8,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def network_precision(precision: str, device: str) -> torch.dtype:
-    """Return the type the network computes in.
-
-    Raises:
-        ValueError: the GPU would only imitate it.
-    """
+    """Return the type the network computes in."""
     gpu = torch.device(device).type == "cuda"
     if precision == "bf16" and gpu and torch.cuda.get_device_capability(device) < (8, 0):
         raise ValueError(

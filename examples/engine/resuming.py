@@ -34,11 +34,7 @@ class GlobalRandomness:
 
 
 def check_same_run(options: Mapping[str, Any], config: Config) -> None:
-    """Refuse to go on with a run of other options than those that it was started with.
-
-    Raises:
-        ValueError: the options that differ are named.
-    """
+    """Refuse to go on with a run of other options than those that it was started with."""
     if other := config.differences(options):
         raise ValueError(
             f"out: {config.out_dir} holds an unfinished run with other options ({'; '.join(other)}); pass those to go"
@@ -47,11 +43,7 @@ def check_same_run(options: Mapping[str, Any], config: Config) -> None:
 
 
 def check_same_processes(before: Mapping[str, Any], config: Config) -> None:
-    """Refuse to go on with another number of processes where what is trained would be another.
-
-    Raises:
-        ValueError: it says how many there were.
-    """
+    """Refuse to go on with another number of processes where what is trained would be another."""
     was = before.get("processes", 1)
     if was != world_size() and not config.sync_batch_norm:
         raise ValueError(
@@ -67,11 +59,7 @@ def image_names(data: Dataset) -> dict[str, list[str]]:
 
 
 def restore(saved: dict[str, Any], parts: Mapping[str, Stateful], data: Dataset) -> None:
-    """Bring all parts of a run to where they were when it was saved.
-
-    Raises:
-        ValueError: the images are others than then, or the code is so different that it cannot go on.
-    """
+    """Bring all parts of a run to where they were when it was saved."""
     names = image_names(data)
     for part in PARTS:
         if saved["images"][part] != names[part]:

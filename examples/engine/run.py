@@ -44,12 +44,6 @@ BN_CALIBRATION_POOLS = 20  # labeled pools that batch-norm statistics for evalua
 class Run:
     """What is trained, on which batches, and how it is saved.
 
-    Args:
-        config: Of the run.
-        out: Its folder.
-        worker: Where batches are prepared.
-        resume: As for :func:`examples.engine.loop.train`.
-
     Attributes:
         start: Steps done before, of a run that goes on.
         iterations: Steps of the whole run.
@@ -99,12 +93,7 @@ class Run:
         self.log = RunLog(out, config, self.iterations, self.data, self.environments, self.start)
 
     def begin(self, *, resume: bool) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-        """Return the last checkpoint, if there is one, and the environments of the run, of which the last is this one.
-
-        Raises:
-            FileNotFoundError: there is no checkpoint, and ``resume`` asks for one.
-            ValueError: it is of another run.
-        """
+        """Return the last checkpoint, if there is one, and the environments of the run, this one last."""
         saved = self.checkpoints.load()
         now = environment(self.config.device) | {"processes": parallel.world_size()}
         if saved is None:

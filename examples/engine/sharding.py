@@ -23,11 +23,7 @@ Collected = TypeVar("Collected", bound=IoU)
 
 
 def check_shares(config: Config) -> None:
-    """Refuse batches that the processes cannot share equally.
-
-    Raises:
-        ValueError: the option is named.
-    """
+    """Refuse batches that the processes cannot share equally."""
     processes = world_size()
     for name in ("pool_size", "unlabeled_batch"):
         size = getattr(config, name)

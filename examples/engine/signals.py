@@ -15,11 +15,7 @@ PATIENCE = 2.0  # seconds: a terminal and a job's parent may both pass on one Ct
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was ended by a signal.
-
-    Attributes:
-        number: Of the signal.
-    """
+    """A run was ended by the signal of this number."""
 
     def __init__(self, number: int, when: str) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} {when}")

@@ -85,13 +85,7 @@ class RemappedOutputs(nn.Module):
 
 
 def measure(options: Evaluate) -> Evaluation:
-    """Predict all images, measure, and write the CSV file.
-
-    Raises:
-        OSError: something cannot be read or written.
-        ValueError: the checkpoint is none, or does not fit the data, or options cannot be right; or images of the run's
-            own division are missing, or have other masks now.
-    """
+    """Predict all images, measure, and write the CSV file."""
     trained = read_trained(options.checkpoint, options.device)
     config = config_for(trained, options)
     path = options.csv or trained.path.with_name(f"evaluation-{config.dataset}-{options.part}.csv")
@@ -147,11 +141,7 @@ def config_for(trained: Trained, options: Evaluate) -> Config:
 
 
 def match_outputs(net: nn.Module, labels: Labels, data: Dataset) -> nn.Module:
-    """Return the network with the outputs that the data set's classes want, found by their names.
-
-    Raises:
-        ValueError: it has none for one of them.
-    """
+    """Return the network with the outputs that the data set's classes want, found by their names."""
     if labels.multilabel != data.multilabel:
         kinds = {True: "labels that may overlap", False: "classes that exclude each other"}
         raise ValueError(f"dataset: it has {kinds[data.multilabel]}, the network {kinds[labels.multilabel]}")

@@ -50,39 +50,23 @@ class Input:
 
 @dataclass(frozen=True)
 class Plane:
-    """One image, or one slice of a volume.
+    """One image, or one slice of a volume."""
 
-    Attributes:
-        image: (1 or 3, H, W) float32 in [-1, 1], to be looked at.
-        square: (1 or 3, S, S) float32 in [-1, 1], for the network.
-        placement: How the one became the other.
-    """
-
-    image: Tensor
-    square: Tensor
-    placement: Placement
+    image: Tensor  # (1 or 3, H, W) float32 in [-1, 1], to be looked at
+    square: Tensor  # (1 or 3, S, S) float32 in [-1, 1], for the network
+    placement: Placement  # how the one became the other
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a file holds.
+    """What a file holds."""
 
-    Attributes:
-        planes: One, or those of a volume along its last axis (z).
-        volume: The volume, for its geometry; None for an image.
-    """
-
-    planes: Sequence[Plane]
-    volume: SimpleITK.Image | None = None
+    planes: Sequence[Plane]  # one, or those of a volume along its last axis (z)
+    volume: SimpleITK.Image | None = None  # the volume, for its geometry; None for an image
 
 
 def find_inputs(paths: Sequence[Path]) -> list[Input]:
-    """Find files, and those of folders that can be read, sorted; oct.mhd is called after its folder, as RETOUCH does.
-
-    Raises:
-        FileNotFoundError: one of the paths is not there, or a folder with nothing to read.
-        ValueError: there are none, a file is of no known kind or its name too long, or two would be called the same.
-    """
+    """Find files, and those of folders that can be read, sorted; oct.mhd is called after its folder, as in RETOUCH."""
     if not paths:
         raise ValueError("images: none given, expected files or folders of them")
     found: dict[str, Path] = {}
@@ -129,12 +113,7 @@ def is_readable(file: Path) -> bool:
 
 
 def read(source: Input, config: Config) -> Scan:
-    """Read a file and prepare it as the data set of ``config`` does.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not what it should be; the message names the file.
-    """
+    """Read a file and prepare it as the data set of ``config`` does."""
     if source.is_volume:
         volume = read_volume(source.path)
         values = SimpleITK.GetArrayFromImage(volume)

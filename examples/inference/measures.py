@@ -70,21 +70,13 @@ def dice(iou: Values) -> Values:
 
 
 class Evaluation(NamedTuple):
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        images: Names, one an image.
-        classes: Names, one a class.
-        measures: Of all images, in their order.
-        found: Of which data, in words.
-        csv: Where the measures of every image were written to.
-    """
-
-    images: tuple[str, ...]
-    classes: tuple[str, ...]
-    measures: Measures
-    found: str
-    csv: Path
+    images: tuple[str, ...]  # names, one an image
+    classes: tuple[str, ...]  # names, one a class
+    measures: Measures  # of all images, in their order
+    found: str  # of which data, in words
+    csv: Path  # where the measures of every image were written to
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -25,33 +25,22 @@ from examples.logging.pictures import color, encoded
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a network says about one plane, at its original size.
+    """What a network says about one plane, at its original size."""
 
-    Attributes:
-        masks: (C, H, W) bool, of the classes without background.
-        probabilities: (C, H, W) float16, or (1 + C, H, W) with the background first where classes exclude each other;
-            None where they are not wanted.
-    """
-
-    masks: Tensor
+    masks: Tensor  # (C, H, W) bool, of the classes without background
+    # (C, H, W) float16, or (1 + C, H, W) with the background first where classes exclude each other; None where they
+    # are not wanted
     probabilities: Tensor | None
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where and how predictions are written.
-
-    Attributes:
-        folder: ...
-        labels: What is written: one mask of class ids, or one mask of each label in a folder of its own.
-        overlays: Whether pictures are drawn as well.
-        probabilities: Whether probabilities are written as well.
-    """
+    """Where and how predictions are written."""
 
     folder: Path
-    labels: Labels
-    overlays: bool = False
-    probabilities: bool = False
+    labels: Labels  # what is written: one mask of class ids, or one mask of each label in a folder of its own
+    overlays: bool = False  # whether pictures are drawn as well
+    probabilities: bool = False  # whether probabilities are written as well
 
     @property
     def classes_file(self) -> Path:
@@ -73,11 +62,7 @@ class Outputs:
         return [self.folder / "overlays" / source.name / f"{source.name}_{plane:03d}.png" for plane in range(planes)]
 
     def check(self, sources: Iterable[Input]) -> None:
-        """Refuse to write over what is there.
-
-        Raises:
-            FileExistsError: something is; the message names the first and counts the others.
-        """
+        """Refuse to write over what is there."""
         wanted = [path for source in sources for path in self.masks_of(source)]
         if self.probabilities:
             wanted += [self.probabilities_of(source) for source in sources]
@@ -149,9 +134,6 @@ def write_volume(path: Path, values: NDArray[np.uint8], like: SimpleITK.Image) -
     """Write (Z, H, W) with the geometry of another volume, as a header and a file of values beside it.
 
     Both are complete before an old header goes; the new one comes last: none ever names values that are not its own.
-
-    Raises:
-        OSError: it could not be written.
     """
     image = SimpleITK.GetImageFromArray(values if like.GetDimension() == 3 else values[0])
     image.CopyInformation(like)

@@ -17,15 +17,12 @@ PAD = 6
 
 
 def draw_overlay(image: Tensor, masks: Tensor, names: Sequence[str]) -> Image.Image:
-    """Draw masks in translucent colors with an outline over the image, and a legend of those that are there.
+    """Draw masks in translucent colors with an outline over the image, and a legend of those that are there below.
 
     Args:
-        image: (1 or 3, H, W) float32 in [-1, 1].
+        image: (1 or 3, H, W) float32 in [-1, 1]; it is enlarged or shrunk so that details can be seen.
         masks: (C, H, W) bool.
         names: One a mask.
-
-    Returns:
-        An RGB picture, enlarged or shrunk from (W, H) so that details can be seen, with the legend below.
     """
     height, width = shown_size(image)
     shown = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]

@@ -53,15 +53,7 @@ class Predict:
 
 
 def predict(options: Predict) -> tuple[int, list[str]]:
-    """Predict all images and write the files.
-
-    Returns:
-        How many could be read, and why others could not, one line each.
-
-    Raises:
-        OSError: the checkpoint cannot be read, or a file cannot be written.
-        ValueError: the checkpoint is none, or options cannot be right.
-    """
+    """Predict all images and write the files; return how many could be read, and why others could not."""
     trained = read_trained(options.checkpoint, options.device)
     outputs = Outputs(options.out, written_labels(trained, options), options.overlays, options.probabilities)
     net = trained.net()
@@ -82,11 +74,7 @@ def predict(options: Predict) -> tuple[int, list[str]]:
 
 
 def written_labels(trained: Trained, options: Predict) -> Labels:
-    """Return what the masks are of.
-
-    Raises:
-        ValueError: nothing is fused, or its probabilities are asked for, or names cannot be those of folders.
-    """
+    """Return what the masks are of."""
     labels = trained.labels
     if options.fused:
         if options.probabilities:

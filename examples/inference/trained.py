@@ -20,17 +20,11 @@ EXPECTED = "expected the best.pt or last.pt of a run, or its folder"
 
 @dataclass(frozen=True)
 class Labels:
-    """What a network's outputs mean.
+    """What a network's outputs mean."""
 
-    Attributes:
-        names: The classes without background, in the order of the outputs.
-        multilabel: Whether they may overlap (sigmoid) or not (softmax, background first).
-        fused: As in :class:`Dataset`.
-    """
-
-    names: tuple[str, ...]
-    multilabel: bool
-    fused: dict[str, tuple[int, ...]] | None = None
+    names: tuple[str, ...]  # the classes without background, in the order of the outputs
+    multilabel: bool  # whether they may overlap (sigmoid) or not (softmax, background first)
+    fused: dict[str, tuple[int, ...]] | None = None  # as in :class:`Dataset`
 
     @classmethod
     def of(cls, data: Dataset) -> Labels:
@@ -64,28 +58,16 @@ class Labels:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint holds.
+    """What a checkpoint holds."""
 
-    Attributes:
-        path: Of the file.
-        config: Of the run.
-        weights: Of the network.
-        labels: What its outputs mean.
-        division: Of the images of the run.
-    """
-
-    path: Path
-    config: Config
-    weights: dict[str, Tensor]
-    labels: Labels
-    division: Division
+    path: Path  # of the file
+    config: Config  # of the run
+    weights: dict[str, Tensor]  # of the network
+    labels: Labels  # what its outputs mean
+    division: Division  # of the images of the run
 
     def net(self) -> Network:
-        """Return the network, ready to predict, on ``config.device``.
-
-        Raises:
-            ValueError: the weights are not those of such a network, or the device cannot be used.
-        """
+        """Return the network, ready to predict, on ``config.device``."""
         net = build_network(self.config, self.labels.num_outputs)
         try:
             net.load_state_dict(self.weights)
@@ -102,15 +84,9 @@ class Trained:
 
 
 def read_trained(path: Path, device: str = "auto") -> Trained:
-    """Read a checkpoint.
+    """Read a checkpoint: best.pt, last.pt, or a run's folder, of which it is best.pt.
 
-    Args:
-        path: best.pt, last.pt, or a run's folder: its best.pt.
-        device: Takes the place of the one that was trained on; auto: a GPU if there is one.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not what a run wrote; the message says in what way. Or there is no such device.
+    ``device`` takes the place of the one that was trained on; auto: a GPU if there is one.
     """
     device = resolve_device(device)
     path = path / "best.pt" if path.is_dir() else path

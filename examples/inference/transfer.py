@@ -105,16 +105,7 @@ class Transfer:
 
 @torch.no_grad()
 def transfer(options: Transfer) -> tuple[dict[str, Any], list[str]]:
-    """Label all images and write the files.
-
-    Returns:
-        What transfer.json holds, and why images could not be read, one line each.
-
-    Raises:
-        ImportError: the encoder needs a package that is not installed.
-        OSError: something cannot be read or written.
-        ValueError: options cannot be right.
-    """
+    """Label all images and write the files; return what transfer.json holds, and why images could not be read."""
     started = time.monotonic()
     device = resolve_device(options.device)
     files = Files(options.out, options.root, options.overwrite)

@@ -23,25 +23,16 @@ from examples.inference.trained import Labels
 
 @dataclass(frozen=True)
 class Material:
-    """What there is to label, and by what.
+    """What there is to label, and by what."""
 
-    Attributes:
-        config: Of the data set; its image_size is what images are encoded at.
-        data: What was read already, in which names are looked up.
-        references: With labels, at that size.
-        names: Of the images to be labeled.
-        scored: Those of them that the result is measured on.
-        files: Name -> the file that holds an image; none of those that were drawn or are part of a volume.
-        masks: (structure, name) -> file, of jsrt.
-    """
-
-    config: Config
-    data: Dataset
-    references: ImageSet
-    names: tuple[str, ...]
-    scored: frozenset[str]
+    config: Config  # of the data set; its image_size is what images are encoded at
+    data: Dataset  # what was read already, in which names are looked up
+    references: ImageSet  # with labels, at that size
+    names: tuple[str, ...]  # of the images to be labeled
+    scored: frozenset[str]  # those of them that the result is measured on
+    # Name -> the file that holds an image; none of those that were drawn or are part of a volume
     files: Mapping[str, Path]
-    masks: Mapping[tuple[str, str], Path]
+    masks: Mapping[tuple[str, str], Path]  # (structure, name) -> file, of jsrt
 
     @property
     def labels(self) -> Labels:
@@ -49,22 +40,13 @@ class Material:
         return Labels.of(self.data)
 
     def scored_only(self) -> Material:
-        """Return it without the images that are not scored.
-
-        Raises:
-            ValueError: none is.
-        """
+        """Return it without the images that are not scored."""
         if not self.scored:
             raise ValueError("test_only: there are no test images; pass --labeled or --references, or leave it out")
         return replace(self, names=tuple(name for name in self.names if name in self.scored))
 
     def read(self, name: str) -> Plane:
-        """Return an image at its own size and at that which is encoded.
-
-        Raises:
-            OSError: it cannot be read.
-            ValueError: it is not what it should be; the message names the file.
-        """
+        """Return an image at its own size and at that which is encoded."""
         if name in self.files:
             return read(Input(self.files[name], name), self.config).planes[0]
         images = self.find(name)
@@ -90,12 +72,8 @@ def find_material(config: Config, references: Sequence[str], *, divided: bool) -
     Args:
         config: Names the data set; its image_size is what images are encoded at.
         references: Names of the images that are references; empty: the labeled ones.
-        divided: Whether a folder is divided as for training, into labeled, unlabeled, validation and test images. If
-            not, all its images with a mask are references, or those named, and the others with a mask are scored.
-
-    Raises:
-        OSError: something cannot be read.
-        ValueError: a name is not that of a labeled image, or no image is left to be labeled.
+        divided: Whether a folder is divided as for training. If not, all its images with a mask are references, or
+            those named, and the others with a mask are scored.
     """
     files: Mapping[str, Path] = {}
     masks: Mapping[tuple[str, str], Path] = {}
@@ -118,11 +96,7 @@ def find_material(config: Config, references: Sequence[str], *, divided: bool) -
 
 
 def choose_references(data: Dataset, names: Sequence[str]) -> ImageSet:
-    """Return the labeled images, or those named.
-
-    Raises:
-        ValueError: there is none of a name with labels.
-    """
+    """Return the labeled images, or those named."""
     if not names:
         return data.labeled
     sources = (data.labeled, data.unlabeled, data.validation)

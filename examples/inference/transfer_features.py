@@ -24,18 +24,7 @@ class HuggingFace(nn.Module):
 
 
 def build_features(encoder: str, size: int, positions: float) -> FrozenFeatures:
-    """Return what makes features (B, D, size, size) of images (B, 1, H, W) in [-1, 1].
-
-    Args:
-        encoder: lite0; hf:NAME, a vision model of the Hugging Face Hub or in a folder; or module:callable, which
-            returns a module that makes maps (B, D, h, w), or tokens (B, N, D) of patches, of such images.
-        size: Side of the grid.
-        positions: Length of the place's part, beside 1 for each layer.
-
-    Raises:
-        ImportError: it needs a package that is not installed.
-        ValueError: there is no such encoder; the message names the option.
-    """
+    """Return what makes features (B, D, size, size) of images (B, 1 or 3, H, W) in [-1, 1]; see ``Transfer``."""
     if encoder == "lite0":
         return FrozenFeatures(lite0(), LITE0_LAYERS, size=size, positions=positions)
     kind, _, name = encoder.partition(":")
@@ -56,12 +45,7 @@ def build_features(encoder: str, size: int, positions: float) -> FrozenFeatures:
 
 
 def load_hugging_face(name: str) -> tuple[nn.Module, list[float], list[float]]:
-    """Return a model, and mean and standard deviation of its images in [-1, 1].
-
-    Raises:
-        ImportError: transformers is not installed.
-        ValueError: there is no such model, or it is none of images.
-    """
+    """Return a model, and mean and standard deviation of its images in [-1, 1]."""
     try:
         from transformers import AutoModel
         from transformers.image_processing_base import ImageProcessingMixin

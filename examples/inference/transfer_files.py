@@ -29,51 +29,28 @@ FOLDERS = ("images", "masks", "weights", "overlays", "strips")  # strips are for
 
 @dataclass(frozen=True)
 class Proposal:
-    """An image with what the references say.
+    """An image with what the references say."""
 
-    Attributes:
-        name: Of the image.
-        plane: The image.
-        masks: (C, H, W) bool, at its own size.
-        weights: (H, W) in [0, 1], at its own size.
-        certainty: Mean weight.
-        explained: Mean cosine of its pixels' nearest references.
-    """
-
-    name: str
-    plane: Plane
-    masks: Tensor
-    weights: Tensor
-    certainty: float
-    explained: float
+    name: str  # of the image
+    plane: Plane  # the image
+    masks: Tensor  # (C, H, W) bool, at its own size
+    weights: Tensor  # (H, W) in [0, 1], at its own size
+    certainty: float  # mean weight
+    explained: float  # mean cosine of its pixels' nearest references
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is kept of an image once its files are written; as in :class:`Proposal`.
-
-    Attributes:
-        iou: Of the masks, where they are scored.
-    """
+    """What is kept of an image once its files are written; as in :class:`Proposal`."""
 
     name: str
     certainty: float
     explained: float
-    iou: IoU | None
+    iou: IoU | None  # of the masks, where they are scored
 
 
 class Files:
-    """Writes a transfer's folder, every file whole or not at all.
-
-    Args:
-        folder: New or empty, or that of an earlier transfer, to be replaced.
-        root: Folder that is read from.
-        overwrite: Whether it may be replaced.
-
-    Raises:
-        FileExistsError: there is something in it, or it is a file.
-        ValueError: it is the folder that is read from, or holds it.
-    """
+    """Writes a transfer's folder (new, empty or that of an earlier transfer), every file whole or not at all."""
 
     def __init__(self, folder: Path, root: Path | None, overwrite: bool) -> None:
         self.folder = folder

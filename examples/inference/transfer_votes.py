@@ -30,35 +30,23 @@ BATCH = 4  # images that are encoded at a time
 
 
 class Votes(NamedTuple):
-    """What the references say about one image.
+    """What the references say about one image."""
 
-    Attributes:
-        shares: (C, g, g) in [0, 1], how much of each cell of the grid is of each label; background first where classes
-            exclude each other.
-        nearest: (g/2, g/2), the cosine of each coarse cell's nearest reference.
-        weights: (g/2, g/2) in [0, 1], W of Eq. 7.
-    """
-
+    # (C, g, g) in [0, 1], how much of each cell of the grid is of each label; background first where classes exclude
+    # each other
     shares: Tensor
-    nearest: Tensor
-    weights: Tensor
+    nearest: Tensor  # (g/2, g/2), the cosine of each coarse cell's nearest reference
+    weights: Tensor  # (g/2, g/2) in [0, 1], W of Eq. 7
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Labeled cells of a grid, of all reference images.
+    """Labeled cells of a grid, of all reference images."""
 
-    Attributes:
-        features: (N, D) of unit length.
-        shares: (N, C) in [0, 1], how much of a cell is of each label.
-        images: (N,) int64, the reference image; a mirrored one counts as the one that it was made of.
-        k: How many of them vote.
-    """
-
-    features: Tensor
-    shares: Tensor
-    images: Tensor
-    k: int
+    features: Tensor  # (N, D) of unit length
+    shares: Tensor  # (N, C) in [0, 1], how much of a cell is of each label
+    images: Tensor  # (N,) int64, the reference image; a mirrored one counts as the one that it was made of
+    k: int  # how many of them vote
 
     @classmethod
     def of(cls, maps: Tensor, shares: Tensor, known: Tensor, images: Tensor, k: int) -> Cells:
@@ -88,20 +76,14 @@ class Cells:
 
 @dataclass(frozen=True)
 class References:
-    """The reference images, encoded once.
+    """The reference images, encoded once."""
 
-    Attributes:
-        coarse: Cells of a grid of half the side.
-        fine: Cells of the grid where the coarse votes are not sure; their features have the votes around them as a
-            further part.
-        maps: (B, D, g/2, g/2) and
-        labels: (B, C, g/2, g/2) or (B, g/2, g/2), what weights are made of.
-    """
-
-    coarse: Cells
+    coarse: Cells  # cells of a grid of half the side
+    # Cells of the grid where the coarse votes are not sure; their features have the votes around them as a further
+    # part
     fine: Cells
-    maps: Tensor
-    labels: Tensor
+    maps: Tensor  # (B, D, g/2, g/2); weights are made of them
+    labels: Tensor  # (B, C, g/2, g/2) or (B, g/2, g/2); and of these
 
     def label(self, features: Tensor) -> Votes:
         """Return what the references say about an image with features (D, g, g)."""
@@ -126,9 +108,6 @@ def encode_references(
         flip_pairs: As in :class:`Dataset`.
         classes: Number of labels, without background.
         k: How many cells vote.
-
-    Raises:
-        ValueError: no pixel of them is labeled.
     """
     labels = torch.cat([images.labels, swap_classes(images.labels.flip(-1), flip_pairs)])
     pixels = torch.cat([images.images, images.images.flip(-1)])

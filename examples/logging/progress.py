@@ -26,12 +26,7 @@ def phase(name: str) -> Iterator[None]:
 
 
 class RunProgress(Progress):
-    """The bar of a run with its phase, and a line below it; use as a context manager.
-
-    Args:
-        total: Steps of the whole run.
-        done: Steps done before.
-    """
+    """The bar of a run of ``total`` steps, with its phase and a line below it; use as a context manager."""
 
     def __init__(self, total: int, done: int) -> None:
         console = Console(highlight=False)

@@ -20,12 +20,7 @@ REPLACE = "take another --out, or pass --overwrite (in a sweep after --)"
 
 @contextmanager
 def lock_run_dir(config: Config) -> Iterator[Path]:
-    """Make the output folder and keep other runs out of it; the lock ends with the process, however that ends.
-
-    Raises:
-        FileExistsError: it holds a result and ``config.overwrite`` is False, or another run is under way in it.
-        OSError: it cannot be written.
-    """
+    """Make the output folder and keep other runs out of it; the lock ends with the process, however that ends."""
     out = config.out_dir
     make_folder(out)
     lock = FileLock(out / ".lock")
@@ -48,11 +43,7 @@ def lock_run_dir(config: Config) -> Iterator[Path]:
 
 
 def is_finished(config: Config) -> bool:
-    """Return whether the folder holds the result of just this configuration, and is not to be overwritten.
-
-    Raises:
-        ValueError: it holds that of another.
-    """
+    """Return whether the folder holds the result of just this configuration, and is not to be overwritten."""
     path = config.out_dir / "result.json"
     if config.overwrite or not path.exists():
         return False
@@ -62,11 +53,7 @@ def is_finished(config: Config) -> bool:
 
 
 def is_begun(config: Config) -> bool:
-    """Return whether the folder holds an unfinished run of just this configuration, which goes on.
-
-    Raises:
-        ValueError: it holds that of another.
-    """
+    """Return whether the folder holds an unfinished run of just this configuration, which goes on."""
     if config.overwrite or not has_checkpoint(config.out_dir):
         return False
     if other := config.differences(options_in(config.out_dir / "config.json")):
@@ -80,11 +67,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def options_in(path: Path, advice: str = f"; {REPLACE}") -> dict[str, Any]:
-    """Return the options of a run that its config.json or result.json holds.
-
-    Raises:
-        ValueError: it cannot be read, or holds none; the message ends with the advice.
-    """
+    """Return the options that a run's config.json or result.json holds; errors end with the advice."""
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:

@@ -78,15 +78,8 @@ def log_errors(what: str, say: Callable[[str], None]) -> Iterator[None]:
 class RunLog:
     """Show and store how a run goes; use as a context manager.
 
-    Pseudo-labels are compared with the held-back labels of their view, here and nowhere else.
-
-    Args:
-        folder: Where metrics.jsonl, status.json, report.html, pictures and the TensorBoard file go.
-        config: Of the run.
-        iterations: Steps of the whole run.
-        data: What is learned.
-        environments: Where it has taken place; the last is this one.
-        start: Steps done before, of a run that goes on; ``load_state_dict`` brings what the log knew then.
+    Pseudo-labels are compared with the held-back labels of their view, here and nowhere else. Of a run that goes on,
+    ``start`` steps were done before; ``load_state_dict`` brings what the log knew then.
     """
 
     def __init__(
@@ -210,14 +203,7 @@ class RunLog:
         self.progress.say(f"step {step}/{self.iterations}  validation mIoU {iou['miou']:.3f}{praise}")
 
     def log_images(self, step: int, net: Network, method: Method, pool: View) -> None:
-        """At a validation: bring report.html up to date and, ten times a run, draw pictures for it and TensorBoard.
-
-        Args:
-            step: That was validated.
-            net: The network that was.
-            method: Whose pseudo-labels are drawn.
-            pool: References for its pseudo-labels.
-        """
+        """At a validation: bring report.html up to date and, ten times a run, draw pictures for it and TensorBoard."""
         before = max((point["step"] for point in self.history[:-1] if point["miou"] is not None), default=0)
         if MAX_LOGGED_IMAGES * step // self.iterations > MAX_LOGGED_IMAGES * before // self.iterations:
             labeled = set(self.data.labeled.names)
@@ -250,11 +236,7 @@ class RunLog:
     def draw(
         self, part: str, step: int, images: Images, chosen: Sequence[int], net: Network, method: Method, pool: View
     ) -> dict[str, NDArray[np.uint8]]:
-        """Write strips of a few images to pictures/ and name them in the status.
-
-        Returns:
-            Name for TensorBoard -> strip (H, W, 4).
-        """
+        """Write strips of a few images to pictures/, name them in the status, and return them (H, W, 4) by name."""
         if not chosen:
             return {}
         shown = visualize(drawn := images[chosen], net, method, pool, self.data)

@@ -18,17 +18,12 @@ from rpg_loss import PseudoLabels
 
 
 class Step(NamedTuple):
-    """The outcome of one step.
+    """The outcome of one step."""
 
-    Attributes:
-        loss: What to minimize, a scalar.
-        terms: Its parts, for the log.
-        pseudo_labels: Labels (B, C, h, w) or (B, h, w) of the unlabeled view and their weights, for the log; a weight
-            for each label (B, C, h, w) is allowed.
-    """
-
-    loss: Tensor
-    terms: dict[str, Tensor]
+    loss: Tensor  # what to minimize, a scalar
+    terms: dict[str, Tensor]  # its parts, for the log
+    # Labels (B, C, h, w) or (B, h, w) of the unlabeled view and their weights, for the log; a weight for each label
+    # (B, C, h, w) is allowed
     pseudo_labels: PseudoLabels | None = None
 
 
@@ -36,16 +31,10 @@ class Method(nn.Module, ABC):
     """A way to learn from a labeled pool and unlabeled images.
 
     To add one, write a file like its neighbors and enter it in ``METHODS``.  Whatever a method assigns to itself as a
-    module (further heads, an average) is trained with the network if it needs gradients.  Randomness comes from
-    ``self.generator``: it and all modules and buffers are in the checkpoints that a run goes on from.  Views are this
-    process's shares of the batches: losses take their means with ``group=self.group``, and what is drawn for a batch is
-    drawn for all of it (``on_whole_batch``).
-
-    Args:
-        config: Of the run.
-        data: What is learned.
-        net: The network that is trained; the method does not keep it.
-        iterations: Steps of the whole run.
+    module (further heads, an average) is trained with the network if it needs gradients; the network itself, ``net``,
+    it does not keep.  Randomness comes from ``self.generator``: it and all modules and buffers are in the checkpoints
+    that a run goes on from.  Views are this process's shares of the batches: losses take their means with
+    ``group=self.group``, and what is drawn for a batch is drawn for all of it (``on_whole_batch``).
     """
 
     def __init__(self, config: Config, data: Dataset, net: Network, iterations: int) -> None:
@@ -88,10 +77,7 @@ class Method(nn.Module, ABC):
     def forward_views(self, net: Network, *views: Tensor, target: int | None = None) -> list[tuple[Tensor, Tensor]]:
         """Return logits and features of every batch, with its own statistics or (--batch-norm shared) those of all.
 
-        Args:
-            net: The network.
-            views: Batches of images.
-            target: Number of the view that only gives targets; where it is forwarded by itself, without gradients.
+        View ``target`` only gives targets; where it is forwarded by itself, that is done without gradients.
         """
         if self.config.batch_norm == "separate":
             outputs = []

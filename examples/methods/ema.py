@@ -15,12 +15,7 @@ MEMORY = 1 / 6  # longest memory in shares of the run: in a short run .999 would
 
 
 class EMA(nn.Module):
-    """An exponential moving average of a network's parameters.
-
-    Args:
-        net: The network; the average starts as its copy.
-        iterations: Steps of the whole run.
-    """
+    """An exponential moving average of a network's parameters, which starts as its copy."""
 
     def __init__(self, net: Network, iterations: int) -> None:
         super().__init__()

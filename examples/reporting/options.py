@@ -10,23 +10,14 @@ from examples.reporting.tables import MISSING, cell, class_name, markdown, mean_
 
 
 class Change(NamedTuple):
-    """Runs of one method that differ from others in one option.
+    """Runs of one method that differ from others in one option."""
 
-    Attributes:
-        method: Of both.
-        labeled: Their number of labeled images.
-        option: What differs.
-        before: The option's value, and the runs that have it.
-        after: The other value, and its runs.
-        others: The options that both have and that are not usual.
-    """
-
-    method: str
-    labeled: int
-    option: str
-    before: tuple[Any, list[Run]]
-    after: tuple[Any, list[Run]]
-    others: dict[str, Any]
+    method: str  # of both
+    labeled: int  # their number of labeled images
+    option: str  # what differs
+    before: tuple[Any, list[Run]]  # the option's value, and the runs that have it
+    after: tuple[Any, list[Run]]  # the other value, and its runs
+    others: dict[str, Any]  # the options that both have and that are not usual
 
     @property
     def name(self) -> str:

@@ -16,14 +16,7 @@ from examples.reporting.results import Run, Section, read_results, sections
 
 
 def write_report(folders: Sequence[Path], out: Path) -> list[Path]:
-    """Write report.md and its pictures.
-
-    Returns:
-        The files, report.md first.
-
-    Raises:
-        FileNotFoundError: there is no result.
-    """
+    """Write report.md and its pictures, and return the files, that first."""
     runs, warnings = read_results(folders)
     make_folder(out)
     text = [

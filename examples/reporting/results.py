@@ -213,12 +213,7 @@ class Section:
 
 
 def read_results(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Read all results below the folders, and collect warnings about files that cannot be read or are there twice.
-
-    Raises:
-        FileNotFoundError: a folder does not exist, or none of them holds a result.
-        ValueError: there is no folder.
-    """
+    """Read all results below the folders, and collect warnings about files that cannot be read or are there twice."""
     if not folders:
         raise ValueError("RUNS: none given, expected folders of runs, or folders that hold some")
     paths: dict[Path, None] = {}  # a set that keeps the order

@@ -17,21 +17,13 @@ IDENTITY = ("dataset", "method", "labeled", "split", "seed")  # options that a p
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What the folder of a run holds.
+    """What the folder of a run holds."""
 
-    Attributes:
-        folder: The run's.
-        options: The configuration.
-        status: What was last known of a run, finished or not; empty where there is no status.json.
-        series: All measures of metrics.jsonl.
-        result: result.json, if there is one.
-    """
-
-    folder: Path
-    options: dict[str, Any]
-    status: dict[str, Any]
-    series: Series
-    result: dict[str, Any] | None
+    folder: Path  # the run's
+    options: dict[str, Any]  # the configuration
+    status: dict[str, Any]  # what was last known of a run, finished or not; empty where there is no status.json
+    series: Series  # all measures of metrics.jsonl
+    result: dict[str, Any] | None  # result.json, if there is one
 
     @property
     def step(self) -> int:
@@ -84,13 +76,7 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read what there is.
-
-    Raises:
-        FileNotFoundError: it is no folder of a run.
-        OSError: a file cannot be read.
-        ValueError: config.json, status.json or result.json is not what a run writes.
-    """
+    """Read what there is."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"RUN: {folder} holds no config.json, expected the folder of a run of examples.train")

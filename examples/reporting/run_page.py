@@ -39,13 +39,7 @@ PAGE = template("run_page.html")
 
 
 def write_page(folder: Path) -> Path:
-    """Write report.html into the folder of a run, and return its path.
-
-    Raises:
-        FileNotFoundError: it is no folder of a run.
-        OSError: a file cannot be read or written.
-        ValueError: config.json, status.json or result.json is not what a run writes.
-    """
+    """Write report.html into the folder of a run, and return its path."""
     path, run = folder / "report.html", read_run(folder)
     try:
         text = page(run)

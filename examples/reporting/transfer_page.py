@@ -54,17 +54,7 @@ def draw_strip(image: Tensor, masks: Tensor, weights: Tensor) -> bytes:
 
 
 def write_page(path: Path, result: Mapping[str, Any], rows: Sequence[Row], names: Sequence[str]) -> None:
-    """Write the page.
-
-    Args:
-        path: Of the page; strips/NAME.jpg are beside it.
-        result: What transfer.json holds.
-        rows: One for each image.
-        names: Of the labels.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write the page of what transfer.json holds; strips/NAME.jpg are beside it."""
     to_label = sorted(rows, key=lambda row: row.explained)
     page = PAGE.render(
         result=result,

@@ -48,15 +48,9 @@ def run_cells(
     partition: str | None,
     say: Callable[[str], None],
 ) -> list[Outcome]:
-    """Run all cells, whatever becomes of each.
+    """Run all cells, whatever becomes of each, ``jobs`` at a time; on a cluster, which has a queue for that, all.
 
-    Args:
-        cells: To run.
-        executor: Where.
-        jobs: At a time; submitit's own local executor would start all at once. A cluster has a queue for that.
-        hours: After which a job is ended.
-        partition: Of the SLURM cluster.
-        say: Called with a line when a cell starts or ends.
+    submitit's own local executor would start all at once. ``say`` is called with a line when a cell starts or ends.
 
     Raises:
         KeyboardInterrupt: all jobs have been told to stop.

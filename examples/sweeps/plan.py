@@ -96,13 +96,7 @@ class Cell:
 def plan(sweep: Sweep, options: Sequence[str]) -> list[Cell]:
     """Return every combination, as validated configurations; a method varies by the options that apply to it.
 
-    Args:
-        sweep: What is to be combined.
-        options: Of the command line of examples.train, the same for all cells.
-
-    Raises:
-        ValueError: cells are invalid, each named with the reason; or an option is given twice; or a folder holds the
-            result of another configuration.
+    ``options`` are words of the command line of examples.train, the same for all cells.
     """
     names = [option_name(words[0]) for words in sweep.vary if words]
     check_options(sweep.vary, names, options)

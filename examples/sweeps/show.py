@@ -16,14 +16,9 @@ from examples.sweeps.plan import Cell
 def show_plan(
     console: Console, cells: Sequence[Cell], seconds: Mapping[Path, float | None], out: Path, jobs: int | None
 ) -> None:
-    """Print every cell with the time that it may take, and the time of all.
+    """Print every cell with the time that it may take (None: no finished run is like it), and the time of all.
 
-    Args:
-        console: Where to.
-        cells: All, finished or not.
-        seconds: By cell's folder; None where no finished run is like it.
-        out: Folder of all cells.
-        jobs: At a time; None: as many as there are cells.
+    So many ``jobs`` run at a time; None: as many as there are cells.
     """
     for cell in cells:
         said = "finished" if cell.finished else f"to run, {duration(seconds[cell.out])}"

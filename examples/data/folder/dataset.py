@@ -128,11 +128,7 @@ def load_undivided(config: Config) -> Dataset:
 
 
 def load_labeled(config: Config) -> tuple[Dataset, dict[str, Path]]:
-    """Read the images with a mask alone, of which every part of the data set is all; others are only found.
-
-    Returns:
-        The data set, and the file of every image.
-    """
+    """Read the images with a mask alone, of which every part of the data set is all; and find the files of all."""
     images = list_images(checked_root(config))
     contents = read_contents(config, labeled_only=True)
     part = contents.part(contents.labeled)

@@ -40,11 +40,7 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
 
 
 def list_images(root: Path) -> dict[str, Path]:
-    """Map names to the images of a root.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """Map names to the images of a root."""
     folder = root / "images"
     images = files_by_stem(folder)
     if not images:
@@ -166,12 +162,7 @@ def read_label_masks(
 def read_class_maps(
     root: Path, images: Mapping[str, Path], names: tuple[str, ...] | None, size: int
 ) -> tuple[Tensor, tuple[str, ...], list[str], Callable[[str], Tensor]]:
-    """Read masks of classes that exclude each other.
-
-    Returns:
-        Labels (N, size, size) int64, all ignored for images without a mask; class names; images with a mask; a reader
-        of labels at the original size by image.
-    """
+    """Read masks of classes that exclude each other: as :func:`read_label_masks`, labels (N, size, size) int64."""
     if names is not None and "background" in map(str.casefold, names):
         raise ValueError(
             f"{root / 'classes.txt'} names background as class {[*map(str.casefold, names)].index('background') + 1},"

@@ -127,13 +127,7 @@ def draw_around(
 
 
 def read_list(path: Path, known: Collection[str], which: str) -> list[str] | None:
-    """Read names of images, one a line; None where there is no such file.
-
-    Args:
-        path: The file.
-        known: Names that there are.
-        which: Images are in ``known``, in words.
-    """
+    """Read names of images, one a line; None where there is no such file. ``which`` says in words what is known."""
     if not path.is_file():
         return None
     names = read_lines(path)

@@ -44,11 +44,7 @@ class WriteFolder:
 
 
 def write(options: WriteFolder) -> None:
-    """Write the images.
-
-    Raises:
-        FileExistsError: the folder is there.
-    """
+    """Write the images."""
     if options.out.exists():
         raise FileExistsError(f"out: {options.out} is there already; pass another --out, or remove it")
     for name in ("images", "masks"):

@@ -79,14 +79,7 @@ class WritePhantom:
 
 
 def write(options: WritePhantom) -> list[Path]:
-    """Write the volumes, each aside first: there is never half of one.
-
-    Returns:
-        The folder of each volume.
-
-    Raises:
-        FileExistsError: the folder of the vendor is not empty.
-    """
+    """Write the volumes, each aside first: there is never half of one; return their folders."""
     folder, vendor = options.folder, VENDORS[options.vendor]
     if folder.exists() and (there := sorted(folder.iterdir())):
         raise FileExistsError(f"out: {folder} already holds {there[0].name}; pass another --out, or remove that folder")

@@ -55,11 +55,7 @@ class Survey:
 
 
 def survey(root: Path, vendor: Vendor) -> Survey:
-    """Find a vendor's volumes, and read and check each.
-
-    Raises:
-        FileNotFoundError: ``root`` is no folder, holds no volume or none of this vendor.
-    """
+    """Find a vendor's volumes, and read and check each."""
     found = Survey()
     folders = find_volumes(root, vendor, found)
     for folder in track(folders, "reading volumes", transient=True, disable=not sys.stderr.isatty()):
@@ -116,11 +112,7 @@ def find_volumes(root: Path, vendor: Vendor, found: Survey) -> list[Path]:
 
 
 def vendor_of(folder: Path, root: Path) -> Vendor:
-    """Return the vendor that the nearest folder up to the root names, or else the id.
-
-    Raises:
-        ValueError: none of them tells.
-    """
+    """Return the vendor that the nearest folder up to the root names, or else the id."""
     for parent in (folder, *folder.parents):
         named = [vendor for vendor in VENDORS if vendor in parent.resolve().name.lower()]
         if len(named) == 1:
@@ -139,11 +131,7 @@ def vendor_of(folder: Path, root: Path) -> Vendor:
 
 
 def examine(folder: Path) -> Volume:
-    """Read a whole volume once.
-
-    Raises:
-        ValueError: it is not what it should be; the message names the file.
-    """
+    """Read a whole volume once."""
     paths = folder / "oct.mhd", folder / "reference.mhd"
     oct_header, header = (read_header(path) for path in paths)
     for path, this in zip(paths, (oct_header, header), strict=True):

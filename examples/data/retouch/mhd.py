@@ -26,32 +26,18 @@ LAST_ENTRY = re.compile(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*(.*?)[ \t]*\r?(?:\
 
 
 class Header(NamedTuple):
-    """What the header of a MetaImage file says.
+    """What the header of a MetaImage file says."""
 
-    Attributes:
-        size: x, y, z.
-        type: Of the values, as NumPy names it; other types as SimpleITK does.
-        components: Values a pixel.
-        data: File of the values.
-        compressed: Whether they are.
-        offset: Bytes before the values; -1: they are the last of the file.
-    """
-
-    size: tuple[int, ...]
-    type: str
-    components: int
-    data: Path
-    compressed: bool
-    offset: int
+    size: tuple[int, ...]  # x, y, z
+    type: str  # of the values, as NumPy names it; other types as SimpleITK does
+    components: int  # values a pixel
+    data: Path  # file of the values
+    compressed: bool  # whether they are
+    offset: int  # bytes before the values; -1: they are the last of the file
 
 
 def read_header(path: Path) -> Header:
-    """Read what a .mhd or .mha file says about its values.
-
-    Raises:
-        ValueError: it is missing or unreadable; it holds no value, or more than can be meant; or the file of values
-            that it names is missing, or in another folder.
-    """
+    """Read what a .mhd or .mha file says about its values."""
     if not path.is_file():
         raise ValueError(f"{path} is missing")
     with path.open("rb") as file:

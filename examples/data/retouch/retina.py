@@ -29,16 +29,12 @@ Rows = NDArray[np.float64]
 
 
 class Retina(NamedTuple):
-    """Where the retina lies in a B-scan.
+    """Where the retina lies in a B-scan."""
 
-    Attributes:
-        curve: Row of its lowest bright layer, a polynomial of the column, which runs from -1 to 1; constant first.
-        crop: First row to keep and the one after the last.
-        flat: The same once every column is shifted so that the curve is level, at its mean row; may leave the image.
-    """
-
+    # Row of its lowest bright layer, a polynomial of the column, which runs from -1 to 1; constant first
     curve: tuple[float, ...]
-    crop: tuple[int, int]
+    crop: tuple[int, int]  # first row to keep and the one after the last
+    # The same once every column is shifted so that the curve is level, at its mean row; may leave the image
     flat: tuple[int, int]
 
     def shift(self, width: int) -> NDArray[np.int64]:
