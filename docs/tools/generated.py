@@ -45,7 +45,7 @@ def pages() -> dict[str, str]:
 
 def pictures() -> dict[str, bytes]:
     """Every picture that a page shows, by its place below docs/."""
-    found = [*(RESULTS / "plots").glob("*.png"), ROOT / "examples" / "demo.png"]
+    found = (RESULTS / "plots").glob("*.png")
     drawn = {name: content for folder in shown("results") for name, content in drawn_report(folder)[1].items()}
     drawn |= {f"reliability-{folder}.png": drawn_reliability(folder) for folder in shown("label_studies")}
     return {f"pictures/{path.name}": path.read_bytes() for path in found} | {
@@ -210,7 +210,7 @@ def legend() -> str:
 
 def shown(block: str) -> set[str]:
     """The folders of benchmarks/results of which a page has such a block."""
-    marker = re.compile(rf"<!-- build: {block} (\w+) -->")
+    marker = re.compile(rf"^\*Built by `make docs`: {block} (\w+)\*$", re.MULTILINE)
     return {name for page in DOCS.rglob("*.md") for name in marker.findall(page.read_text())}
 
 

@@ -1,7 +1,7 @@
 """What MkDocs builds besides the pages that are written: pages and pictures from outside docs/, and blocks of pages.
 
-A line ``<!-- build: name -->`` or ``<!-- build: name argument -->`` of a page becomes what the function of that name in
-BLOCKS returns.
+A line ``*Built by `make docs`: name*`` or ``*Built by `make docs`: name argument*`` of a page becomes what the function
+of that name in BLOCKS returns. Readers of the bare file are so told what they do not see.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # this checkout, whereve
 
 from generated import BLOCKS, pages, pictures, recipe_pages, reference_pages  # noqa: E402
 
-LINE = re.compile(r"^<!-- build: (\w+)(?: (.+))? -->$", re.MULTILINE)
+LINE = re.compile(r"^\*Built by `make docs`: (\w+)(?: (.+))?\*$", re.MULTILINE)
 
 
 def on_config(config: MkDocsConfig) -> None:

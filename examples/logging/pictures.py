@@ -103,28 +103,28 @@ def save_overlays(path: Path, net: Network, method: Method, pool: View, data: Da
     test = data.test[evenly(len(data.test))]
     seen = visualize(test, net, method, pool, data)
     titles = columns(seen)
-    size = (2.0 * len(titles) + 0.6, 2.0 * len(test) + 0.7)
+    size = (2.0 * len(titles) + 0.6, 2.3 * len(test) + 1.0)
     figure, axes = plt.subplots(len(test), len(titles), figsize=size, squeeze=False, layout="constrained")
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=16)
+        axis.set_title(title, fontsize=20)
     for row, (image, name) in enumerate(zip(seen.images, test.names, strict=True)):
         show(axes[row, 0], image)
-        axes[row, 0].set_ylabel(name, fontsize=12)
+        axes[row, 0].set_ylabel(name, fontsize=14)
         show(axes[row, 1], image, seen.truth[row])
         show(axes[row, 2], image, seen.prediction[row])
         score = seen.score[row]
-        axes[row, 2].set_xlabel("nothing to find" if score.isnan() else f"IoU {score:.2f}", fontsize=14)
+        axes[row, 2].set_xlabel("nothing to find" if score.isnan() else f"IoU {score:.2f}", fontsize=18)
         if seen.pseudo_labels is not None and seen.weights is not None:
             show(axes[row, 3], image, seen.pseudo_labels[row])
             shown = axes[row, 4].imshow(seen.weights[row].numpy(), vmin=0, vmax=1, cmap="magma")
     if seen.weights is not None:
-        figure.colorbar(shown, ax=axes[:, 4].tolist(), fraction=0.05, aspect=40).ax.tick_params(labelsize=12)
+        figure.colorbar(shown, ax=axes[:, 4].tolist(), fraction=0.05, aspect=40).ax.tick_params(labelsize=16)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     names = data.evaluated_names
     patches = [Patch(color=color(c), label=label.replace("_", " ")) for c, label in enumerate(names)]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(names), 5), frameon=False, fontsize=14)
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(names), 3), frameon=False, fontsize=20)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
