@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from examples.config import METHOD_NAMES, Config
+from examples.config import Config
 from examples.data import check, load
 from examples.data.augment import COLOR, OPERATIONS, PHOTOMETRIC, StrongAugmentation, WeakAugmentation
 from examples.data.files import is_colored, read_values
@@ -168,8 +168,8 @@ def test_less_color_is_nearer_to_gray():
 # --- networks and runs
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_every_method_trains_on_color(method, tiny, tmp_path):
+@pytest.mark.parametrize("method", ["rpg_plus", "mlds", "iic"])
+def test_networks_are_trained_on_three_channels(method, tiny, tmp_path):
     train(tiny(method=method))
     trained = read_trained(tmp_path / "run", "cpu")
     assert trained.config.color

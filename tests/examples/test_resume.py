@@ -109,9 +109,9 @@ def assert_same_end(config: Config, reference: Config) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_interrupted_and_resumed_is_uninterrupted(method, tmp_path, kept):
     """Between two validations, in the middle of a pass and before a line of the log is due."""
-    whole, cut = (tiny(tmp_path / name, method=method) for name in ("whole", "cut"))
+    whole, cut = (tiny(tmp_path / name, method=method, iterations=10) for name in ("whole", "cut"))
     train(whole)
-    interrupt(cut, 14)
+    interrupt(cut, 8)
     assert not (cut.out_dir / "result.json").exists()
     train(cut)
     assert_same_end(cut, whole)
@@ -201,7 +201,7 @@ def test_only_the_same_run_goes_on(tmp_path):
 
 
 def test_overwriting_starts_again(tmp_path, capsys):
-    config = tiny(tmp_path / "run", seed=1)
+    config = tiny(tmp_path / "run", method="supervised", iterations=6, seed=1)
     interrupt(config, 5)
     train(replace(config, seed=2, overwrite=True))
     assert "going on" not in capsys.readouterr().out
@@ -284,15 +284,19 @@ def test_nothing_starts_again_silently_where_all_checkpoints_are_damaged(tmp_pat
     train(replace(config, overwrite=True))
 
 
-def test_the_last_two_checkpoints_are_kept(tmp_path):
-    store = Checkpoints(tmp_path / "checkpoints")
+def test_the_last_two_checkpoints_are_kept_and_a_folder_of_such_a_name_is_left_alone(tmp_path):
+    (tmp_path / "step-00000019.ckpt").mkdir()
+    store = Checkpoints(tmp_path)
+    assert store.load() is None
     for step in (5, 10, 15):
         store.save(step, {"step": step})
     assert [path.name for path in store.files()] == ["step-00000015.ckpt", "step-00000010.ckpt"]
-    again = Checkpoints(tmp_path / "checkpoints")
+    again = Checkpoints(tmp_path)
     assert again.load() == {"step": 15}
     again.save(16, {"step": 16})
     assert [path.name for path in again.files()] == ["step-00000016.ckpt", "step-00000015.ckpt"]
+    again.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000019.ckpt"]
 
 
 # --- signals

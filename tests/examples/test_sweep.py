@@ -165,41 +165,35 @@ def test_invalid_cells_stop_the_command(tmp_path, command):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failing_cell_is_named_and_the_others_finish(tmp_path, monkeypatch, command):
+def test_a_failing_cell_is_named_and_an_unfinished_one_goes_on(tmp_path, monkeypatch, command):
     pytest.importorskip("submitit")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the sweep sets it: put it back afterwards
-    options = (*TINY, "--root", tmp_path / "nowhere")  # which phantom does not need
-    words = ("--datasets", "jsrt", "phantom", "--methods", "supervised", "--out", tmp_path / "runs", "--", *options)
-    status, shown, _ = command(sweep.main, *words)
+    runs, options = tmp_path / "runs", (*TINY, "--root", str(tmp_path / "nowhere"))  # which phantom does not need
+    both = {"datasets": ("jsrt", "phantom"), "methods": ("supervised",)}
+    cell = cells(runs, **both, options=options)[1]
+    with signal_at_step(1), pytest.raises(Interrupted, match="after step 1 of 2"):
+        train(cell.config)
+    assert [cell.begun for cell in cells(runs, **both, options=options)] == [False, True]
+    with pytest.raises(ValueError, match=r"unfinished run with other options \(iterations 2 there, 3 now\)"):
+        cells(runs, methods=("supervised",), options=(*TINY[:-1], "3"))
+
+    words = ("--datasets", "jsrt", "phantom", "--methods", "supervised", "--out", runs)
+    assert "less what is done of it" in command(sweep.main, *words, "--dry-run", "--", *options).out
+    status, shown, _ = command(sweep.main, *words, "--", *options)
     assert status == 1
     assert "FAILED jsrt/supervised-n3-s0-seed0: " in shown
     assert str(tmp_path / "nowhere") in shown
     log = Path(shown.partition("; log: ")[2].splitlines()[0])
     assert "Traceback" in log.read_text()
-    result = json.loads((tmp_path / "runs/phantom/supervised-n3-s0-seed0/result.json").read_text())
+    (log,) = (cell.out / "log").glob("*_log.out")
+    assert "going on after step 1 of 2" in log.read_text()
+    result = json.loads((cell.out / "result.json").read_text())
     assert result["threads"] == 1
     assert f"mIoU {result['miou']:.3f}" in shown
 
     # Once more: what is finished is skipped.
-    words = ("--datasets", "phantom", "--methods", "supervised", "--out", tmp_path / "runs", "--", *TINY)
+    words = ("--datasets", "phantom", "--methods", "supervised", "--out", runs, "--", *TINY)
     assert "1 cells, 1 of them finished" in command(sweep.main, *words).out
-
-
-def test_unfinished_cells_go_on(tmp_path, monkeypatch, command):
-    pytest.importorskip("submitit")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (cell,) = cells(tmp_path, methods=("supervised",))
-    with signal_at_step(1), pytest.raises(Interrupted, match="after step 1 of 2"):
-        train(cell.config)
-    assert [cell.begun for cell in cells(tmp_path, methods=("supervised",), splits=(0, 1))] == [True, False]
-    with pytest.raises(ValueError, match=r"unfinished run with other options \(iterations 2 there, 3 now\)"):
-        cells(tmp_path, methods=("supervised",), options=(*TINY[:-1], "3"))
-
-    words = ("--datasets", "phantom", "--methods", "supervised", "--out", tmp_path)
-    assert "less what is done of it" in command(sweep.main, *words, "--dry-run", "--", *TINY).out
-    assert command(sweep.main, *words, "--", *TINY).status == 0
-    (log,) = (cell.out / "log").glob("*_0_log.out")
-    assert "going on after step 1 of 2" in log.read_text()
 
 
 def test_missing_submitit_is_explained(tmp_path, monkeypatch, command):

@@ -80,7 +80,7 @@ def test_a_run_leaves_everything(config, method):
         assert checkpoint["config"]["method"] == method
 
 
-@pytest.mark.parametrize(("method", "columns"), [("supervised", 3), ("fixmatch", 5), ("rpg", 5)])
+@pytest.mark.parametrize(("method", "columns"), [("supervised", 3), ("rpg", 5)])
 def test_overlays_have_a_column_for_each_map(drawn, method, columns, monkeypatch):
     seen = []
     monkeypatch.setattr(examples.logging.pictures.plt, "close", lambda figure: seen.append(figure))

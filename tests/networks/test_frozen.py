@@ -120,35 +120,6 @@ def hooked(encoder, layers, images):
     return [output if isinstance(output, torch.Tensor) else output[0] for output in map(outputs.get, layers)]
 
 
-@networks
-def test_a_network_learns_beside_them(case):
-    """The plug-in without a tap: no gradient to the encoder, and the loss falls."""
-    dim = len(case.size)
-    conv = (nn.Conv2d, nn.Conv3d)[dim - 2]
-    net = nn.Sequential(conv(1, 8, 3, padding=1), nn.ReLU(), conv(8, 3, 1))
-    grid = tuple(side // 4 for side in case.size)
-    features = FrozenFeatures(case.make(), case.layers, size=grid, **case.options)
-    coarse = torch.randint(3, (3, 1, *[side // 8 for side in case.size]))
-    labels = F.interpolate(coarse.float(), case.size)
-    images = labels - 1 + 0.1 * torch.randn_like(labels)
-    criterion = RPGLoss(k=0.3, map_size=grid)
-
-    of_images = features(images)
-
-    def loss():
-        target = labels[:2, 0].long()
-        return criterion(net(images[2:]), of_images[2:], of_images[:2], target, net(images[:2]))
-
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    first = loss()
-    for _ in range(12):
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-    assert loss().item() < 0.9 * first.item()
-    assert all(parameter.grad is None for parameter in features.encoder.parameters())
-
-
 def test_what_is_pretrained_finds_what_is_alike():
     """Stripes in a new phase and contrast, by one annotated image: far above the .5 of chance."""
     encoder = lite0()
