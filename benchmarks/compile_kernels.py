@@ -31,6 +31,7 @@ from triton.backends.compiler import GPUTarget
 
 from benchmarks.measure import commit, write_json
 from rpg_loss.matching import fused
+from rpg_loss.matching.references import LocalReferences
 
 # Bytes of shared memory that a program may take, by compute capability.
 CARDS = {
@@ -117,7 +118,7 @@ def compile_variants(capability: tuple[int, int], dtype: str, d: int, epsilon: b
         mock.patch.object(torch.cuda, "get_device_capability", return_value=capability),
     ):
         u, r = ((torch.rand(n, d) * (1e-5 if epsilon else 1)).to(DTYPES[dtype]) for n in (300, 2000))
-        engine = fused.sweeps(u.dtype, r, torch.zeros(len(r), dtype=torch.int64), 9)(u)
+        engine = fused.sweeps(u.dtype, LocalReferences(r, torch.zeros(len(r), dtype=torch.int64), 9))(u)
         rows = torch.arange(len(u))
         tiles = engine.tiles
         of = Compiled(

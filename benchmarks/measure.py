@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.routes import ROUTES, Problem, disagreement
-from rpg_loss.matching import Matches
+from rpg_loss.matching.definition import Matches
 
 GIB = 2**30
 

@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rpg_loss.matching import IMPLEMENTATIONS, Impl, Matches, match, unavailable_reason
+from rpg_loss.matching import IMPLEMENTATIONS, Impl, match, unavailable_reason
+from rpg_loss.matching.definition import Matches
+from rpg_loss.matching.references import LocalReferences
 
 MAP_PIXELS = 64 * 64
 FAISS_GPU_MAX_K = 2048
@@ -88,7 +90,7 @@ class Route:
 
 def ours(impl: Impl, needs: Callable[[Problem], int] = lambda problem: 0) -> Route:
     def run(queries: Tensor, references: Tensor, set_ids: Tensor, problem: Problem) -> Matches:
-        return match(queries, references, set_ids, problem.sets, problem.k, impl)
+        return match(queries, LocalReferences(references, set_ids, problem.sets), problem.k, impl)
 
     return Route(f"ours, {impl}", run, lambda problem, device: unavailable_reason(impl, device), needs, ours=True)
 

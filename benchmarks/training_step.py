@@ -29,7 +29,9 @@ from benchmarks.measure import conditions, environment, out_of_memory, quartiles
 from benchmarks.routes import OURS, Problem, topk
 from examples.models.unet import UNet
 from rpg_loss import RPGLoss, segmentation_cross_entropy
-from rpg_loss.matching import IMPLEMENTATIONS, Impl, LocalReferences, Matches, ShardedReferences, unavailable_reason
+from rpg_loss.matching import IMPLEMENTATIONS, Impl, unavailable_reason
+from rpg_loss.matching.definition import Matches
+from rpg_loss.matching.references import LocalReferences
 
 UNLABELED, POOL, CLASSES = 5, 3, 6
 GIVEN_LABELS = "given labels"
@@ -168,17 +170,9 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def topk_matching(
-    queries: Tensor,
-    references: Tensor,
-    set_ids: Tensor,
-    num_sets: int,
-    k: int,
-    shards: LocalReferences | None = None,
-) -> Matches:
-    assert not isinstance(shards, ShardedReferences)  # the route that one would write knows no others
-    problem = Problem(len(queries), len(references), queries.shape[1], k, num_sets)
-    return topk(queries, references, set_ids, problem)
+def topk_matching(queries: Tensor, references: LocalReferences, k: int) -> Matches:
+    problem = Problem(len(queries), references.total, queries.shape[1], k, references.num_sets)
+    return topk(queries, references.features, references.set_ids, problem)
 
 
 def take_turn(training: Training, variant: Variant) -> None:

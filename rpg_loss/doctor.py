@@ -29,6 +29,7 @@ from torch import Tensor
 
 from . import __version__
 from .matching import IMPLEMENTATIONS, fused, match, self_check, unavailable_reason
+from .matching.references import LocalReferences
 from .pseudo_labels import rpg_pseudo_labels
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -145,9 +146,9 @@ def disagreement(impl: str, device: torch.device, d: int, dtype: torch.dtype, sh
     """Return what is wrong with the matches of a hard problem, or None."""
     u, r, set_ids = self_check.hard_problem(d, dtype, short)
     cosines, sets, n = self_check.similarities(u, r), int(set_ids.max()) + 1, len(r)
-    on_device = u.to(device), r.to(device), set_ids.to(device)
+    queries, references = u.to(device), LocalReferences(r.to(device), set_ids.to(device), sets)
     for k in (1, n // 2, n - 1, n):
-        one, again = (match(*on_device, sets, k, impl) for _ in range(2))
+        one, again = (match(queries, references, k, impl) for _ in range(2))
         if not all(map(torch.equal, one, again)):
             return "results differ from one run to the next"
         wrong = self_check.disagreement(one, cosines, set_ids, sets, k)
@@ -173,10 +174,10 @@ def compiled(device: torch.device, **options: Any) -> str:
 def times(device: torch.device, m: int, n: int) -> dict[str, str]:
     """Return median times, and on a GPU peaks of memory, of the matching and of what is written without it."""
     u, r, set_ids = problem(device, m, n)
-    k = 4 * n // 7
+    references, k = LocalReferences(r, set_ids, 9), 4 * n // 7
     routes: dict[str, Callable[[], object]] = {
-        "auto": lambda: match(u, r, set_ids, 9, k),
-        "chunked": lambda: match(u, r, set_ids, 9, k, "chunked"),
+        "auto": lambda: match(u, references, k),
+        "chunked": lambda: match(u, references, k, "chunked"),
         "mm": lambda: u @ r.T,
         "mm + topk": lambda: (u @ r.T).topk(k, dim=1),
     }
@@ -215,7 +216,7 @@ def kernels(device: torch.device) -> dict[str, str]:  # pragma: no cover  # need
     for dtype in (dtype for dtype in _DTYPES if not unavailable_reason("triton", device, dtype)):
         for d in (64, 1024):
             u, r, set_ids = (tensor.to(device) for tensor in self_check.hard_problem(d, dtype, short=False))
-            engine = fused.sweeps(u.dtype, r, set_ids, int(set_ids.max()) + 1)(u)
+            engine = fused.sweeps(u.dtype, LocalReferences(r, set_ids, int(set_ids.max()) + 1))(u)
             rows, thresholds = torch.arange(len(u), device=device), torch.ones(len(u), 8, device=device)
             engine.set_maxima(), engine.count_above(rows, thresholds), engine.lowest_key(rows, thresholds[:, 0])
             for name, of in engine.compiled.items():

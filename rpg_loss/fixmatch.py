@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -108,30 +108,6 @@ class FixMatchSegLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"threshold={self.threshold}, multilabel={self.multilabel}, cutout={self.cutout!r}"
-
-    @overload
-    def forward(
-        self,
-        logits_weak: Tensor,
-        logits_strong: Tensor,
-        *,
-        warp: Callable[[Tensor], Tensor] | None = None,
-        cutout_mask: Tensor | None = None,
-        valid_weak: Tensor | None = None,
-        return_pseudo_labels: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        logits_weak: Tensor,
-        logits_strong: Tensor,
-        *,
-        warp: Callable[[Tensor], Tensor] | None = None,
-        cutout_mask: Tensor | None = None,
-        valid_weak: Tensor | None = None,
-        return_pseudo_labels: Literal[True],
-    ) -> tuple[Tensor, PseudoLabels]: ...
 
     def forward(
         self,

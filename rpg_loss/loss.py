@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -108,32 +108,6 @@ class RPGLoss(nn.Module):
             check_inputs(feat_u, feat_ref, y_ref, valid_u, maps=True)
             grid_u, grid_ref = self._grid(feat_u, valid_u), self._grid(feat_ref, y_ref)
         return self._on_map(feat_u, feat_ref, upcast_unsigned(y_ref), valid_u, grid_u, grid_ref, {})
-
-    @overload
-    def forward(
-        self,
-        logits_u: Tensor,
-        feat_u: Tensor,
-        feat_ref: Tensor,
-        y_ref: Tensor,
-        logits_ref: Tensor | None = None,
-        *,
-        valid_u: Tensor | None = None,
-        return_pseudo_labels: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        logits_u: Tensor,
-        feat_u: Tensor,
-        feat_ref: Tensor,
-        y_ref: Tensor,
-        logits_ref: Tensor | None = None,
-        *,
-        valid_u: Tensor | None = None,
-        return_pseudo_labels: Literal[True],
-    ) -> tuple[Tensor, PseudoLabels]: ...
 
     def forward(
         self,

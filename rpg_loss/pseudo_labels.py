@@ -198,9 +198,8 @@ def _label_queries(
             )
     settings = {**vars(options), "kind of device": feat_u.device.type} | (settings or {})
     union = gather_references(group, flatten(feat_u), references, labels, impl, settings)
-    k = options.nearest_of(union.shards.total)
     with without_autocast(feat_u.device):
-        matches = match(union.queries, references, union.set_ids, len(union.set_labels), k, union.impl, union.shards)
+        matches = match(union.queries, union.references, options.nearest_of(union.references.total), union.impl)
         weights = entropy_weights(matches.proximities[union.mine])
     labels_u = union.set_labels[matches.nearest_sets[union.mine]]
     return _on_grid(labels_u, weights, feat_u, y_ref, valid_u, options.ignore_index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .label_sets import encode_label_sets
-from .matching import LocalReferences, ShardedReferences
+from .matching.references import LocalReferences, ShardedReferences
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -24,18 +25,16 @@ class Union(NamedTuple):
     Attributes:
         queries: ``(M', D)``, the same on all processes.
         mine: which of them are this process's own.
-        set_ids: ``(N,)`` int64, label sets of this process's references, in a numbering that all share.
+        references: those of this process, with label sets in a numbering that all share.
         set_labels: ``(|S|,)`` or ``(|S|, C)``, labels of every set, the same on all processes.
         impl: the implementation of the matching, the same on all processes.
-        shards: where the references are.
     """
 
     queries: Tensor
     mine: slice
-    set_ids: Tensor
+    references: LocalReferences
     set_labels: Tensor
     impl: str
-    shards: LocalReferences
 
 
 def gather_references(
@@ -64,8 +63,7 @@ def gather_references(
     """
     set_ids, set_labels = encode_label_sets(labels)
     if group is None:
-        alone = LocalReferences(references, set_ids, len(set_labels))
-        return Union(queries, slice(None), set_ids, set_labels, impl, alone)
+        return Union(queries, slice(None), LocalReferences(references, set_ids, len(set_labels)), set_labels, impl)
     settings = settings | {
         "features per pixel": queries.shape[1],
         "features' dtype": str(queries.dtype),
@@ -95,7 +93,7 @@ def gather_references(
     )
     first = sum(len(theirs["set_labels"]) for theirs in everyone[:own_rank])
     set_ids = numbers[first : first + len(set_labels)][set_ids]
-    shards = ShardedReferences(references, set_ids, len(union_labels), group)
+    sharded = ShardedReferences(references, set_ids, len(union_labels), group)
 
     mine = slice(0, len(queries))
     if len({theirs["queries"] for theirs in everyone}) > 1:
@@ -103,7 +101,7 @@ def gather_references(
         mine = slice(sum(lengths[:own_rank]), sum(lengths[: own_rank + 1]))
         queries = _gather(group, queries, lengths)
     impl = impl if all(theirs["impl"] == impl for theirs in everyone) else "chunked"
-    return Union(queries, mine, set_ids, union_labels, impl, shards)
+    return Union(queries, mine, sharded, union_labels, impl)
 
 
 def exchange(group: ProcessGroup, facts: Any) -> list[Any]:
@@ -182,15 +180,5 @@ def _gather(group: ProcessGroup, queries: Tensor, lengths: list[int]) -> Tensor:
     return torch.cat([theirs[:length] for theirs, length in zip(everyone, lengths, strict=True)])
 
 
-def _fingerprint(features: Tensor) -> int:
-    """Return 64 bits of the features' bits: every entry times a number that depends on its place, modulo 2^64."""
-    as_integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[features.element_size()]
-    total = torch.zeros((), dtype=torch.int64, device=features.device)
-    for number, part in enumerate(torch.split(features.contiguous().view(as_integer), 2**14)):
-        place = torch.arange(part.numel(), device=part.device) + (number << 32)
-        # The mixing of splitmix64, with signed constants.
-        place = place * -7046029254386353131
-        place = (place ^ (place >> 30)) * -4658895280553007687
-        place = (place ^ (place >> 27)) * -7723592293110705685
-        total += ((place ^ (place >> 31)) * (part.flatten().long() + 1)).sum()
-    return int(total)
+def _fingerprint(features: Tensor) -> bytes:
+    return sha256(features.contiguous().view(torch.uint8).cpu().numpy().data).digest()

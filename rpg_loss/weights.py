@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_floating
-from .matching import EPS
+from .matching.definition import EPS
 
 
 def entropy_weights(proximities: Tensor) -> Tensor:

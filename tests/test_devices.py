@@ -11,10 +11,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import rpg_loss.matching.fused as fused
 from rpg_loss import RPGLoss, rpg_pseudo_labels
-from rpg_loss.matching import TIE, unavailable_reason
-from rpg_loss.matching.definition import match_reference
+from rpg_loss.matching import unavailable_reason
+from rpg_loss.matching.definition import TIE, match_reference
 from rpg_loss.matching.fused import Tiles, match_triton
 from rpg_loss.matching.normalize import unit_length
+from rpg_loss.matching.references import LocalReferences
 
 from .problems import device_of, flat_problems, needs_triton
 
@@ -145,8 +146,9 @@ def test_rows_are_filled_up_to_multiples_of_16_features(d, dtype):
     assert fused.padded(d) % 16 == 0
     assert not features.values[:, d:].any()
     device = device_of("triton")
-    got = match_triton(u.to(device), r.to(device), ids.to(device), 4, 30, tiles=Tiles(32, 32, 32, 4, 1))
-    expected = match_reference(u, r, ids, 4, 30)
+    references = LocalReferences(r.to(device), ids.to(device), 4)
+    got = match_triton(u.to(device), references, 30, tiles=Tiles(32, 32, 32, 4, 1))
+    expected = match_reference(u, LocalReferences(r, ids, 4), 30)
     assert torch.equal(got.nearest_sets.cpu(), expected.nearest_sets)
     torch.testing.assert_close(got.proximities.cpu(), expected.proximities, atol=1e-6, rtol=0)
 
@@ -154,11 +156,11 @@ def test_rows_are_filled_up_to_multiples_of_16_features(d, dtype):
 @needs_triton
 def test_many_label_sets_are_matched_fewer_queries_at_a_time(monkeypatch):
     blocks = []
-    monkeypatch.setattr(fused, "match_in_blocks", lambda engine, m, block, k, shards: blocks.append(block))
+    monkeypatch.setattr(fused, "match_in_blocks", lambda engine, m, block, k, references: blocks.append(block))
     for sets in (1, 128, 512, 2**23):
         ids = torch.zeros(1, dtype=torch.int64)
         monkeypatch.setattr(fused, "sweeps", lambda *args: None)
-        match_triton(torch.ones(1, 1), torch.ones(1, 1), ids, sets, 1)
+        match_triton(torch.ones(1, 1), LocalReferences(torch.ones(1, 1), ids, sets), 1)
     assert blocks == [2**15, 2**15, 2**13, 1]
 
 
@@ -193,7 +195,7 @@ def test_long_half_precision_features_do_not_drift(monkeypatch, builder):
 
     monkeypatch.setattr(builder, "create_dot", create_dot)
     u, r = torch.rand(16, 1024).half(), torch.rand(40, 1024).half()
-    engine = fused.sweeps(u.dtype, r, torch.arange(40), 40)(u)
+    engine = fused.sweeps(u.dtype, LocalReferences(r, torch.arange(40), 40))(u)
     expected = torch.nn.functional.cosine_similarity(u[:, None].double(), r[None].double(), dim=2)
     assert (engine.set_maxima().double() - expected).abs().max() < TIE
 
@@ -211,11 +213,11 @@ def test_short_vectors_are_divided_exactly(monkeypatch, builder):
     monkeypatch.setattr(builder, "create_fdiv", create_fdiv)
     u = torch.rand(16, 8) * 1e-4
     r = torch.cat([torch.rand(30, 8) * torch.logspace(-5, 0, 30)[:, None], torch.full((1, 8), 1e-38)])
-    engine = fused.sweeps(u.dtype, r, torch.arange(31), 31)(u)
+    engine = fused.sweeps(u.dtype, LocalReferences(r, torch.arange(31), 31))(u)
     a, b = u.double(), r.double()
     expected = a @ b.T / (torch.outer(a.norm(dim=1), b.norm(dim=1)) + 1e-8)
     torch.testing.assert_close(engine.set_maxima().double(), expected, atol=2e-7, rtol=0)
-    tiny = fused.sweeps(u.dtype, r, torch.arange(31), 31)(torch.full((1, 8), 1e-38))
+    tiny = fused.sweeps(u.dtype, LocalReferences(r, torch.arange(31), 31))(torch.full((1, 8), 1e-38))
     assert (tiny.set_maxima() < TIE).all()
 
 

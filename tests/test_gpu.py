@@ -6,6 +6,7 @@ import torch
 from rpg_loss import RPGLoss
 from rpg_loss.matching import match
 from rpg_loss.matching.definition import match_reference
+from rpg_loss.matching.references import LocalReferences
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -36,8 +37,8 @@ def assert_close_matches(got, expected, atol):
 def test_agreement_with_the_definition(m, n, d, sets, dtype, impl):
     u, r, ids = problem(m, n, d, sets, dtype)
     for k in (1, n // 10, n // 2, n):
-        got = match(u.cuda(), r.cuda(), ids.cuda(), sets, k, impl)
-        assert_close_matches(got, match_reference(u, r, ids, sets, k), atol=2e-6)
+        got = match(u.cuda(), LocalReferences(r.cuda(), ids.cuda(), sets), k, impl)
+        assert_close_matches(got, match_reference(u, LocalReferences(r, ids, sets), k), atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -56,13 +57,14 @@ def test_nasty_inputs(name, dtype):
         u, r = u * 1e3, r * 1e3
     u, r = u.to(dtype), r.to(dtype)
     for k in (1, 1000, 3000):
-        got = match(u.cuda(), r.cuda(), ids.cuda(), 9, k, "triton")
-        assert_close_matches(got, match_reference(u, r, ids, 9, k), atol=2e-6)
+        got = match(u.cuda(), LocalReferences(r.cuda(), ids.cuda(), 9), k, "triton")
+        assert_close_matches(got, match_reference(u, LocalReferences(r, ids, 9), k), atol=2e-6)
 
 
 def test_auto_takes_the_fused_kernels_and_repeats_itself():
-    args = [arg.cuda() for arg in problem()]
-    one, again, fused = (match(*args, 9, 7000, impl) for impl in ("auto", "auto", "triton"))
+    u, r, ids = (arg.cuda() for arg in problem())
+    references = LocalReferences(r, ids, 9)
+    one, again, fused = (match(u, references, 7000, impl) for impl in ("auto", "auto", "triton"))
     for other in (again, fused):
         assert torch.equal(one.nearest_sets, other.nearest_sets)
         assert torch.equal(one.proximities, other.proximities)
@@ -73,7 +75,7 @@ def test_memory_of_full_resolution():
     u, r, ids = (arg.cuda() for arg in problem(2**18, 3 * 2**18, 64, 9, torch.bfloat16))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    match(u, r, ids, 9, len(r) // 2, "triton")
+    match(u, LocalReferences(r, ids, 9), len(r) // 2, "triton")
     # M |S| results, references sorted with their keys, and a slab.
     assert torch.cuda.max_memory_allocated() - before < 512 * 2**20
 

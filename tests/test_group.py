@@ -5,8 +5,9 @@ import torch
 import torch.distributed as dist
 
 from rpg_loss import FixMatchSegLoss, RPGLoss, rpg_pseudo_labels, segmentation_cross_entropy
-from rpg_loss.matching import ShardedReferences, match
+from rpg_loss.matching import match
 from rpg_loss.matching.chunked import match_chunked
+from rpg_loss.matching.references import LocalReferences, ShardedReferences
 
 from .problems import HAS_TRITON, needs_triton
 from .processes import needs_gloo, run
@@ -50,10 +51,10 @@ def check_small_pieces(rank, world):
     """The number of exchanges must not depend on what one process holds."""
     feat_u, feat_ref, y = problem()
     mine = shares(len(feat_ref), world, rank)
-    expected = match(feat_u, feat_ref, y, 8, 40)
+    expected = match(feat_u, LocalReferences(feat_ref, y, 8), 40)
     for kept in (0, 700, 2**20):  # kept by none, by some but not all on their own, by all
         shards = ShardedReferences(feat_ref[mine], y[mine], 8, dist.group.WORLD)
-        got = match_chunked(feat_u, feat_ref[mine], y[mine], 8, 40, shards, block=13, tile=200, kept=kept)
+        got = match_chunked(feat_u, shards, 40, block=13, tile=200, kept=kept)
         assert torch.equal(got.nearest_sets, expected.nearest_sets)
         torch.testing.assert_close(got.proximities, expected.proximities, atol=1e-6, rtol=0)
 
@@ -80,7 +81,7 @@ def check_impl(rank, world):
     mine = shares(len(feat_ref), world, rank)
     expected = rpg_pseudo_labels(feat_u, feat_ref, y, 40)
     module.resolve = lambda *args: "triton" if rank == 0 else "chunked"
-    module.match, match = lambda *args: used.append(args[5]) or match(*args), module.match
+    module.match, match = lambda *args: used.append(args[3]) or match(*args), module.match
     used = []
     assert_same(rpg_pseudo_labels(feat_u, feat_ref[mine], y[mine], 40, group=dist.group.WORLD), expected)
     assert used == ["chunked"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rpg_loss import entropy_weights
 from rpg_loss.label_sets import encode_label_sets
 from rpg_loss.matching import match
+from rpg_loss.matching.references import LocalReferences
 
 from .problems import IGNORED, IMPLS, device_of, flat_problems, problems, pseudo_labels
 
@@ -71,7 +72,7 @@ def test_no_proximity_is_above_1(impl):
     """Cosines of what points the same way are, in float32, now and then."""
     features = torch.randn(64, 7, device=device_of(impl))
     ids = torch.zeros(64, dtype=torch.int64, device=features.device)
-    assert match(3 * features, features, ids, 1, 64, impl).proximities.max() <= 1
+    assert match(3 * features, LocalReferences(features, ids, 1), 64, impl).proximities.max() <= 1
 
 
 @given(problem=problems())
@@ -206,9 +207,10 @@ def test_a_reference_beyond_the_kth_changes_nothing(impl, problem):
 @given(problem=flat_problems(ignored=False))
 def test_growing_k_never_removes_a_label_set(impl, problem):
     set_ids, set_labels = encode_label_sets(problem.y_ref)
+    references = LocalReferences(problem.feat_ref, set_ids, len(set_labels))
     before = None
     for k in range(1, len(set_ids) + 1):
-        _, proximities = match(problem.feat_u, problem.feat_ref, set_ids, len(set_labels), k, impl)
+        _, proximities = match(problem.feat_u, references, k, impl)
         assert before is None or (proximities >= before - 1e-6).all()
         before = proximities
 

@@ -13,6 +13,7 @@ from rpg_loss.matching.chunked import _block_size, match_chunked
 from rpg_loss.matching.definition import match_reference
 from rpg_loss.matching.fused import Tiles, match_triton
 from rpg_loss.matching.normalize import full_float32_matmul
+from rpg_loss.matching.references import LocalReferences
 
 from .problems import (
     FAST_IMPLS,
@@ -60,6 +61,12 @@ def assert_matches(got, expected):
     torch.testing.assert_close(got.proximities.cpu(), expected.proximities, atol=1e-6, rtol=0)
 
 
+def fused_matches(u, r, ids, k, **cut):
+    device = device_of("triton")
+    references = LocalReferences(r.to(device), ids.to(device), int(ids.max()) + 1)
+    return match_triton(u.to(device), references, k, **cut)
+
+
 # How the work is cut up: by default, in the smallest pieces, and without similarities kept for the counts.
 CUTS = [{}, {"block": 7}, {"block": 64, "tile": 2500}, {"block": 64, "tile": 2500, "kept": 0}, {"kept": 0}]
 
@@ -68,19 +75,19 @@ CUTS = [{}, {"block": 7}, {"block": 64, "tile": 2500}, {"block": 64, "tile": 250
 @given(problem=flat_problems(ignored=False))
 def test_cutting_up_the_work_changes_nothing(cut, problem):
     set_ids, set_labels = encode_label_sets(problem.y_ref)
-    args = (problem.feat_u, problem.feat_ref, set_ids, len(set_labels), min(problem.k, len(set_ids)))
+    references = LocalReferences(problem.feat_ref, set_ids, len(set_labels))
+    args = (problem.feat_u, references, min(problem.k, len(set_ids)))
     assert_matches(match_chunked(*args, **cut), match_reference(*args))
 
 
 @needs_triton
 @given(problem=flat_problems(ignored=False), slab=st.integers(1, 20), tile=st.sampled_from([16, 32]))
 def test_cutting_up_the_work_of_the_fused_kernels_changes_nothing(problem, slab, tile):
-    device = device_of("triton")
-    set_ids, set_labels = encode_label_sets(problem.y_ref)
-    args = (problem.feat_u, problem.feat_ref, set_ids, len(set_labels), min(problem.k, len(set_ids)))
-    on_device = [arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in args]
-    got = match_triton(*on_device, slab=slab, tiles=Tiles(tile, tile, 16, warps=4, stages=1))
-    assert_matches(got, match_reference(*args))
+    u, r = problem.feat_u, problem.feat_ref
+    ids, set_labels = encode_label_sets(problem.y_ref)
+    k = min(problem.k, len(ids))
+    got = fused_matches(u, r, ids, k, slab=slab, tiles=Tiles(tile, tile, 16, warps=4, stages=1))
+    assert_matches(got, match_reference(u, LocalReferences(r, ids, len(set_labels)), k))
 
 
 def hard_problem(name):
@@ -130,7 +137,7 @@ HARD = (
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_agreement_with_the_definition_on_hard_problems(cut, name, share):
     u, r, ids = hard_problem(name)
-    args = (u, r, ids, int(ids.max()) + 1, max(1, round(share * len(r))))
+    args = (u, LocalReferences(r, ids, int(ids.max()) + 1), max(1, round(share * len(r))))
     assert_matches(match_chunked(*args, **cut), match_reference(*args))
 
 
@@ -142,12 +149,10 @@ def test_agreement_of_the_fused_kernels_on_hard_problems(name, dtype):
     u, r, ids = u[:70].to(dtype), r[:150].to(dtype), torch.unique(ids[:150], return_inverse=True)[1]
     if not u.isfinite().all():
         pytest.skip("beyond the range of float16")
-    device = device_of("triton")
     for share in (0.05, 0.5):
-        args = (u, r, ids, int(ids.max()) + 1, max(1, round(share * len(r))))
-        assert_matches(
-            match_triton(*(a.to(device) if isinstance(a, torch.Tensor) else a for a in args)), match_reference(*args)
-        )
+        k = max(1, round(share * len(r)))
+        expected = match_reference(u, LocalReferences(r, ids, int(ids.max()) + 1), k)
+        assert_matches(fused_matches(u, r, ids, k), expected)
 
 
 @needs_triton
@@ -157,10 +162,8 @@ def test_fused_counts_of_more_references_than_one_program_may_take(monkeypatch):
 
     monkeypatch.setattr(kernels, "MAX_SPAN", 200)
     u, r, ids = torch.rand(40, 8), torch.rand(900, 8), torch.arange(900) % 20
-    device = device_of("triton")
     for k in (300, 600, 890):
-        got = match_triton(u.to(device), r.to(device), ids.to(device), 20, k)
-        assert_matches(got, match_reference(u, r, ids, 20, k))
+        assert_matches(fused_matches(u, r, ids, k), match_reference(u, LocalReferences(r, ids, 20), k))
 
 
 def test_similarities_that_round_to_the_same_16_bits_are_counted_exactly():
@@ -170,13 +173,15 @@ def test_similarities_that_round_to_the_same_16_bits_are_counted_exactly():
     u = torch.tensor([[1.0, 0.0]])
     ids = torch.arange(300) // 30
     for k in (1, 45, 100, 215, 299):
-        assert_matches(match_chunked(u, r, ids, 10, k), match_reference(u, r, ids, 10, k))
+        assert_matches(
+            match_chunked(u, LocalReferences(r, ids, 10), k), match_reference(u, LocalReferences(r, ids, 10), k)
+        )
 
 
 def test_float64_features_beyond_the_range_of_float32():
     u, r, ids = hard_problem("double")
-    got = match_chunked(u, r, ids, 9, 100)
-    expected = match_reference(u / 1e200, r / 1e200, ids, 9, 100)
+    got = match_chunked(u, LocalReferences(r, ids, 9), 100)
+    expected = match_reference(u / 1e200, LocalReferences(r / 1e200, ids, 9), 100)
     assert torch.equal(got.nearest_sets, expected.nearest_sets)
     torch.testing.assert_close(got.proximities, expected.proximities, atol=1e-6, rtol=0)
 
@@ -184,7 +189,10 @@ def test_float64_features_beyond_the_range_of_float32():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_features_are_matched_in_float32(dtype):
     u, r, ids = (torch.randn(50, 8).to(dtype), torch.randn(80, 8).to(dtype), torch.arange(80) % 5)
-    got, expected = match_chunked(u, r, ids, 5, 20), match_chunked(u.float(), r.float(), ids, 5, 20)
+    got, expected = (
+        match_chunked(u, LocalReferences(r, ids, 5), 20),
+        match_chunked(u.float(), LocalReferences(r.float(), ids, 5), 20),
+    )
     assert torch.equal(got.nearest_sets, expected.nearest_sets)
     assert torch.equal(got.proximities, expected.proximities)
 
@@ -236,7 +244,7 @@ def test_the_matrix_never_exists():
     u, r, ids = torch.randn(m, d), torch.randn(n, d), torch.arange(n) % 9
     for sizes in ({}, {"kept": 0}):
         with Largest() as largest:
-            match_chunked(u, r, ids, 9, 7000, **sizes)
+            match_chunked(u, LocalReferences(r, ids, 9), 7000, **sizes)
         assert largest.numel <= 2**22 < m * n / 10
 
 
@@ -290,12 +298,6 @@ def test_a_class_255_among_others_is_no_mask():
     assert pseudo_labels(torch.eye(3), torch.eye(3), y, 1).labels.tolist() == [0, 3, 255]
 
 
-def test_unknown_implementation():
-    ids = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"impl: got 'fast', expected one of 'auto', 'reference', 'chunked', 'triton'"):
-        match(torch.ones(1, 1), torch.ones(1, 1), ids, 1, 1, "fast")
-
-
 @pytest.mark.parametrize("cut", [{}, {"kept": 0, "tile": 2**20}], ids=str)
 def test_counts_beyond_what_16_bits_hold(cut):
     """One query: parts of a tile then have more rows than a sum of flags in 16 bits can hold."""
@@ -304,7 +306,9 @@ def test_counts_beyond_what_16_bits_hold(cut):
     r, ids = torch.stack([angles.cos(), angles.sin()], 1), torch.arange(n) * 5 // n
     u = torch.tensor([[1.0, 0.0]])
     for k in (39_000, 41_000, 99_000):
-        assert_matches(match_chunked(u, r, ids, 5, k, **cut), match_reference(u, r, ids, 5, k))
+        assert_matches(
+            match_chunked(u, LocalReferences(r, ids, 5), k, **cut), match_reference(u, LocalReferences(r, ids, 5), k)
+        )
 
 
 def test_larger_groups_where_very_many_maxima_would_be_kept(monkeypatch):
@@ -313,12 +317,14 @@ def test_larger_groups_where_very_many_maxima_would_be_kept(monkeypatch):
     monkeypatch.setattr(chunked, "_CPU", chunked._CPU._replace(groups=500))
     u, r, ids = hard_problem("random")
     for k in (20, 200):
-        assert_matches(match_chunked(u, r, ids, 9, k), match_reference(u, r, ids, 9, k))
+        assert_matches(
+            match_chunked(u, LocalReferences(r, ids, 9), k), match_reference(u, LocalReferences(r, ids, 9), k)
+        )
 
 
 def test_the_fused_kernels_say_why_they_cannot_run(monkeypatch):
     ids = torch.zeros(1, dtype=torch.int64)
-    args = (torch.ones(1, 1), torch.ones(1, 1), ids, 1, 1)
+    args = (torch.ones(1, 1), LocalReferences(torch.ones(1, 1), ids, 1), 1)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"impl: got 'triton', which cannot run here: Triton is not installed"):

@@ -12,6 +12,7 @@ import rpg_loss.matching.self_check as self_check
 from rpg_loss import rpg_pseudo_labels
 from rpg_loss.matching import Matches, _warn, match, resolve
 from rpg_loss.matching.definition import match_reference
+from rpg_loss.matching.references import LocalReferences
 
 from .problems import needs_triton, shrink_self_check
 
@@ -183,7 +184,7 @@ def test_out_of_memory_is_no_verdict(monkeypatch):
         raise torch.cuda.OutOfMemoryError("full")
 
     monkeypatch.setattr(self_check, "_fault", full)
-    args = (torch.eye(2), torch.eye(2), torch.arange(2), 2, 1)
+    args = (torch.eye(2), LocalReferences(torch.eye(2), torch.arange(2), 2), 1)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         match(*args)
     monkeypatch.setattr(self_check, "_fault", lambda *args: None)
@@ -196,5 +197,5 @@ def test_the_definition_agrees_with_itself_whatever_the_problem():
         for dtype in (FP32, torch.half, torch.bfloat16):
             u, r, ids = self_check.hard_problem(8, dtype, short)
             for k in (1, 30, len(r) - 1):
-                got = match_reference(u, r, ids, 7, k)
+                got = match_reference(u, LocalReferences(r, ids, 7), k)
                 assert self_check.disagreement(got, self_check.similarities(u, r), ids, 7, k) is None

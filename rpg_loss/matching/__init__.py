@@ -18,48 +18,22 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from . import fused, self_check
 from .chunked import match_chunked
-from .definition import EPS, TIE, Matches, match_reference
+from .definition import Matches, match_reference
 from .fused import match_triton
-from .shards import LocalReferences, ShardedReferences
-
-__all__ = [
-    "EPS",
-    "IMPLEMENTATIONS",
-    "TIE",
-    "Impl",
-    "LocalReferences",
-    "Matches",
-    "ShardedReferences",
-    "match",
-    "resolve",
-    "unavailable_reason",
-]
+from .references import LocalReferences, plain
 
 Impl = Literal["auto", "reference", "chunked", "triton"]
 
 
-class Implementation(Protocol):
-    """The arguments of :func:`match`, ``impl`` aside."""
-
-    def __call__(
-        self,
-        queries: Tensor,
-        references: Tensor,
-        set_ids: Tensor,
-        num_sets: int,
-        k: int,
-        shards: LocalReferences | None = None,
-    ) -> Matches: ...
-
-
-IMPLEMENTATIONS: dict[str, Implementation] = {
+IMPLEMENTATIONS: dict[str, Callable[[Tensor, LocalReferences, int], Matches]] = {
     "reference": match_reference,
     "chunked": match_chunked,
     "triton": match_triton,
@@ -91,9 +65,6 @@ def resolve(impl: str, queries: Tensor, references: Tensor) -> str:
                 "python -m rpg_loss.doctor prints"
             )
         return "chunked" if failure else "triton"
-    if impl not in IMPLEMENTATIONS:
-        known = ", ".join(repr(known) for known in ("auto", *IMPLEMENTATIONS))
-        raise ValueError(f"impl: got {impl!r}, expected one of {known}")
     obstacle = unavailable_reason(impl, device, dtype)
     if impl == "triton" and obstacle is None and fused.is_preferred(device):
         failure = self_check.failure(device, dtype, d)
@@ -108,35 +79,17 @@ def _warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-def match(
-    queries: Tensor,
-    references: Tensor,
-    set_ids: Tensor,
-    num_sets: int,
-    k: int,
-    impl: str = "auto",
-    shards: LocalReferences | None = None,
-) -> Matches:
+def match(queries: Tensor, references: LocalReferences, k: int, impl: str = "auto") -> Matches:
     """Return class proximities and nearest label set of every query; see :class:`Matches`.
 
     Args:
         queries: features of the M queries, ``(M, D)``, real floating point.
-        references: features of the N references, ``(N, D)``, N >= 1.
-        set_ids: label set of every reference, ``(N,)`` int64 in ``[0, num_sets)``, each occurring.
-        num_sets: number of label sets, |S|.
+        references: the reference set, N >= 1.  Where it is shared out over processes, they call this together with
+            the same queries; some may have none of the references.
         k: how many nearest references count, 1 <= k <= N.
         impl: one of the names above.
-        shards: where the references are shared out over processes, that call this together with the same
-            queries; N is the number of all references then, and some processes may have none.
 
     Raises:
-        ValueError: ``impl`` is not one of the names above, or cannot run on the device of ``queries``
-            (``triton`` also: gives wrong results there).
+        ValueError: ``impl`` cannot run on the device of ``queries`` (``triton`` also: gives wrong results there).
     """
-    impl = resolve(impl, queries, references)
-    # Subclasses may look at every slice that is taken: MONAI's MetaTensor collates its metadata anew, or raises.
-    # One that is none stays as it is: torch 2.4 refuses to make it one anew inside a dispatch mode, as profilers use.
-    queries, references, set_ids = (
-        tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor) for tensor in (queries, references, set_ids)
-    )
-    return IMPLEMENTATIONS[impl](queries, references, set_ids, num_sets, k, shards)
+    return IMPLEMENTATIONS[resolve(impl, queries, references.features)](plain(queries), references, k)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from .definition import EPS, EPS_MATTERS, TIE, Matches
 from .normalize import full_float32_matmul, unit_length
+from .references import LocalReferences
 from .rounded import RoundedSimilarities, count
 from .selection import NO_KEY, Engine, Ranking, match_in_blocks
-from .shards import LocalReferences
 
 
 class _Sizes(NamedTuple):
@@ -47,11 +47,8 @@ _COPIED = 2**13
 
 def match_chunked(
     queries: Tensor,
-    references: Tensor,
-    set_ids: Tensor,
-    num_sets: int,
+    references: LocalReferences,
     k: int,
-    shards: LocalReferences | None = None,
     *,
     block: int | None = None,
     tile: int | None = None,
@@ -63,16 +60,17 @@ def match_chunked(
     and at most ``kept`` similarities in 16 bits.  None takes sizes that suit the device.
     """
     sizes = _sizes(queries.device)
-    shards = shards or LocalReferences(references, set_ids, num_sets)
     kept = sizes.kept if kept is None else kept
-    counting = k < shards.total
-    # The same on all shards, as it decides which counts are exchanged.
-    block = min(block or _block_size(sizes.queries, shards.largest if counting else 0, kept), len(queries))
-    ours = _References(references, set_ids, num_sets, shards.first_index, block)
-    height = max((tile or sizes.tile) // block // ours.group, 1) * ours.group
-    workspace = _Workspace(ours, block, height, counting and shards.largest * block <= kept)
+    counting = k < references.total
+    # The same on all processes, as it decides which counts are exchanged.
+    block = min(block or _block_size(sizes.queries, references.largest if counting else 0, kept), len(queries))
+    grouped = _Grouped(references, block)
+    height = max((tile or sizes.tile) // block // grouped.group, 1) * grouped.group
+    workspace = _Workspace(grouped, block, height, counting and references.largest * block <= kept)
     with full_float32_matmul():
-        return match_in_blocks(lambda some: _Block(ours, queries[some], workspace), len(queries), block, k, shards)
+        return match_in_blocks(
+            lambda some: _Block(grouped, queries[some], workspace), len(queries), block, k, references
+        )
 
 
 def _sizes(device: torch.device) -> _Sizes:
@@ -84,11 +82,12 @@ def _block_size(usual: int, references: int, kept: int) -> int:
     return next((block for block in (usual, usual // 2, usual // 4) if block * references <= kept), usual)
 
 
-class _References:
+class _Grouped:
     """Unit-length references sorted by label set, every set filled up with zero vectors to whole groups."""
 
-    def __init__(self, references: Tensor, set_ids: Tensor, num_sets: int, first_index: int, block: int) -> None:
-        n, device = len(references), references.device
+    def __init__(self, references: LocalReferences, block: int) -> None:
+        features, set_ids, num_sets = references.features, references.set_ids, references.num_sets
+        n, device = len(features), features.device
         sizes = torch.bincount(set_ids, minlength=num_sets)
         # Filling up costs half a group per set: not more than about a sixth of the work.
         self.group = 1
@@ -108,12 +107,12 @@ class _References:
         filled = len(self.group_sets) * self.group
         # Smaller is an earlier reference; the label set comes along.
         self.keys = torch.full((filled,), NO_KEY, device=device)
-        self.keys[slots] = (first_index + torch.arange(n, device=device)) * num_sets + set_ids
-        self.unit = torch.zeros(filled, references.shape[1], dtype=torch.float32, device=device)
+        self.keys[slots] = (references.first_index + torch.arange(n, device=device)) * num_sets + set_ids
+        self.unit = torch.zeros(filled, features.shape[1], dtype=torch.float32, device=device)
         self.norm = torch.ones(filled, dtype=torch.float32, device=device)
         for start in range(0, n, _COPIED):
             some = slice(start, start + _COPIED)
-            unit, norm = unit_length(references[some])
+            unit, norm = unit_length(features[some])
             self.unit[slots[some]] = unit
             self.norm[slots[some]] = norm
         self.smallest_norm = self.norm.amin() if n else self.norm.new_tensor(torch.inf)
@@ -122,13 +121,13 @@ class _References:
 class _Workspace:
     """Memory that one block after the other uses: a tile of similarities, flags, and what is kept in 16 bits."""
 
-    def __init__(self, references: _References, block: int, height: int, keep: bool) -> None:
-        rows, device = len(references.unit), references.unit.device
+    def __init__(self, grouped: _Grouped, block: int, height: int, keep: bool) -> None:
+        rows, device = len(grouped.unit), grouped.unit.device
         self.height = height
         self.tile = torch.empty(min(height, rows) * block, dtype=torch.float32, device=device)
         self.flags = torch.empty_like(self.tile)
         self.rounded = torch.empty(rows * block, dtype=torch.int16, device=device) if keep else None
-        self.group_maxima = torch.empty(len(references.group_sets) * block, dtype=torch.float32, device=device)
+        self.group_maxima = torch.empty(len(grouped.group_sets) * block, dtype=torch.float32, device=device)
 
 
 class _Block(Engine):
@@ -136,45 +135,45 @@ class _Block(Engine):
 
     thresholds = 1
 
-    def __init__(self, references: _References, queries: Tensor, workspace: _Workspace) -> None:
-        self.references = references
+    def __init__(self, grouped: _Grouped, queries: Tensor, workspace: _Workspace) -> None:
+        self.grouped = grouped
         self.workspace = workspace
         self.unit, self.norm = unit_length(queries)
-        self.eps_matters = bool(self.norm.amin() * references.smallest_norm < EPS_MATTERS)
-        self.group_maxima = _part(workspace.group_maxima, len(references.group_sets), len(queries))
+        self.eps_matters = bool(self.norm.amin() * grouped.smallest_norm < EPS_MATTERS)
+        self.group_maxima = _part(workspace.group_maxima, len(grouped.group_sets), len(queries))
         self.rounded = None
         if workspace.rounded is not None:
-            values = _part(workspace.rounded, len(references.unit), len(queries))
+            values = _part(workspace.rounded, len(grouped.unit), len(queries))
             self.rounded = RoundedSimilarities(values, workspace.flags)
 
     def _tiles(self, columns: Tensor | None = None) -> Iterator[tuple[Tensor, slice]]:
         """Yield similarities of these queries (None: of all) tile by tile, and the rows of the tile."""
         unit, norm = (self.unit, self.norm) if columns is None else (self.unit[columns], self.norm[columns])
         height = self.workspace.height
-        for start in range(0, len(self.references.unit), height):
-            rows = slice(start, min(start + height, len(self.references.unit)))
+        for start in range(0, len(self.grouped.unit), height):
+            rows = slice(start, min(start + height, len(self.grouped.unit)))
             similarities = _part(self.workspace.tile, rows.stop - rows.start, len(unit))
-            torch.mm(self.references.unit[rows], unit.T, out=similarities)
+            torch.mm(self.grouped.unit[rows], unit.T, out=similarities)
             if self.eps_matters:
                 factor = _part(self.workspace.flags, *similarities.shape)
-                similarities /= torch.outer(EPS / self.references.norm[rows], 1 / norm, out=factor).add_(1)
+                similarities /= torch.outer(EPS / self.grouped.norm[rows], 1 / norm, out=factor).add_(1)
             yield similarities, rows
 
     def set_maxima(self) -> Tensor:
-        group, columns = self.references.group, len(self.unit)
+        group, columns = self.grouped.group, len(self.unit)
         for similarities, rows in self._tiles():
             groups = slice(rows.start // group, rows.stop // group)
             torch.amax(similarities.view(-1, group, columns), dim=1, out=self.group_maxima[groups])
             if self.rounded is not None:
                 self.rounded.keep(rows, similarities)
-        best = self.unit.new_zeros(self.references.num_sets, columns)
-        sets = self.references.group_sets[:, None].expand(-1, columns)
+        best = self.unit.new_zeros(self.grouped.num_sets, columns)
+        sets = self.grouped.group_sets[:, None].expand(-1, columns)
         return best.scatter_reduce_(0, sets, self.group_maxima, "amax").T
 
     def lowest_key(self, rows: Tensor, threshold: Tensor) -> Tensor:
         lowest = torch.full(rows.shape, NO_KEY, device=rows.device)
         for similarities, references in self._tiles(rows):
-            hits = torch.where(similarities >= threshold, self.references.keys[references, None], NO_KEY)
+            hits = torch.where(similarities >= threshold, self.grouped.keys[references, None], NO_KEY)
             lowest = torch.minimum(lowest, hits.amin(0))
         return lowest
 
@@ -184,17 +183,17 @@ class _Block(Engine):
             counts += count(torch.gt, similarities, thresholds[:, 0], self.workspace.flags)
         return counts[:, None]
 
-    def undecided(self, best: Tensor, k: int, shards: LocalReferences) -> Tensor:
+    def undecided(self, best: Tensor, k: int, references: LocalReferences) -> Tensor:
         lowest = best.masked_fill(best == 0, torch.inf).amin(1)
         groups = count(torch.gt, self.group_maxima, lowest + TIE, self.workspace.flags)
-        rows = (shards.sum(groups * self.references.group) >= k).nonzero().squeeze(1)
+        rows = (references.sum(groups * self.grouped.group) >= k).nonzero().squeeze(1)
         if 16 * len(rows) <= len(best):
             return rows
-        return super().undecided(best, k, shards)  # copying some out would cost more than it saves
+        return super().undecided(best, k, references)  # copying some out would cost more than it saves
 
-    def narrow(self, ranking: Ranking, k: int, shards: LocalReferences) -> None:
+    def narrow(self, ranking: Ranking, k: int, references: LocalReferences) -> None:
         if self.rounded is not None:
-            self.rounded.narrow(ranking, k, shards)
+            self.rounded.narrow(ranking, k, references)
 
 
 def _part(memory: Tensor, rows: int, columns: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .shards import LocalReferences, ShardedReferences
+from .references import LocalReferences, ShardedReferences
 
 EPS = 1e-8
 """The epsilon of Eq. 3 (denominator) and Eq. 6."""
@@ -41,18 +41,11 @@ class Matches(NamedTuple):
     proximities: Tensor
 
 
-def match_reference(
-    queries: Tensor,
-    references: Tensor,
-    set_ids: Tensor,
-    num_sets: int,
-    k: int,
-    shards: LocalReferences | None = None,
-) -> Matches:
+def match_reference(queries: Tensor, references: LocalReferences, k: int) -> Matches:
     """Match by the definition, in float64, with the M x N matrix in memory (see :func:`match`)."""
-    if isinstance(shards, ShardedReferences):
+    if isinstance(references, ShardedReferences):
         raise ValueError('impl: got "reference" with a group, expected "auto", "chunked" or "triton"')
-    (u, scale_u), (r, scale_r) = _scaled(queries.double()), _scaled(references.double())
+    (u, scale_u), (r, scale_r) = _scaled(queries.double()), _scaled(references.features.double())
 
     # Eq. 3: D = 1 - max(cos, 0); proximity is 1 - D.
     norms = u.norm(dim=1)[:, None] * r.norm(dim=1)[None, :]
@@ -68,7 +61,8 @@ def match_reference(
     among_k = torch.where(proximity >= kth - TIE, proximity, 0.0)
 
     # Eq. 5: 1 - delta of every label set.
-    class_proximity = torch.stack([among_k[:, set_ids == s].amax(1) for s in range(num_sets)], dim=1)
+    set_ids = references.set_ids
+    class_proximity = torch.stack([among_k[:, set_ids == s].amax(1) for s in range(references.num_sets)], dim=1)
     return Matches(set_ids[nearest], class_proximity.float())
 
 

@@ -14,7 +14,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from .definition import EPS, EPS_MATTERS, Matches
 from .normalize import rescaled, unit_length
+from .references import LocalReferences
 from .selection import NO_KEY, Engine, match_in_blocks
-from .shards import LocalReferences
 
 # Queries that are worked on at a time, and similarities to label sets that are then kept of them.
 _QUERIES, _MAXIMA = 2**15, 2**22
@@ -41,18 +41,6 @@ class Tiles:
     features: int
     warps: int
     stages: int
-
-
-# Where all features fit into one tile, and where they do not; of float32 by the family of cards.  Chosen by what the
-# compiled kernels take (benchmarks/compile_kernels.py): hardly a spilled register with Triton 3.6, 3.8 and 3.9, and
-# no more shared memory than the smallest card has.  Not tuned by time.
-_HALF = (Tiles(128, 64, 64, 8, 3), Tiles(128, 64, 64, 8, 3))
-_SINGLE = {
-    "sm_80": (Tiles(128, 64, 32, 8, 3), Tiles(128, 64, 32, 8, 3)),
-    "sm_90": (Tiles(128, 64, 64, 8, 3), Tiles(128, 64, 32, 8, 3)),
-    "consumer": (Tiles(128, 64, 32, 8, 2), Tiles(128, 64, 32, 8, 2)),
-}
-_INTERPRETED = Tiles(128, 128, 64, 1, 1)
 
 
 def interpreted() -> bool:
@@ -102,15 +90,7 @@ def _kernels() -> ModuleType:
 
 
 def match_triton(
-    queries: Tensor,
-    references: Tensor,
-    set_ids: Tensor,
-    num_sets: int,
-    k: int,
-    shards: LocalReferences | None = None,
-    *,
-    tiles: Tiles | None = None,
-    slab: int | None = None,
+    queries: Tensor, references: LocalReferences, k: int, *, tiles: Tiles | None = None, slab: int | None = None
 ) -> Matches:
     """Match ``slab`` queries at a time, in tiles (see :func:`match`).  None takes what fits.
 
@@ -118,27 +98,20 @@ def match_triton(
     a few numbers per label set.  float32 features are matched at float32 accuracy (three TF32 products), half-precision
     features as they are, with float32 sums.
     """
-    shards = shards or LocalReferences(references, set_ids, num_sets)
-    engine = sweeps(queries.dtype, references, set_ids, num_sets, shards.first_index, tiles)
-    slab = slab or min(_QUERIES, max(_MAXIMA // num_sets, 1))
-    return match_in_blocks(lambda some: engine(queries[some]), len(queries), slab, k, shards)
+    engine = sweeps(queries.dtype, references, tiles)
+    slab = slab or min(_QUERIES, max(_MAXIMA // references.num_sets, 1))
+    return match_in_blocks(lambda some: engine(queries[some]), len(queries), slab, k, references)
 
 
-def sweeps(
-    dtype: torch.dtype,
-    references: Tensor,
-    set_ids: Tensor,
-    num_sets: int,
-    first_index: int = 0,
-    tiles: Tiles | None = None,
-) -> Callable[[Tensor], _Sweep]:
+def sweeps(dtype: torch.dtype, references: LocalReferences, tiles: Tiles | None = None) -> Callable[[Tensor], _Sweep]:
     """Sort and normalize the references; return what makes an engine of queries of ``dtype``."""
-    half = matched_dtype(dtype, references.dtype) != torch.float32
-    order = torch.argsort(set_ids, stable=True)
-    sets = set_ids[order]
-    keys = (first_index + order) * num_sets + sets
-    r, sets = _Features(references, half, order), sets.int()
-    tiles = tiles or _choose_tiles(references.device, r.values)
+    features, num_sets = references.features, references.num_sets
+    half = matched_dtype(dtype, features.dtype) != torch.float32
+    order = torch.argsort(references.set_ids, stable=True)
+    sets = references.set_ids[order]
+    keys = (references.first_index + order) * num_sets + sets
+    r, sets = _Features(features, half, order), sets.int()
+    tiles = tiles or _choose_tiles(features.device, r.values)
     return lambda queries: _Sweep(_Features(queries, half), r, sets, keys, num_sets, tiles)
 
 
@@ -148,13 +121,18 @@ def padded(d: int) -> int:
 
 
 def _choose_tiles(device: torch.device, features: Tensor) -> Tiles:
+    """Return tiles by what the compiled kernels take (benchmarks/compile_kernels.py), not tuned by time.
+
+    Hardly a register is spilled with Triton 3.6, 3.8 and 3.9, and no more shared memory taken than the card has.
+    """
     if interpreted():
-        return _INTERPRETED
+        return Tiles(128, 128, 64, 1, 1)
     capability = torch.cuda.get_device_capability(device)
-    family = "sm_80" if capability == (8, 0) else "sm_90" if capability[0] in (9, 10) else "consumer"
-    whole, part = _HALF if features.element_size() == 2 else _SINGLE[family]
-    d = features.shape[1]
-    return part if d > whole.features else replace(whole, features=1 << (d - 1).bit_length())
+    d, half = features.shape[1], features.element_size() == 2
+    large = capability[0] in (9, 10)
+    most = 64 if half or (large and d <= 64) else 32
+    stages = 3 if half or large or capability == (8, 0) else 2
+    return Tiles(128, 64, min(most, 1 << (d - 1).bit_length()), 8, stages)
 
 
 def _multiprocessors(device: torch.device) -> int:  # pragma: no cover (needs a GPU)
@@ -170,7 +148,7 @@ class _Features:
     def __init__(self, features: Tensor, half: bool, order: Tensor | None = None) -> None:
         n, d = features.shape
         self.half = half
-        dtype = features.dtype if half else torch.float32
+        dtype = features.dtype if half and not interpreted() else torch.float32  # it cannot multiply bfloat16
         self.values = features.new_zeros(n, padded(d), dtype=dtype)
         self.scale = features.new_empty(n, dtype=torch.float32)
         self.norm = torch.empty_like(self.scale)
@@ -219,7 +197,6 @@ class _Sweep(Engine):
             "PRECISION": "ieee" if queries.half else "tf32x3",
             "SCALED": queries.half,
             "EPS_MATTERS": bool(queries.smallest_norm * references.smallest_norm < EPS_MATTERS),
-            "UPCAST": queries.half and interpreted(),  # the interpreter cannot multiply bfloat16
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,
             "enable_fp_fusion": True,  # as it was the default before Triton 3.10

@@ -17,13 +17,10 @@ MAX_SPAN = 2**15 - 1
 
 
 @triton.jit
-def _load(features, rows, row_used, first, D, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):
+def _load(features, rows, row_used, first, D, BLOCK_D: tl.constexpr):
     """``(len(rows), BLOCK_D)`` features from ``first`` on; 0 beyond D and in unused rows."""
     d = first + tl.arange(0, BLOCK_D)
-    part = tl.load(features + rows[:, None] * D + d[None, :], mask=row_used[:, None] & (d < D)[None, :], other=0.0)
-    if UPCAST:
-        part = part.to(tl.float32)
-    return part
+    return tl.load(features + rows[:, None] * D + d[None, :], mask=row_used[:, None] & (d < D)[None, :], other=0.0)
 
 
 @triton.jit
@@ -47,7 +44,6 @@ def _tile(
     PRECISION: tl.constexpr,
     SCALED: tl.constexpr,
     EPS_MATTERS: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
     """Similarities of the queries ``rows`` to the references from ``start`` on; 0 beyond ``stop`` and in unused rows.
 
@@ -55,12 +51,12 @@ def _tile(
     """
     columns = (start + tl.arange(0, BLOCK_N)).to(tl.int64)
     column_used = columns < stop
-    r = _load(references, columns, column_used, 0, D, BLOCK_D, UPCAST)
+    r = _load(references, columns, column_used, 0, D, BLOCK_D)
     similarity = tl.dot(u, tl.trans(r), input_precision=PRECISION)
     if not ALL_OF_D:
         for first in range(BLOCK_D, D, BLOCK_D):
-            more = _load(queries, rows, row_used, first, D, BLOCK_D, UPCAST)
-            r = _load(references, columns, column_used, first, D, BLOCK_D, UPCAST)
+            more = _load(queries, rows, row_used, first, D, BLOCK_D)
+            r = _load(references, columns, column_used, first, D, BLOCK_D)
             # As an accumulator of tl.dot, which rounds towards zero in half precision, the sum would drift; so would
             # that of a +, which compilers make one.
             similarity = tl.fma(tl.dot(more, tl.trans(r), input_precision=PRECISION), 1.0, similarity)
@@ -107,7 +103,6 @@ def set_maxima(
     PRECISION: tl.constexpr,
     SCALED: tl.constexpr,
     EPS_MATTERS: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
     """``best[m, s]``, float32 as int32 bits and 0 at first, becomes the highest positive similarity to set s.
 
@@ -119,11 +114,11 @@ def set_maxima(
     end = tl.minimum(begin + SPAN, N)
     current = tl.load(sets + begin)
     running = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    u = _load(queries, rows, row_used, 0, D, BLOCK_D, UPCAST)
+    u = _load(queries, rows, row_used, 0, D, BLOCK_D)
     for start in range(begin, end, BLOCK_N):
         similarity = _tile(
             queries, references, query_scale, reference_scale, query_eps, reference_eps, rows, row_used, u, start,
-            end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS, UPCAST,
+            end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS,
         )  # fmt: skip
         last = tl.load(sets + tl.minimum(start + BLOCK_N, end) - 1)
         if last == current:
@@ -182,7 +177,6 @@ def count_above(
     PRECISION: tl.constexpr,
     SCALED: tl.constexpr,
     EPS_MATTERS: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
     """``counts[i, t]`` grows by the number of references above ``thresholds[i, t]`` for query ``chosen[i]``.
 
@@ -206,11 +200,11 @@ def count_above(
     odd_0 = tl.zeros((BLOCK_M,), dtype=tl.int32)
     even_4 = tl.zeros((BLOCK_M,), dtype=tl.int32)
     odd_4 = tl.zeros((BLOCK_M,), dtype=tl.int32)
-    u = _load(queries, rows, row_used, 0, D, BLOCK_D, UPCAST)
+    u = _load(queries, rows, row_used, 0, D, BLOCK_D)
     for start in range(begin, end, BLOCK_N):
         similarity = _tile(
             queries, references, query_scale, reference_scale, query_eps, reference_eps, rows, row_used, u, start,
-            end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS, UPCAST,
+            end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS,
         )  # fmt: skip
         four = _four_counts(similarity, t0, t1, t2, t3)
         even_0 += four & 0x00FF00FF
@@ -247,7 +241,6 @@ def lowest_key(
     PRECISION: tl.constexpr,
     SCALED: tl.constexpr,
     EPS_MATTERS: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
     """``lowest[i]`` falls to the smallest key of the references not below ``thresholds[i]`` for query ``chosen[i]``."""
     some = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -258,11 +251,11 @@ def lowest_key(
     threshold = tl.load(thresholds + some, mask=row_used, other=float("inf"))
     none = tl.full((BLOCK_M,), 9223372036854775807, dtype=tl.int64)
     smallest = none
-    u = _load(queries, rows, row_used, 0, D, BLOCK_D, UPCAST)
+    u = _load(queries, rows, row_used, 0, D, BLOCK_D)
     for start in range(begin, end, BLOCK_N):
         similarity = _tile(
             queries, references, query_scale, reference_scale, query_eps, reference_eps, rows, row_used, u, start,
-            end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS, UPCAST,
+            end, D, BLOCK_M, BLOCK_N, BLOCK_D, ALL_OF_D, PRECISION, SCALED, EPS_MATTERS,
         )  # fmt: skip
         columns = start + tl.arange(0, BLOCK_N)
         column_used = columns < end

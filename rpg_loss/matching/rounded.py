@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .references import LocalReferences
 from .selection import Ranking
-from .shards import LocalReferences
 
 # What a similarity of 1 is rounded to; one that exceeds 1 by its own rounding must fit into 16 bits too.
 _ROUNDED_ONE = 2**15 - 2
@@ -45,7 +45,7 @@ class RoundedSimilarities:
         """Round the similarities of some references, which are overwritten."""
         self.values[rows] = similarities.mul_(_ROUNDED_ONE)
 
-    def narrow(self, ranking: Ranking, k: int, shards: LocalReferences) -> None:
+    def narrow(self, ranking: Ranking, k: int, references: LocalReferences) -> None:
         """Bring ``inside`` and ``outside`` of a ranking together, up to what 16 bits cannot tell."""
         values = self.values
         if len(ranking.rows) < values.shape[1]:
@@ -53,7 +53,7 @@ class RoundedSimilarities:
 
         def counted(compare: Callable[..., Tensor], values: Tensor, rank: Tensor) -> Tensor:
             threshold = (ranking.threshold(rank) * _ROUNDED_ONE).to(torch.int16)
-            return shards.sum(count(compare, values, threshold, self.flags))
+            return references.sum(count(compare, values, threshold, self.flags))
 
         inside, beyond = ranking.inside, ranking.outside
         # A search in a sample guesses the first rank that is not inside: two or three counts of all then settle it.

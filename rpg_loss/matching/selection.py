@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .definition import TIE, Matches
-from .shards import LocalReferences
+from .references import LocalReferences
 
 NO_KEY = torch.iinfo(torch.int64).max
 
@@ -75,58 +75,58 @@ class Engine(Protocol):
     def count_above(self, rows: Tensor, thresholds: Tensor) -> Tensor:
         """Return integers ``(R, T)``, references above each of a query's positive, falling ``thresholds (R, T)``."""
 
-    def undecided(self, best: Tensor, k: int, shards: LocalReferences) -> Tensor:
+    def undecided(self, best: Tensor, k: int, references: LocalReferences) -> Tensor:
         """Return the queries of which some set may be beyond the k nearest."""
         return torch.arange(len(best), device=best.device)
 
-    def narrow(self, ranking: Ranking, k: int, shards: LocalReferences) -> None:
+    def narrow(self, ranking: Ranking, k: int, references: LocalReferences) -> None:
         """Bring ``ranking.inside`` and ``ranking.outside`` nearer to each other, as far as cheap counts allow."""
         return
 
 
 def match_in_blocks(
-    engine_of: Callable[[slice], Engine], num_queries: int, block: int, k: int, shards: LocalReferences
+    engine_of: Callable[[slice], Engine], num_queries: int, block: int, k: int, references: LocalReferences
 ) -> Matches:
     """Match ``block`` queries at a time by what their engine answers."""
-    device = shards.sizes.device
+    device = references.features.device
     nearest_sets = torch.empty(num_queries, dtype=torch.int64, device=device)
-    proximities = torch.empty(num_queries, len(shards.sizes), dtype=torch.float32, device=device)
+    proximities = torch.empty(num_queries, references.num_sets, dtype=torch.float32, device=device)
     for start in range(0, num_queries, block):
         some = slice(start, start + block)
         engine = engine_of(some)
-        best = shards.maximum(engine.set_maxima()).clamp_(max=1)
+        best = references.maximum(engine.set_maxima()).clamp_(max=1)
         best.masked_fill_(best <= TIE, 0)
-        nearest_sets[some] = _nearest_sets(engine, best, shards)
-        if k < shards.total:
-            _drop_sets_beyond_k(engine, best, k, shards)
+        nearest_sets[some] = _nearest_sets(engine, best, references)
+        if k < references.total:
+            _drop_sets_beyond_k(engine, best, k, references)
         proximities[some] = best
     return Matches(nearest_sets, proximities)
 
 
-def _nearest_sets(engine: Engine, best: Tensor, shards: LocalReferences) -> Tensor:
+def _nearest_sets(engine: Engine, best: Tensor, references: LocalReferences) -> Tensor:
     """Return the label set of the nearest reference; ties between sets go to the lowest reference index."""
     top, nearest = best.max(1)
     tied = ((best >= top[:, None] - TIE).sum(1) > 1).nonzero().squeeze(1)
     if len(tied):
         # Where the best proximity is 0, every reference is equally near, whatever its negative cosine.
         threshold = torch.where(top == 0, -2.0, top - TIE)[tied]
-        nearest[tied] = shards.minimum(engine.lowest_key(tied, threshold)) % best.shape[1]
+        nearest[tied] = references.minimum(engine.lowest_key(tied, threshold)) % best.shape[1]
     return nearest
 
 
-def _drop_sets_beyond_k(engine: Engine, best: Tensor, k: int, shards: LocalReferences) -> None:
+def _drop_sets_beyond_k(engine: Engine, best: Tensor, k: int, references: LocalReferences) -> None:
     """Set to 0 what is not among the k nearest: sets whose best has k or more references above it."""
-    rows = engine.undecided(best, k, shards)
+    rows = engine.undecided(best, k, references)
     if len(rows) == 0:
         return
     maxima, sets = _rank(best[rows])
     # By the sizes of the sets alone.
-    sizes = shards.sizes[sets]
+    sizes = references.sizes[sets]
     inside = (sizes.cumsum(1) - sizes < k).sum(1)
     outside = torch.maximum((maxima > 0).sum(1), inside)
     ranking = Ranking(rows, maxima, sets, inside, outside, torch.cat([maxima, maxima[:, -1:]], dim=1) + TIE)
-    engine.narrow(ranking, k, shards)
-    _search(engine, ranking, k, shards)
+    engine.narrow(ranking, k, references)
+    _search(engine, ranking, k, references)
     maxima.masked_fill_(torch.arange(best.shape[1], device=best.device) >= ranking.inside[:, None], 0)
     best[rows] = torch.empty_like(maxima).scatter_(1, sets, maxima)
 
@@ -148,7 +148,7 @@ def _rank(best: Tensor) -> tuple[Tensor, Tensor]:
     return bits.to(torch.int32).view(torch.float32), keys & 0xFFFFFFFF
 
 
-def _search(engine: Engine, ranking: Ranking, k: int, shards: LocalReferences) -> None:
+def _search(engine: Engine, ranking: Ranking, k: int, references: LocalReferences) -> None:
     """Raise ``inside`` to the first rank with k or more references nearer than its best, for every query.
 
     T thresholds at a time cut what is undecided into T + 1 parts.
@@ -164,7 +164,7 @@ def _search(engine: Engine, ranking: Ranking, k: int, shards: LocalReferences) -
         beyond = probes >= high[:, None]
         probes = torch.minimum(probes, high[:, None] - 1)
         thresholds = ranking.thresholds[undecided[:, None], probes]
-        counts = shards.sum(engine.count_above(ranking.rows[undecided], thresholds))
+        counts = references.sum(engine.count_above(ranking.rows[undecided], thresholds))
         within = ((counts < k) & ~beyond).sum(1)
         ranking.inside[undecided] = low + within * step
         ranking.outside[undecided] = torch.minimum(high, low + (within + 1) * step - 1)

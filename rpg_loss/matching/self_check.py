@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import fused
 from .definition import EPS, TIE, Matches
+from .references import LocalReferences
 from .selection import NO_KEY
 
 # By how much a proximity may be off.
@@ -94,8 +95,8 @@ def _best(values: Tensor, set_ids: Tensor, num_sets: int) -> Tensor:
 
 def _fault(u: Tensor, r: Tensor, set_ids: Tensor, device: torch.device) -> str | None:
     cosines, n = similarities(u, r), len(r)
-    on_device = u.to(device), r.to(device), set_ids.to(device)
-    engine = fused.sweeps(u.dtype, *on_device[1:], _SETS)(on_device[0])
+    queries, references = u.to(device), LocalReferences(r.to(device), set_ids.to(device), _SETS)
+    engine = fused.sweeps(u.dtype, references)(queries)
     engine.splits = 2  # programs that take several tiles, as with many references
     rows = torch.arange(len(u) - 1, -1, -2, device="cpu")
     descending = cosines[rows].sort(dim=1, descending=True).values
@@ -109,7 +110,7 @@ def _fault(u: Tensor, r: Tensor, set_ids: Tensor, device: torch.device) -> str |
             engine.set_maxima(),
             engine.count_above(rows.to(device), thresholds.to(device)),
             engine.lowest_key(rows.to(device), single.to(device)),
-            *fused.match_triton(*on_device, _SETS, n // 2),
+            *fused.match_triton(queries, references, n // 2),
         )
         return tuple(answer.cpu() for answer in answered)
 

@@ -1,4 +1,4 @@
-"""References that lie on one process, or are shared out over the processes of a group."""
+"""The reference set: on one process, or shared out over the processes of a group."""
 
 from __future__ import annotations
 
@@ -12,10 +12,21 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor of no subclass, which may look at every slice that is taken: MONAI's collates its metadata anew.
+
+    One that is none stays as it is: torch 2.4 refuses to make it one anew inside a dispatch mode, as profilers use.
+    """
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
 class LocalReferences:
     """All references are here.
 
     Attributes:
+        features: ``(N, D)`` real floating point, of the references of this process.
+        set_ids: ``(N,)`` int64 in ``[0, num_sets)``, their label sets.  Each occurs, on some process.
+        num_sets: number of label sets, |S|.
         total: number of references.
         largest: number of references of the process that has most.
         first_index: index of this process's first reference among all.
@@ -24,9 +35,10 @@ class LocalReferences:
 
     first_index = 0
 
-    def __init__(self, references: Tensor, set_ids: Tensor, num_sets: int) -> None:
-        self.total = self.largest = len(references)
-        self.sizes = torch.bincount(set_ids, minlength=num_sets)
+    def __init__(self, features: Tensor, set_ids: Tensor, num_sets: int) -> None:
+        self.features, self.set_ids, self.num_sets = plain(features), plain(set_ids), num_sets
+        self.total = self.largest = len(features)
+        self.sizes = torch.bincount(self.set_ids, minlength=num_sets)
 
     def maximum(self, values: Tensor) -> Tensor:
         """Return the elementwise maximum over all processes."""
@@ -48,12 +60,12 @@ class ShardedReferences(LocalReferences):
     questions in the same order: what is asked depends only on the queries and on answers that all have got.
     """
 
-    def __init__(self, references: Tensor, set_ids: Tensor, num_sets: int, group: ProcessGroup) -> None:
-        super().__init__(references, set_ids, num_sets)
+    def __init__(self, features: Tensor, set_ids: Tensor, num_sets: int, group: ProcessGroup) -> None:
+        super().__init__(features, set_ids, num_sets)
         self.group = group
-        counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=references.device)
+        counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=features.device)
         rank = dist.get_rank(group)
-        counts[rank] = len(references)
+        counts[rank] = len(features)
         counts = self.sum(counts)
         self.total, self.largest = int(counts.sum()), int(counts.max())
         self.first_index = int(counts[:rank].sum())
