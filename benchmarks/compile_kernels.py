@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,7 +52,7 @@ FEATURES = (16, 32, 64, 1024)
 ADMITTED_SPILLS = 64
 
 
-@dataclass(frozen=True)
+@dataclass
 class Compiled:
     """One kernel, as compiled for a card.
 
@@ -119,47 +119,37 @@ def compile_variants(capability: tuple[int, int], dtype: str, d: int, epsilon: b
     ):
         u, r = ((torch.rand(n, d) * (1e-5 if epsilon else 1)).to(DTYPES[dtype]) for n in (300, 2000))
         engine = fused.sweeps(u.dtype, LocalReferences(r, torch.zeros(len(r), dtype=torch.int64), 9))(u)
-        rows = torch.arange(len(u))
-        tiles = engine.tiles
-        of = Compiled(
-            "sm_{}{}".format(*capability),
-            "",
-            dtype,
-            d,
-            f"{tiles.queries} x {tiles.references} x {tiles.features}, {tiles.stages} stages",
-            epsilon,
-        )
+        rows, tiles = torch.arange(len(u)), engine.tiles
+        card = "sm_{}{}".format(*capability)
+        tile = f"{tiles.queries} x {tiles.references} x {tiles.features}, {tiles.stages} stages"
         asked: dict[str, Callable[[], object]] = {
             "set_maxima": engine.set_maxima,
             "count_above": lambda: engine.count_above(rows, torch.rand(len(u), kernels.THRESHOLDS)),
             "lowest_key": lambda: engine.lowest_key(rows, torch.rand(len(u))),
         }
         for name, ask in asked.items():
-            figures: dict[str, Any] = {**asdict(of), "kernel": name, "limit": CARDS[capability]}
+            row = Compiled(card, name, dtype, d, tile, epsilon, limit=CARDS[capability])
             try:
                 ask()
             except Exception as error:
-                yield Compiled(**{**figures, "fault": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"})
-                continue
-            figures |= usage(compilers[name].compiled)
-            if figures["shared"] > figures["limit"]:
-                figures["fault"] = "more shared memory than the card has"
-            elif figures["spilled"] > ADMITTED_SPILLS:
-                figures["fault"] = "more spilled than admitted"
-            yield Compiled(**figures)
+                row.fault = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            else:
+                row = replace(row, **usage(compilers[name].compiled))
+                if row.shared > row.limit:
+                    row.fault = "more shared memory than the card has"
+                elif row.spilled > ADMITTED_SPILLS:
+                    row.fault = "more spilled than admitted"
+            yield row
 
 
-def usage(compiled: Any) -> dict[str, int]:
+def usage(compiled: Any) -> dict[str, Any]:
     tool = triton.knobs.nvidia.cuobjdump.path
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
         listing = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     found = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", listing)}
-    return {
-        "registers": found["REG"],
-        "spilled": found["STACK"] + found["LOCAL"],
-        "shared": compiled.metadata.shared,
-    }
+    spilled = found["STACK"] + found["LOCAL"]
+    return {"registers": found["REG"], "spilled": spilled, "shared": compiled.metadata.shared}
 
 
 # The shapes of tiles and both dtypes' sizes are all among these.

@@ -18,7 +18,6 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,8 @@ from benchmarks.measure import (
     conditions,
     environment,
     measure_peaks,
+    parse,
+    parser_of,
     quartiles,
     time_side_by_side,
     write_json,
@@ -37,12 +38,13 @@ from benchmarks.routes import MAP_PIXELS, OTHERS, OURS, ROUTES, Problem
 
 MANY_SETS = 100
 QUERY_IMAGES_OF_A_BATCH = 5
-SWEEP_PATIENCE = 3.0  # seconds; a route that is slower than this is timed once
+PATIENCE = 3.0  # seconds; in long modes a route that is slower than this runs once
+PAPERS_CARD = 11 * GIB  # of memory
 MIB = 2**20
 
 
 def main() -> None:
-    options = parse()
+    options = options_of_command()
     device = torch.device(options.device)
     mode, measure = next(
         (name, function) for name, function in MODES.items() if getattr(options, name.replace("-", "_"), True)
@@ -57,10 +59,8 @@ def main() -> None:
         raise SystemExit("\n".join(failed))
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.matching", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def options_of_command() -> argparse.Namespace:
+    parser = parser_of("benchmarks.matching", __doc__)
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument(
         "--sweep", action="store_true", help="vary N, M, D, k and the label sets around the paper's size"
@@ -69,46 +69,15 @@ def parse() -> argparse.Namespace:
     modes.add_argument(
         "--full-resolution", action="store_true", help="M 65,536 x N 196,608 (cuda: M 262,144 x N 786,432), ours only"
     )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="small sizes, 3 rounds; ends in a minute")
     parser.add_argument(
-        "--rounds",
-        type=int,
-        metavar="R",
-        help="timed rounds (default: 9; sweep 3; grid 1, cuda 3; full size 1, cuda 5)",
-    )
-    parser.add_argument("--sets", type=int, default=9, metavar="N", help="label sets (default: %(default)s)")
-    parser.add_argument(
-        "--images",
-        type=int,
-        metavar="B",
-        help="images of 4096 queries each (default: 1; cuda: 5, in the other modes 1)",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        default="float32",
-        help="of the features (default: float32)",
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the features, on a GPU"
     )
     parser.add_argument(
         "--routes", nargs="+", choices=OURS + OTHERS, metavar="ROUTE", help=f"only these: {', '.join(OURS + OTHERS)}"
     )
-    parser.add_argument(
-        "--budget-gb",
-        type=float,
-        metavar="GIB",
-        help="sweep: leave out what needs more (default: 8, cuda: 60); grid: mark what takes more (default: 11)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: no CUDA device is there, or this PyTorch is built without CUDA")
+    options = parse(parser)
     if options.device == "cpu" and options.dtype != "float32":
         parser.error(f"--dtype {options.dtype}: on the CPU only float32 is measured; add --device cuda")
-    if not 1 <= options.sets <= 512:
-        parser.error(f"--sets {options.sets}: expected 1 to 512")
-    if options.rounds is not None and options.rounds < 1:
-        parser.error(f"--rounds {options.rounds}: expected 1 or more")
     return options
 
 
@@ -119,7 +88,7 @@ def headline(options: argparse.Namespace, device: torch.device) -> tuple[list[Ca
     # The definition takes many times the matrix in float64: only where that is little.
     definition = ["reference"] if options.quick and device.type == "cpu" and not options.routes else []
     few_sets = [Case(name, problem) for name in [*chosen(options, OURS + OTHERS), *definition]]
-    many_sets = [Case(name, many) for name in chosen(options, [*OURS, "mm"]) if problem != many]
+    many_sets = [Case(name, many) for name in chosen(options, [*OURS, "mm"])]
     cases = few_sets + many_sets
     time_side_by_side(cases, device, rounds(options, 9))
     measure_peaks(cases, device)
@@ -149,7 +118,7 @@ def sweep(options: argparse.Namespace, device: torch.device) -> tuple[list[Case]
         "sets": (2, 9, 30) if options.quick else (2, 9, 30, 100, 300),
     }
     names = chosen(options, [*OURS, "topk", "mm"])
-    budget = (options.budget_gb or (60 if device.type == "cuda" else 8)) * GIB
+    budget = (60 if device.type == "cuda" else 8) * GIB
     measured: dict[Problem, list[Case]] = {}
     groups: dict[str, list[Problem]] = {}
     for parameter, choices in values.items():
@@ -162,7 +131,7 @@ def sweep(options: argparse.Namespace, device: torch.device) -> tuple[list[Case]
             problem = replace(base, **{**changed, "k": k})
             if problem not in measured:
                 measured[problem] = [Case(name, problem) for name in names]
-                time_side_by_side(measured[problem], device, rounds(options, 3), budget=budget, patience=SWEEP_PATIENCE)
+                time_side_by_side(measured[problem], device, rounds(options, 3), budget=budget, patience=PATIENCE)
             groups[parameter].append(problem)
         print_sweep(parameter, [measured[problem] for problem in groups[parameter]])
     cases = [case for group in measured.values() for case in group]
@@ -173,15 +142,14 @@ def sweep(options: argparse.Namespace, device: torch.device) -> tuple[list[Case]
 def grid(options: argparse.Namespace, device: torch.device) -> tuple[list[Case], dict[str, Any]]:
     """Table 3 of the paper: time for one image; peak memory for one and for a batch of images at once."""
     pixels = 256 if options.quick else MAP_PIXELS
-    budget = (options.budget_gb or 11) * GIB
-    base = replace(paper_size(options, images=1), m=pixels * (options.images or 1))
+    base = replace(paper_size(options, images=1), m=pixels)
     batch = pixels * QUERY_IMAGES_OF_A_BATCH
     names = chosen(options, OURS + OTHERS)
     # The other CPU routes would make it a matter of hours.
     of_batch = chosen(options, [*OURS, "topk", "mm"]) if device.type == "cpu" else names
     cases = []
     print(f"{base.m} queries (time and memory), then a batch of {batch} at once (memory)\n")
-    print(f"| images in the pool | k | route | ms, median | peak extra MiB | of a batch | fits {budget / GIB:g} GiB |")
+    print("| images in the pool | k | route | ms, median | peak extra MiB | of a batch | fits 11 GiB |")
     print("|---|---|---|---|---|---|---|")
     for images in (1, 5) if options.quick else range(1, 6):
         for share in (0.5, 1.0) if options.quick else (0.25, 0.5, 0.75, 1.0):
@@ -196,21 +164,19 @@ def grid(options: argparse.Namespace, device: torch.device) -> tuple[list[Case],
                 large = next((other for other in batches if other.route == case.route), None)
                 print(
                     f"| {images} | {share:.0%} | {case.caption} | {milliseconds(case)} | {mebibytes(case)} | "
-                    f"{mebibytes(large) if large else 'not measured'} | {fits(large, budget) if large else ''} |",
+                    f"{mebibytes(large) if large else 'not measured'} | {fits(large) if large else ''} |",
                     flush=True,
                 )
-    return cases, {"problem": asdict(base), "batch": batch, "budget_bytes": budget, "pixels": pixels}
+    return cases, {"problem": asdict(base), "batch": batch, "budget_bytes": PAPERS_CARD, "pixels": pixels}
 
 
 def full_resolution(options: argparse.Namespace, device: torch.device) -> tuple[list[Case], dict[str, Any]]:
     """Every pixel of an image against every pixel of three, as far as time allows; ours only."""
     side = 32 if options.quick else 512 if device.type == "cuda" else 256
     n = 3 * side**2
-    problem = Problem(side**2, n, 64, n // 2, options.sets, options.dtype)
+    problem = Problem(side**2, n, k=n // 2, dtype=options.dtype)
     cases = [Case(name, problem) for name in [*chosen(options, OURS), "mm_blocks"]]
-    default = 5 if device.type == "cuda" else 1
-    count = rounds(options, default)
-    time_side_by_side(cases, device, count, warm_up=count > 1)
+    time_side_by_side(cases, device, rounds(options, 5), patience=PATIENCE)
     measure_peaks(cases, device)
     print_routes(cases)
     return cases, {"problem": asdict(problem)}
@@ -221,11 +187,10 @@ MODES = {"sweep": sweep, "grid": grid, "full-resolution": full_resolution, "head
 
 
 def paper_size(options: argparse.Namespace, images: int) -> Problem:
-    """Three images of references and as many of queries as asked for, with maps of 64 x 64."""
-    images = options.images or images
+    """Three images of references, and some of queries, with maps of 64 x 64."""
     if options.quick:
-        return Problem(m=512 * images, n=2048, k=1000, sets=options.sets, dtype=options.dtype)
-    return Problem(m=MAP_PIXELS * images, sets=options.sets, dtype=options.dtype)
+        return Problem(m=512 * images, n=2048, k=1000, dtype=options.dtype)
+    return Problem(m=MAP_PIXELS * images, dtype=options.dtype)
 
 
 def chosen(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
@@ -233,8 +198,6 @@ def chosen(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
 
 
 def rounds(options: argparse.Namespace, default: int) -> int:
-    if options.rounds:
-        return int(options.rounds)
     return 3 if options.quick else default
 
 
@@ -271,10 +234,10 @@ def mebibytes(case: Case) -> str:
     return f"{case.peak_extra_bytes / MIB:.1f}"
 
 
-def fits(case: Case, budget: float) -> str:
+def fits(case: Case) -> str:
     if case.peak_extra_bytes is not None:
-        return "yes" if case.peak_extra_bytes <= budget else "no"
-    return "no" if ROUTES[case.route].needs(case.problem) > budget else "not known"
+        return "yes" if case.peak_extra_bytes <= PAPERS_CARD else "no"
+    return "no" if ROUTES[case.route].needs(case.problem) > PAPERS_CARD else "not known"
 
 
 if __name__ == "__main__":

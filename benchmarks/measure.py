@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import functools
-import importlib.metadata
 import json
 import math
 import platform
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.routes import ROUTES, Problem, disagreement
+from examples.logging.environment import installed_version
 from rpg_loss.matching.definition import Matches
 
 GIB = 2**30
@@ -76,18 +77,16 @@ def time_side_by_side(
     device: torch.device,
     rounds: int,
     *,
-    warm_up: bool = True,
     budget: float = math.inf,
     patience: float = math.inf,
 ) -> None:
     """Run all cases one after the other in every round, so that ratios compare what ran side by side.
 
-    The first round checks the matches against ``chunked``.  It is not among the ``rounds`` that count, unless
-    ``warm_up`` is False.  A case that needs more than ``budget`` bytes does not run; one whose first call takes more
-    than ``patience`` seconds is timed once.
+    The first round warms up and checks the matches against ``chunked``; it is not among the ``rounds`` that count.  A
+    case that needs more than ``budget`` bytes does not run.  Of one whose first call takes more than ``patience``
+    seconds that call is the only one, and counts.
     """
     expected = functools.cache(lambda problem: attempt(Case("chunked", problem), device)[1])
-    slow = set()
     for case in cases:
         case.note = cannot_run(case, device, budget)
         if case.note:
@@ -101,13 +100,12 @@ def time_side_by_side(
                 case.note = "not checked: chunked gave no matches to compare with"
             case.failed = bool(case.note)
         del matches
-        if not warm_up and not case.note:
+        if seconds > patience and not case.note:
             case.seconds.append(seconds)
-        if seconds > patience:
-            slow.add(id(case))
-    for round_ in range(rounds if warm_up else rounds - 1):
-        for case in cases:
-            if not case.note and (round_ == 0 or id(case) not in slow):
+    timed = [case for case in cases if not case.seconds]
+    for _ in range(rounds):
+        for case in timed:
+            if not case.note:
                 seconds = attempt(case, device)[0]
                 if not case.note:
                     case.seconds.append(seconds)
@@ -241,6 +239,23 @@ def high_water_mark() -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
+def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, for a smoke test")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA device is there, or this PyTorch is built without CUDA")
+    return options
+
+
 def environment(device: torch.device, module: str) -> dict[str, Any]:
     """What a figure depends on, for the record."""
     arguments = [re.sub(r"^(--\w+=)?/.*/", r"\1", argument) for argument in sys.argv[1:]]  # no folders of this machine
@@ -254,17 +269,10 @@ def environment(device: torch.device, module: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         **{
-            name.replace("-", "_"): version(name)
+            name.replace("-", "_"): installed_version(name)
             for name in ("triton", "numpy", "faiss-cpu", "faiss-gpu", "scikit-learn")
         },
     }
-
-
-def version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def commit() -> str:

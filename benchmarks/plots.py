@@ -38,7 +38,6 @@ STYLES = {
     "mm": ("#777777", "X"),
     "reference": ("#000000", "*"),
 }
-OTHER_STYLE = ("#000000", ".")
 MIB = 2**20
 WIDTH = 4.8  # inches: text of 9 points is still 9 pixels high where a phone shows it 358 wide
 AXES = {
@@ -48,6 +47,8 @@ AXES = {
     "k": "k, % of the references",
     "sets": "label sets |S|",
 }
+
+NUMBERS = FuncFormatter(lambda value, _: number(value))
 
 Figures = dict[str, Any]
 
@@ -68,7 +69,7 @@ def main() -> None:
             print(f"{path.name}: no picture for this kind of file")
             continue
         figure = draw(figures)
-        caption(figure, figures)
+        figure.supxlabel(textwrap.fill(conditions(figures["environment"]), 68), fontsize=8, color="#555555")
         figure.savefig(options.out / f"{path.stem}.png", dpi=250)
         plt.close(figure)
         print(f"{path.name}: {path.stem}.png")
@@ -81,7 +82,7 @@ def draw_headline(figures: Figures) -> Figure:
     figure, (time, memory) = plt.subplots(
         2, 1, figsize=(WIDTH, 1.6 + 0.6 * len(rows)), sharey=True, layout="constrained"
     )
-    colors = [style(row["route"])[0] for row in rows]
+    colors = [STYLES[row["route"]][0] for row in rows]
     positions = range(len(rows))
     for axes, values, notes, heading in (
         (time, [milliseconds(row) for row in rows], "note", "median time, ms"),
@@ -104,7 +105,7 @@ def draw_headline(figures: Figures) -> Figure:
                 color="black" if value else "#555555",
                 style="normal" if value else "italic",
             )
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axes.xaxis.set_major_formatter(NUMBERS)
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
     time.set_yticks(positions, [row["caption"] for row in rows])
@@ -118,17 +119,25 @@ def draw_sweep(figures: Figures) -> Figure:
     figure, panels = plt.subplots(3, 2, figsize=(WIDTH, 6.4), sharey=True, layout="constrained")
     for axes, (parameter, problems) in zip(panels.flat, figures["varied"].items(), strict=False):
         for route in routes(figures):
-            rows = [row for problem in problems for row in found(figures, route, problem)]
-            points = [(along(parameter, row["problem"]), milliseconds(row)) for row in rows if row["seconds"]]
+            points = [
+                (along(parameter, row["problem"]), milliseconds(row))
+                for problem in problems
+                for row in figures["rows"]
+                if row["route"] == route and row["problem"] == problem and row["seconds"]
+            ]
             plot(axes, points, route)
-        values = [along(parameter, problem) for problem in problems]
-        log_axes(axes, values)
-        axes.set_xlabel(AXES[parameter])
+        measured = [along(parameter, problem) for problem in problems]
+        axes.set(xscale="log", yscale="log", xlabel=AXES[parameter])
+        axes.set_xticks(measured, [number(value) for value in measured])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(NUMBERS)
+        axes.grid(alpha=0.3)
         # The size that all other panels have.
         axes.axvline(along(parameter, figures["problem"]), color="black", alpha=0.25, linewidth=4, zorder=0)
     for axes in panels[:, 0]:
         axes.set_ylabel("median time, ms")
-    legend(panels.flat[-1], figures, routes(figures))
+    panels.flat[-1].axis("off")
+    panels.flat[-1].legend(handles=legend_handles(figures), loc="center", frameon=False)
     title(figure, f"One size varied at a time around the gray line: {sizes(figures['problem'])}")
     return figure
 
@@ -155,12 +164,12 @@ def draw_grid(figures: Figures) -> Figure:
                 plot(axes, [(row["problem"]["n"] / pixels, mebibytes(row)) for row in rows if mebibytes(row)], route)
                 # No figure for want of memory: a hollow marker at the upper edge.
                 missing = [row["problem"]["n"] / pixels for row in rows if re.search("memory|needs", row["peak_note"])]
-                color, marker = style(route)
+                color, marker = STYLES[route]
                 edge = axes.get_xaxis_transform()
                 axes.plot(missing, [0.96] * len(missing), marker, color=color, fillstyle="none", transform=edge)
             axes.axhline(budget / MIB, color="black", linestyle="--", linewidth=1)
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+            axes.yaxis.set_major_formatter(NUMBERS)
             axes.grid(alpha=0.3)
             axes.set_title(f"k = {share:.0%}, {m:,} queries", fontsize=9)
     figure.supylabel("peak extra memory, MiB", fontsize=9)
@@ -168,7 +177,7 @@ def draw_grid(figures: Figures) -> Figure:
     for axes in panels[-1]:
         axes.set_xticks(images)
         axes.set_xlabel("images in the pool")
-    handles = legend_handles(figures, routes(figures))
+    handles = legend_handles(figures)
     handles.append(Line2D([], [], color="black", linestyle="--", label=f"{budget / GIB:g} GiB"))
     if any(re.search("memory|needs", row["peak_note"]) for row in figures["rows"]):
         handles.append(
@@ -181,11 +190,6 @@ def draw_grid(figures: Figures) -> Figure:
 DRAWN: dict[str, Callable[[Figures], Figure]] = {"headline": draw_headline, "sweep": draw_sweep, "grid": draw_grid}
 
 
-def caption(figure: Figure, figures: Figures) -> None:
-    """Say below the picture what it was measured on."""
-    figure.supxlabel(textwrap.fill(conditions(figures["environment"]), 68), fontsize=8, color="#555555")
-
-
 def title(figure: Figure, text: str) -> None:
     figure.suptitle(textwrap.fill(text, 56), fontsize=9)
 
@@ -195,45 +199,23 @@ def routes(figures: Figures) -> list[str]:
     return list(dict.fromkeys(row["route"] for row in figures["rows"] if row["seconds"] or row["peak_extra_bytes"]))
 
 
-def found(figures: Figures, route: str, problem: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for row in figures["rows"] if row["route"] == route and row["problem"] == problem]
-
-
 def along(parameter: str, problem: dict[str, Any]) -> float:
     return float(round(100 * problem["k"] / problem["n"]) if parameter == "k" else problem[parameter])
 
 
 def plot(axes: Axes, points: list[tuple[float, float | None]], route: str) -> None:
-    color, marker = style(route)
+    color, marker = STYLES[route]
     axes.plot(
         *zip(*points, strict=True) if points else ([], []), color=color, marker=marker, markersize=5, linewidth=1.5
     )
 
 
-def log_axes(axes: Axes, ticks: list[float]) -> None:
-    """Make axes logarithmic, with ticks where it was measured."""
-    axes.set(xscale="log", yscale="log")
-    axes.set_xticks(ticks, [number(tick) for tick in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axes.grid(alpha=0.3)
-
-
-def legend(axes: Axes, figures: Figures, names: list[str]) -> None:
-    axes.axis("off")
-    axes.legend(handles=legend_handles(figures, names), loc="center", frameon=False)
-
-
-def legend_handles(figures: Figures, names: list[str]) -> list[Any]:
+def legend_handles(figures: Figures) -> list[Line2D]:
     captions = {row["route"]: row["caption"] for row in figures["rows"]}
     return [
-        Line2D([], [], color=style(name)[0], marker=style(name)[1], markersize=5, label=captions[name])
-        for name in names
+        Line2D([], [], color=STYLES[name][0], marker=STYLES[name][1], markersize=5, label=captions[name])
+        for name in routes(figures)
     ]
-
-
-def style(route: str) -> tuple[str, str]:
-    return STYLES.get(route, OTHER_STYLE)
 
 
 def milliseconds(row: dict[str, Any]) -> float | None:

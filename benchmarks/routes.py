@@ -73,11 +73,10 @@ class Route:
 
     Attributes:
         caption: how tables and pictures call it.
-        run: queries, references, set_ids and the problem to matches.
+        run: queries, references, set_ids and the problem to matches, or to the product of those that do no more.
         refuses: why it cannot run, or None.
         needs: bytes that it takes at least, from the shapes alone; 0 for those that are bounded.
         ours: an implementation of this package.
-        floor: does only a part of the work, so there are no matches to check.
     """
 
     caption: str
@@ -85,7 +84,6 @@ class Route:
     refuses: Callable[[Problem, torch.device], str | None] = never
     needs: Callable[[Problem], int] = lambda problem: 0
     ours: bool = False
-    floor: bool = False
 
 
 def ours(impl: Impl, needs: Callable[[Problem], int] = lambda problem: 0) -> Route:
@@ -194,13 +192,8 @@ ROUTES = {
     "numpy": Route("NumPy argpartition", argpartition, cpu_only, lambda p: 12 * p.m * p.n + 4 * p.m * p.k),
     "faiss": Route("FAISS IndexFlatIP", faiss_flat, faiss_refuses, lambda p: 20 * p.m * p.k),
     "sklearn": Route("scikit-learn brute", sklearn_brute, sklearn_refuses, lambda p: 24 * p.m * p.k),
-    "mm": Route(
-        "bare torch.mm",
-        bare_product,
-        needs=lambda p: getattr(torch, p.dtype).itemsize * p.m * p.n,
-        floor=True,
-    ),
-    "mm_blocks": Route("bare torch.mm in blocks", product_in_blocks, floor=True),
+    "mm": Route("bare torch.mm", bare_product, needs=lambda p: getattr(torch, p.dtype).itemsize * p.m * p.n),
+    "mm_blocks": Route("bare torch.mm in blocks", product_in_blocks),
     "reference": ours("reference", lambda p: 24 * p.m * p.n),
 }
 OURS = [name for name, route in ROUTES.items() if route.ours and name != "reference"]

@@ -14,7 +14,6 @@ waits for it is wall time.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import threading
 import time
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import conditions, environment, synchronize, write_json
+from benchmarks.measure import conditions, environment, parse, parser_of, synchronize, write_json
 from examples.config import Config
 from examples.data.augment import StrongAugmentation, WeakAugmentation
 from examples.data.loaders import PoolBatches, UnlabeledBatches
@@ -120,49 +119,31 @@ def profile(config: Config) -> dict[str, float]:
 
 
 def main() -> None:
-    options = parse()
+    parser = parser_of("benchmarks.trainer_profile", __doc__)
+    parser.add_argument("--root", type=Path, metavar="DIR", help="of JSRT; without it phantoms are drawn")
+    parser.add_argument("--size", type=int, metavar="PX", help="side of the images (default: 128)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="default: %(default)s")
+    options = parse(parser)
+    usual, channels, map_size, steps = (32, 4, 8, 4) if options.quick else (128, 16, 32, 40)
+    size = options.size or usual
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     with tempfile.TemporaryDirectory() as folder:
         config = Config(
             "jsrt" if options.root else "phantom", root=options.root,
-            image_size=options.size, map_size=options.map_size, base_channels=options.base_channels, k=0.5,
-            iterations=WARM_UP + options.steps, eval_every=10**6, precision=options.precision,
+            image_size=size, map_size=map_size, base_channels=channels, k=0.5,
+            iterations=WARM_UP + steps, eval_every=10**6, precision=options.precision,
             device=options.device, out=Path(folder, "run"),
         )  # fmt: skip
         times = profile(config)
     record = environment(torch.device(options.device), "benchmarks.trainer_profile")
-    print(f"\n{conditions(record)}\n{config.dataset}, {options.size} px, UNet of {options.base_channels},", end=" ")
-    print(f"map {options.map_size}, {options.precision}, mean of {options.steps} steps\n")
+    print(f"\n{conditions(record)}\n{config.dataset}, {size} px, UNet of {channels},", end=" ")
+    print(f"map {map_size}, {options.precision}, mean of {steps} steps\n")
     print("| part | ms | share of the step |\n|---|---|---|")
     for part, ms in sorted(times.items(), key=lambda item: (item[0].startswith("data thread"), -item[1])):
         print(f"| {part} | {ms:.2f} | {ms / times['step']:.1%} |")
     problem = config.plain() | {"root": None, "out": None}
     write_json(options.json, {"benchmark": "trainer_profile", "environment": record, "problem": problem, "ms": times})
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.trainer_profile",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--root", type=Path, metavar="DIR", help="of JSRT; without it phantoms are drawn")
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument("--size", type=int, metavar="PX", help="side of the images (default: 128)")
-    parser.add_argument("--base-channels", type=int, metavar="C", help="width of the UNet (default: 16)")
-    parser.add_argument("--map-size", type=int, metavar="PX", help="side of the map (default: 32)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, metavar="N", help="timed steps, after the first five (default: 40)")
-    parser.add_argument("--quick", action="store_true", help="32 px, UNet of 4, map of 8, 4 steps unless given")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
-    options = parser.parse_args()
-    usual = {"size": 128, "base_channels": 16, "map_size": 32, "steps": 40}
-    quick = {"size": 32, "base_channels": 4, "map_size": 8, "steps": 4}
-    for name, value in (quick if options.quick else usual).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    return options
 
 
 if __name__ == "__main__":

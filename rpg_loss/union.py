@@ -181,4 +181,5 @@ def _gather(group: ProcessGroup, queries: Tensor, lengths: list[int]) -> Tensor:
 
 
 def _fingerprint(features: Tensor) -> bytes:
-    return sha256(features.contiguous().view(torch.uint8).cpu().numpy().data).digest()
+    in_order = features.reshape(-1).clone(memory_format=torch.contiguous_format)
+    return sha256(in_order.view(torch.uint8).cpu().numpy().data).digest()
