@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -109,34 +110,29 @@ def headline(options: argparse.Namespace, device: torch.device) -> tuple[list[Ca
 def sweep(options: argparse.Namespace, device: torch.device) -> tuple[list[Case], dict[str, Any]]:
     """One size varied at a time around the paper's; ours, torch.topk and the bare product."""
     base = paper_size(options, images=1)
-    share = base.k / base.n
-    values: dict[str, tuple[float, ...]] = {
-        "n": (512, 1024, 2048) if options.quick else (3072, 12288, 49152, 196608),
-        "m": (128, 512, 1024) if options.quick else (1024, 4096, 16384),
-        "d": (16, 64) if options.quick else (16, 64, 256, 1024),
-        "k": (0.01, 0.10, 0.25, share, 1.0),
-        "sets": (2, 9, 30) if options.quick else (2, 9, 30, 100, 300),
+    share = base.k / base.n  # k is a share of the references throughout
+    ns, ms = ((512, 1024), (128, 1024)) if options.quick else ((3072, 49152, 196608), (1024, 16384))
+    ds, sets = ((16,), (2, 30)) if options.quick else ((16, 256, 1024), (2, 30, 100, 300))
+    varied = {
+        "n": [replace(base, n=n, k=round(share * n)) for n in ns],
+        "m": [replace(base, m=m) for m in ms],
+        "d": [replace(base, d=d) for d in ds],
+        "k": [replace(base, k=round(k * base.n)) for k in (0.01, 0.10, 0.25, 1.0)],
+        "sets": [replace(base, sets=count) for count in sets],
     }
     names = chosen(options, [*OURS, "topk", "mm"])
     budget = (60 if device.type == "cuda" else 8) * GIB
     measured: dict[Problem, list[Case]] = {}
-    groups: dict[str, list[Problem]] = {}
-    for parameter, choices in values.items():
-        groups[parameter] = []
-        for value in sorted({*choices, share if parameter == "k" else getattr(base, parameter)}):
-            n = int(value) if parameter == "n" else base.n
-            # k is a share of the references throughout.
-            k = max(1, round((value if parameter == "k" else share) * n))
-            changed: dict[str, Any] = {} if parameter == "k" else {parameter: int(value)}
-            problem = replace(base, **{**changed, "k": k})
+    for parameter, others in varied.items():
+        varied[parameter] = problems = sorted([*others, base], key=operator.attrgetter(parameter))
+        for problem in problems:
             if problem not in measured:
                 measured[problem] = [Case(name, problem) for name in names]
                 time_side_by_side(measured[problem], device, rounds(options, 3), budget=budget, patience=PATIENCE)
-            groups[parameter].append(problem)
-        print_sweep(parameter, [measured[problem] for problem in groups[parameter]])
+        print_sweep(parameter, [measured[problem] for problem in problems])
     cases = [case for group in measured.values() for case in group]
-    varied = {parameter: [asdict(problem) for problem in problems] for parameter, problems in groups.items()}
-    return cases, {"problem": asdict(base), "varied": varied}
+    record = {parameter: [asdict(problem) for problem in problems] for parameter, problems in varied.items()}
+    return cases, {"problem": asdict(base), "varied": record}
 
 
 def grid(options: argparse.Namespace, device: torch.device) -> tuple[list[Case], dict[str, Any]]:

@@ -135,36 +135,35 @@ def check_labels(
     name: str, labels: Tensor, *, multilabel: bool, ignore_index: int, num_classes: int | None = None
 ) -> None:
     """Check the values of a class map or of 0/1 label vectors; ``ignore_index`` is always allowed."""
-    num_classes = None if multilabel else num_classes
-    ignored = is_ignored(labels, ignore_index)
-    if multilabel:
-        outside = (labels != 0) & (labels != 1)
-    else:
-        outside = (labels < 0) | (labels >= (num_classes or math.inf))
-    # Sorting out which values there are is left to the error: it is slow on full-size maps.
-    perhaps_255 = not multilabel and num_classes is None and bool(((labels == 255) & ~ignored).any())
-    if not perhaps_255 and not bool((outside & ~ignored).any()):
+
+    def outside(values: Tensor) -> Tensor:
+        if multilabel:
+            return (values != 0) & (values != 1)
+        return (values < 0) | (values >= (num_classes or math.inf))
+
+    ignored, any_class = is_ignored(labels, ignore_index), not multilabel and num_classes is None
+    doubtful = outside(labels) | (labels == 255) if any_class else outside(labels)
+    if not bool((doubtful & ~ignored).any()):
         return
+    # Sorting out which values there are is left to the error: it is slow on full-size maps.
     values = torch.unique(labels[~ignored])
     is_mask_255 = float(values.max()) == 255 and bool(((values == 0) | (values == 255)).all())
-    hint = "this looks like a mask of 0/255: use mask // 255" if is_mask_255 else ""
-    if multilabel:
-        wrong = values[(values != 0) & (values != 1)]
-        expected = "0 or 1 in every entry"
-        fractions = bool(((values > 0) & (values < 1)).any())
-        hint = hint or (FRACTIONS if fractions else "pass one 0/1 channel per label")
+    wrong = values[values == 255] if is_mask_255 and any_class else values[outside(values)]
+    if wrong.numel() == 0:
+        return
+    if is_mask_255:
+        hint = "this looks like a mask of 0/255: use mask // 255"
+    elif not multilabel:
+        hint = "renumber the classes, or name the value that marks unlabeled pixels as ignore_index"
+    elif bool(((values > 0) & (values < 1)).any()):
+        hint = FRACTIONS
     else:
-        wrong = values[(values < 0) | (values >= (num_classes or math.inf))]
-        if is_mask_255 and num_classes is None:
-            wrong = values[values == 255]
-        expected = f"class indices in [0, {num_classes})" if num_classes else "class indices of 0 and up"
-        hint = hint or "renumber the classes, or name the value that marks unlabeled pixels as ignore_index"
-    if wrong.numel():
-        texts = list(dict.fromkeys(f"{value:g}" for value in wrong.tolist()))  # no NaN equals another
-        listing = ", ".join(texts[:8]) + (", ..." if len(texts) > 8 else "")
-        raise ValueError(
-            f"{name}: got the values {listing}, expected {expected} (or ignore_index={ignore_index}); {hint}"
-        )
+        hint = "pass one 0/1 channel per label"
+    classes = f"class indices in [0, {num_classes})" if num_classes else "class indices of 0 and up"
+    expected = "0 or 1 in every entry" if multilabel else classes
+    texts = list(dict.fromkeys(f"{value:g}" for value in wrong.tolist()))  # no NaN equals another
+    listing = ", ".join(texts[:8]) + (", ..." if len(texts) > 8 else "")
+    raise ValueError(f"{name}: got the values {listing}, expected {expected} (or ignore_index={ignore_index}); {hint}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -77,18 +77,6 @@ class Call(NamedTuple):
     version: int | None
 
 
-def record_entries(layer: nn.Module, forward: Callable[[], Any]) -> tuple[Any, list[Entered]]:
-    """Return what ``forward()`` returns, and what entered the layer."""
-    entered: list[Entered] = []
-
-    def record(module: nn.Module, args: Any, kwargs: Any) -> None:
-        entered.append(Entered.of(args, kwargs))
-
-    with hooked([layer], record, before=True):
-        output = forward()
-    return output, entered
-
-
 def record_calls(net: nn.Module, forward: Callable[[], Any]) -> tuple[Any, list[Call]]:
     """Return what ``forward()`` returns, and the calls of all convolutions and linear layers of ``net``."""
     names: dict[nn.Module, str] = {

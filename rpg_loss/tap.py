@@ -16,12 +16,12 @@ from .layer_search import (
     check_layer_name,
     check_not_compiled,
     check_not_cut,
+    hooked,
     logits_apart,
     look_like_probabilities,
     not_found,
     only_entry,
     record_calls,
-    record_entries,
     source_of,
 )
 
@@ -145,7 +145,13 @@ class FeatureTap(nn.Module):
     def _run(self, name: str, args: Any, kwargs: Any) -> tuple[Any, list[Entered]]:
         """Return the network's output, and what entered the layer."""
         check_not_compiled("net", self.net, name, _COMPILE_THE_TAP)
-        return record_entries(self.net.get_submodule(name), lambda: self.net(*args, **kwargs))
+        entered: list[Entered] = []
+
+        def record(module: nn.Module, args: Any, kwargs: Any) -> None:
+            entered.append(Entered.of(args, kwargs))
+
+        with hooked([self.net.get_submodule(name)], record, before=True):
+            return self.net(*args, **kwargs), entered
 
     def _run_compiled(self, name: str, args: Any, kwargs: Any) -> tuple[Any, list[Entered]]:
         """Return the same under a compiler, which does not follow hooks set while it traces.

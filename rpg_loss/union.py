@@ -12,8 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .label_sets import encode_label_sets
-from .matching.references import LocalReferences, ShardedReferences
+from .matching.references import LocalReferences, ShardedReferences, encode_label_sets
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -8,9 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rpg_loss import entropy_weights
-from rpg_loss.label_sets import encode_label_sets
 from rpg_loss.matching import match
-from rpg_loss.matching.references import LocalReferences
+from rpg_loss.matching.references import LocalReferences, encode_label_sets
 
 from .problems import IGNORED, IMPLS, device_of, flat_problems, problems, pseudo_labels
 

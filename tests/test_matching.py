@@ -7,13 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpg_loss.label_sets import encode_label_sets
 from rpg_loss.matching import match
 from rpg_loss.matching.chunked import _block_size, match_chunked
 from rpg_loss.matching.definition import match_reference
 from rpg_loss.matching.fused import Tiles, match_triton
 from rpg_loss.matching.normalize import full_float32_matmul
-from rpg_loss.matching.references import LocalReferences
+from rpg_loss.matching.references import LocalReferences, encode_label_sets
 
 from .problems import (
     FAST_IMPLS,

@@ -52,8 +52,8 @@ class RoundedSimilarities:
             values = values.index_select(1, ranking.rows)
 
         def counted(compare: Callable[..., Tensor], values: Tensor, rank: Tensor) -> Tensor:
-            threshold = (ranking.threshold(rank) * _ROUNDED_ONE).to(torch.int16)
-            return references.sum(count(compare, values, threshold, self.flags))
+            threshold = ranking.thresholds.gather(1, rank[:, None])[:, 0] * _ROUNDED_ONE
+            return references.sum(count(compare, values, threshold.to(torch.int16), self.flags))
 
         inside, beyond = ranking.inside, ranking.outside
         # A search in a sample guesses the first rank that is not inside: two or three counts of all then settle it.

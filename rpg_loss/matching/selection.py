@@ -43,10 +43,6 @@ class Ranking:
     outside: Tensor
     thresholds: Tensor
 
-    def threshold(self, rank: Tensor) -> Tensor:
-        """Return ``(R,)``, the threshold of one rank of every query."""
-        return self.thresholds.gather(1, rank[:, None])[:, 0]
-
 
 class Engine(Protocol):
     """What answers for the similarities of m queries to the references of this process, without keeping them.
