@@ -217,9 +217,6 @@ class DeviceOptions:
     precision: Literal["fp32", "bf16"] = "fp32"
     """What the network computes in; bf16: faster on GPUs from Ampere on and some CPUs; the rest is float32."""
 
-    sync_batch_norm: bool = True
-    """With several processes (torchrun): batch statistics of all of them, not of each one's few images."""
-
 
 @dataclass(frozen=True)
 class OutputOptions:

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from examples.config import Config
-from examples.data import folder, jsrt, retouch
+from examples.data import jsrt
 from examples.data.base import IGNORE_INDEX, Dataset, Images, ImageSet, LazyImages, Selection
+from examples.data.folder import dataset as folder
 from examples.data.fusing import read_fusing
 from examples.data.phantoms import chest, oct
+from examples.data.retouch import dataset as retouch
 from examples.engine.distributed import resolve_device
 
 DATASETS: dict[str, Callable[[Config], Dataset]] = {

@@ -139,7 +139,7 @@ def check_retouch(check: Check) -> Findings:
                 place = placement(scale(volume.read_scan(scan)), check.retina, size=1)
                 missed += [f"{volume.id} B-scan {scan}"] * (place.rows is None)
                 if cut := sum(pixels) - np.count_nonzero(place.cut(volume.read_reference(scan), 0)):
-                    lost[volume.id] = lost.get(volume.id, 0) + cut
+                    lost[volume.id] = lost.get(volume.id, 0) + int(cut)
     if missed:
         findings.notes.append(f"no retina found in {some(missed)}: they stay whole")
     if lost:

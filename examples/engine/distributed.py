@@ -243,7 +243,7 @@ def data_parallel(net: nn.Module, method: nn.Module) -> Callable[..., Any]:
     """Return ``method`` with its first argument ``net``; its gradients are then the means over all processes."""
     if world_size() == 1:
         return partial(method, net)
-    # Buffers are the same everywhere, or are to differ (--no-sync-batch-norm).
+    # Buffers are the same everywhere.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(StepModule(net, method), **options)

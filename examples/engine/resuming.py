@@ -9,7 +9,6 @@ import torch
 
 from examples.config import Config
 from examples.data import Dataset
-from examples.engine.distributed import world_size
 from examples.logging.environment import flat
 
 PARTS = ("labeled", "unlabeled", "validation", "test")
@@ -39,17 +38,6 @@ def check_same_run(options: Mapping[str, Any], config: Config) -> None:
         raise ValueError(
             f"out: {config.out_dir} holds an unfinished run with other options ({'; '.join(other)}); pass those to go"
             " on with it, --overwrite to start again, or another --out"
-        )
-
-
-def check_same_processes(before: Mapping[str, Any], config: Config) -> None:
-    """Refuse to go on with another number of processes where what is trained would be another."""
-    was = before.get("processes", 1)
-    if was != world_size() and not config.sync_batch_norm:
-        raise ValueError(
-            f"out: {config.out_dir} holds an unfinished run of {was} processes, of which each has its own batch"
-            f" statistics, and {world_size()} were started; go on with --nproc-per-node {was}, or pass --overwrite to"
-            " start again"
         )
 
 

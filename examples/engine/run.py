@@ -19,12 +19,10 @@ from examples.data.loaders import PoolBatches, UnlabeledBatches
 from examples.data.prefetch import Prefetched
 from examples.engine import distributed as parallel
 from examples.engine.checkpoint import Checkpoints
-from examples.engine.precision import network_precision
 from examples.engine.resuming import (
     GlobalRandomness,
     Stateful,
     changes,
-    check_same_processes,
     check_same_run,
     image_names,
     restore,
@@ -35,7 +33,7 @@ from examples.logging.progress import phase
 from examples.logging.run_folder import write_json
 from examples.logging.run_log import RunLog
 from examples.methods import METHODS
-from examples.models import build_network
+from examples.models import build_network, network_precision
 
 EVAL_PASSES = 10  # over the unlabeled images, from one validation to the next (paper)
 BN_CALIBRATION_POOLS = 20  # labeled pools that batch-norm statistics for evaluation are taken from
@@ -78,9 +76,8 @@ class Run:
 
         self.net = build_network(config, self.data.num_outputs, precision).to(config.device)
         self.method = METHODS[config.method](config, self.data, self.net, self.iterations).to(config.device)
-        if config.sync_batch_norm:
-            parallel.with_synced_batch_norm(self.net)
-            parallel.with_synced_batch_norm(self.method)
+        parallel.with_synced_batch_norm(self.net)
+        parallel.with_synced_batch_norm(self.method)
         self.step_of_method = parallel.data_parallel(self.net, self.method)
         weights = [weight for weight in (*self.net.parameters(), *self.method.parameters()) if weight.requires_grad]
         self.optimizer = torch.optim.Adam(
@@ -88,8 +85,7 @@ class Run:
         )
         self.pools, self.unlabeled = Prefetched(pools, worker), Prefetched(unlabeled, worker)
         calibrating = islice(self.pools, BN_CALIBRATION_POOLS)
-        # Whole pools on every process where the statistics are not those of all anyway.
-        self.calibration = [(share_of(view) if config.sync_batch_norm else view).images for view in calibrating]
+        self.calibration = [share_of(view).images for view in calibrating]
         self.log = RunLog(out, config, self.iterations, self.data, self.environments, self.start)
 
     def begin(self, *, resume: bool) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
@@ -103,7 +99,6 @@ class Run:
             return None, [now]
         check_same_run(saved["config"], self.config)
         before = saved["environments"]
-        check_same_processes(before[-1], self.config)
         if changed := changes(before[-1], now):
             print(f"note: the end may not be that of an uninterrupted run: {'; '.join(changed)}")
         return saved, before + [now] * bool(changed)

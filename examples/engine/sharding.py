@@ -1,8 +1,8 @@
 """How a batch and a data set are shared out over the processes of a run.
 
 Every process draws the whole batch of every step from the same random streams and then takes its share: what is drawn
-does not depend on the number of processes. Losses are means over the pixels of all, and so are batch statistics (unless
---no-sync-batch-norm), so that the run is that of one process, up to rounding.
+does not depend on the number of processes. Losses are means over the pixels of all, and batch statistics those of all
+images, so that the run is that of one process, up to rounding.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from examples.config import Config, DatasetName
+from examples.config import Config, DatasetName, require
 from examples.data import Dataset, Images, LazyImages, Selection, load
 from examples.data.division import Part
 from examples.data.files import read_information
-from examples.data.folder.dataset import load_undivided
+from examples.data.folder.dataset import load_labeled
 from examples.data.retouch.index import Volume
 from examples.engine.checkpoint import make_folder
 from examples.engine.evaluation import evaluate
@@ -64,8 +64,8 @@ class Evaluate:
     """Where to predict: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
-        if self.spacing is not None and not min(self.spacing) > 0:
-            raise ValueError(f"spacing: got {self.spacing}, expected two lengths in mm, more than 0")
+        positive = self.spacing is None or min(self.spacing) > 0
+        require(positive, "spacing", self.spacing, "two lengths in mm, more than 0")
 
 
 class RemappedOutputs(nn.Module):
@@ -96,7 +96,7 @@ def measure(options: Evaluate) -> Evaluation:
     of_run = config.dataset == trained.config.dataset and not redivided
     # A folder is divided anew by each load: not where that does not matter, or must not.
     undivided = config.dataset == "folder" and (of_run or options.part == "all")
-    data = load_undivided(config) if undivided else load(config)
+    data = load_labeled(config)[0].to(config.device) if undivided else load(config)
     labels = trained.labels
     net = match_outputs(trained.net(), labels, data)
     if labels.fused is not None and set(labels.names) <= set(data.class_names):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from examples.config import Config
 from examples.data import IGNORE_INDEX, Dataset
 from examples.data.augment import View, WeakAugmentation
-from examples.engine.metrics import class_masks, with_background
+from examples.engine.metrics import class_masks, known_pixels, with_background
 from examples.engine.sharding import on_whole_batch
 from examples.methods.base import Method, Step
 from examples.methods.ema import EMA, ramp_up
@@ -75,8 +75,7 @@ class MLDS(Method):
 
 def one_hot(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Return masks (B, 1 + C, H, W) bool of all classes, background last, and which pixels (B, 1, H, W) are labeled."""
-    known = labels != IGNORE_INDEX
-    known = known.all(1, keepdim=True) if labels.ndim == 4 else known[:, None]
+    known = known_pixels(labels)[:, None]
     return with_background(class_masks(labels, num_classes)) & known, known
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import tyro
 
 from examples.command_line import parse_command
-from examples.config import Config, DatasetName, MethodName, applies_to
+from examples.config import Config, DatasetName, MethodName, applies_to, require
 from examples.engine.distributed import default_device
 from examples.json_files import read_json
 from examples.logging.run_folder import is_begun, is_finished
@@ -68,12 +68,9 @@ class Sweep:
 
     def __post_init__(self) -> None:
         for name in ("datasets", "methods", "labeled", "splits", "seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: got none, expected at least one")
-        if self.jobs < 1:
-            raise ValueError(f"jobs: got {self.jobs}, expected 1 or more")
-        if self.hours <= 0:
-            raise ValueError(f"hours: got {self.hours}, expected more than 0")
+            require(bool(getattr(self, name)), name, "none", "at least one")
+        require(self.jobs >= 1, "jobs", self.jobs, "1 or more")
+        require(self.hours > 0, "hours", self.hours, "more than 0")
 
 
 @dataclass(frozen=True)

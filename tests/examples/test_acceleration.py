@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from examples.engine.checkpoint import load_verified
 from examples.engine.loop import train
-from examples.engine.precision import network_precision
+from examples.models import network_precision
 from examples.models.unet import UNet
 from tests.examples.tiny import shrink, tiny
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from examples import evaluate
 from examples.config import Config
 from examples.data import Dataset, jsrt, load
-from examples.data.folder.dataset import load_undivided
+from examples.data.folder.dataset import load_labeled
 from examples.data.phantoms import chest
 from examples.engine.metrics import surface_distance
 from examples.inference import evaluation
@@ -320,7 +320,7 @@ def test_all_are_those_with_labels_each_once(tmp_path):
         (root / "masks" / name / "p6.png").unlink()
     data = load(config(root=root))
     assert "p6" in data.unlabeled.names
-    assert set(load_undivided(config(root=root)).test.names) == {f"p{i}" for i in range(6)}
+    assert set(load_labeled(config(root=root))[0].test.names) == {f"p{i}" for i in range(6)}
     chosen = evaluation.labeled_images(data)
     assert sorted(name for part in chosen for name in part.names) == [f"p{i}" for i in range(6)]
     for part in chosen:

@@ -110,7 +110,6 @@ def cut_and_go_on(rank, world, folder):
     train(replace(config, out=folder / "cut"), resume=True)
     plain = tiny(folder / "other number", **SIZES)
     cut_short(rank, plain)
-    cut_short(rank, replace(plain, out=folder / "unsynced", sync_batch_norm=False))
     original = Supervised.forward
 
     def diverged_on_one(self, net, pool, unlabeled, step):
@@ -135,10 +134,6 @@ def go_on_alone(rank, world, folder):
     config = tiny(folder / "other number", **SIZES)
     train(config, resume=True)
     train(replace(config, out=folder / "one"))
-    with pytest.raises(
-        ValueError, match=r"2 processes, of which each has its own batch statistics, .* go on with --nproc-per-node 2"
-    ):
-        train(replace(config, out=folder / "unsynced", sync_batch_norm=False))
 
 
 def test_cut_short_together_and_gone_on(tmp_path):

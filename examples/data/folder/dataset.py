@@ -41,7 +41,6 @@ from examples.data.folder.split import (
     training_images,
 )
 from examples.data.resize import Placement, to_square
-from examples.engine.distributed import resolve_device
 
 
 @dataclass(frozen=True)
@@ -119,20 +118,12 @@ def check_number(labeled: int, config: Config, file: str) -> None:
         raise ValueError(f"labeled: {config.labeled}, but {config.root}/{file} names {labeled}; pass the same number")
 
 
-def load_undivided(config: Config) -> Dataset:
-    """Read the images and masks below ``config.root``; every part is all of those with a mask."""
-    contents = read_contents(config)
-    images = contents.part(contents.labeled).to(resolve_device(config.device))
-    found = contents.found + contents.skipped
-    return contents.dataset(found, images, images, images, images)
-
-
 def load_labeled(config: Config) -> tuple[Dataset, dict[str, Path]]:
     """Read the images with a mask alone, of which every part of the data set is all; and find the files of all."""
     images = list_images(checked_root(config))
     contents = read_contents(config, labeled_only=True)
     part = contents.part(contents.labeled)
-    found = f"{len(images)} images ({len(part)} labeled)"
+    found = f"{len(images)} images ({len(part)} labeled){contents.skipped}"
     return contents.dataset(found, part, part, part, part), images
 
 

@@ -1,5 +1,1 @@
 """RETOUCH: volumes of retinal OCT."""
-
-from examples.data.retouch.dataset import load
-
-__all__ = ["load"]
