@@ -22,10 +22,11 @@ from examples.engine.metrics import IoU
 from examples.inference.inputs import Plane
 from examples.inference.transfer_data import Material, find_material
 from examples.inference.transfer_features import build_features
-from examples.inference.transfer_files import Files, Proposal, Row
+from examples.inference.transfer_files import Files, Proposal
 from examples.inference.transfer_votes import BATCH, Votes, encode_references, proposed_masks
 from examples.logging.environment import environment
 from examples.logging.run_folder import without_nan
+from examples.reporting.transfer_page import Row
 
 IMAGE_SIZE = 256  # at which images are encoded
 GRID = 64  # side of the grid on which they are matched
@@ -167,7 +168,7 @@ def propose(name: str, plane: Plane, votes: Votes, material: Material) -> Propos
                         for part in (votes.weights.cpu(), votes.nearest.cpu())])  # fmt: skip
     # Outside of what is shown there is no weight.
     weights, nearest = placement.restore(maps, multilabel=True).clamp(0, 1)
-    return Proposal(name, plane, masks, weights, float(weights.mean()), float(nearest.mean()))
+    return Proposal(name, plane, masks, weights, float(nearest.mean()))
 
 
 def scores(rows: list[Row], material: Material) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from examples.inference.overlay import draw_overlay
 from examples.inference.transfer_data import Material
 from examples.logging.pictures import encoded
 from examples.logging.run_folder import write_json
-from examples.reporting.transfer_page import draw_strip, write_page
+from examples.reporting.transfer_page import Row, draw_strip, write_page
 
 RESULT, PAGE, NEXT = "transfer.json", "transfer.html", "label_next.csv"
 FOLDERS = ("images", "masks", "weights", "overlays", "strips")  # strips are for the page
@@ -35,18 +35,7 @@ class Proposal:
     plane: Plane  # the image
     masks: Tensor  # (C, H, W) bool, at its own size
     weights: Tensor  # (H, W) in [0, 1], at its own size
-    certainty: float  # mean weight
     explained: float  # mean cosine of its pixels' nearest references
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is kept of an image once its files are written; as in :class:`Proposal`."""
-
-    name: str
-    certainty: float
-    explained: float
-    iou: IoU | None  # of the masks, where they are scored
 
 
 class Files:
@@ -103,7 +92,7 @@ class Files:
             known = known_pixels(truth)[:, None]
             iou = IoU()
             iou.update(masks[None] & known, class_masks(truth, len(masks)) & known)
-        return Row(name, proposal.certainty, proposal.explained, iou)
+        return Row(name, float(weights.mean()), proposal.explained, iou)
 
     def write_image(self, name: str, plane: Plane) -> None:
         """Write the file that it was read from where ``folder`` reads such files, or its gray values."""
@@ -118,15 +107,11 @@ class Files:
 
     def finish(self, result: dict[str, Any], rows: Sequence[Row]) -> None:
         """Write what to label next, the page and the result."""
-        figures = ([row.name, f"{row.explained:.6f}", f"{row.certainty:.6f}"] for row in label_next(rows))
+        rows = sorted(rows, key=lambda row: row.explained)  # what the references explain least comes first
+        figures = ([row.name, f"{row.explained:.6f}", f"{row.certainty:.6f}"] for row in rows)
         write_csv(self.folder / NEXT, ["image", "explained", "certainty"], figures)
         write_page(self.folder / PAGE, result, rows, self.material.labels.names)
         write_json(self.folder / RESULT, {**result, "state": "finished"})
-
-
-def label_next(rows: Sequence[Row]) -> list[Row]:
-    """Return the images that the references explain least first."""
-    return sorted(rows, key=lambda row: row.explained)
 
 
 def gray(values: Tensor) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import torch
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from examples.engine.checkpoint import atomic_write
+from examples.engine.metrics import IoU
 from examples.logging.pictures import color, encoded, in_heat, tinted
 from examples.reporting.templates import template
 
@@ -24,15 +25,18 @@ NEXT = 12  # images that are named first
 PAGE = template("transfer_page.html")
 
 
-class Row(Protocol):
-    """What the page says of an image: its name, its mean weight, and the mean cosine of its nearest references."""
+class Row(NamedTuple):
+    """What is kept of an image once its files are written."""
+
+    name: str
+    certainty: float  # mean weight
+    explained: float  # mean cosine of its pixels' nearest references
+    iou: IoU | None  # of the masks, where they are scored
 
     @property
-    def name(self) -> str: ...
-    @property
-    def certainty(self) -> float: ...
-    @property
-    def explained(self) -> float: ...
+    def source(self) -> str:
+        """Where the page finds its strip."""
+        return f"strips/{quote(os.fsencode(self.name))}.jpg"
 
 
 def draw_strip(image: Tensor, masks: Tensor, weights: Tensor) -> bytes:
@@ -54,17 +58,11 @@ def draw_strip(image: Tensor, masks: Tensor, weights: Tensor) -> bytes:
 
 
 def write_page(path: Path, result: Mapping[str, Any], rows: Sequence[Row], names: Sequence[str]) -> None:
-    """Write the page of what transfer.json holds; strips/NAME.jpg are beside it."""
-    to_label = sorted(rows, key=lambda row: row.explained)
+    """Write the page of what transfer.json holds and of the images, those to be labeled next first."""
     page = PAGE.render(
         result=result,
         swatches={name: color(label) for label, name in enumerate(names)},
-        to_label=[described(row) for row in to_label[:NEXT]],
-        rows=[described(row) for row in sorted(rows, key=lambda row: row.certainty)],
+        to_label=rows[:NEXT],
+        rows=sorted(rows, key=lambda row: row.certainty),
     )
     atomic_write(path, page.encode(errors="replace"))
-
-
-def described(row: Row) -> dict[str, Any]:
-    source = f"strips/{quote(os.fsencode(row.name))}.jpg"
-    return {"name": row.name, "source": source, "certainty": row.certainty, "explained": row.explained}
