@@ -22,8 +22,7 @@ torch.set_num_threads(1)
 # What torch 2.4 cannot do, and docs/options.md says: its compiler does not trace a FeatureTap, and its graph keeps no
 # shapes of stacked outputs.
 NOT_ON_TORCH_2_4 = {
-    "test_compiled_before_the_first_call", "test_compiled_in_one_graph", "test_compiled_with_batch_norm",
-    "test_one_of_several_outputs_in_one_tensor",
+    "test_compiled_in_one_graph", "test_compiled_with_batch_norm", "test_one_of_several_outputs_in_one_tensor",
 }  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from rpg_loss import (
     entropy_weights,
     fixmatch_targets,
     rpg_pseudo_labels,
-    segmentation_cross_entropy,
 )
 
 U, R = torch.randn(2, 4, 5, 6), torch.randn(3, 4, 7, 8)
@@ -205,15 +204,6 @@ def test_map_size_may_be_a_number_of_numpy():
 def test_map_size_that_does_not_fit_the_axes():
     with pytest.raises(ValueError, match=r"map_size: got \(8, 8, 8\) for tensors with 2 spatial axes"):
         RPGLoss(map_size=(8, 8, 8))(LU, U, R, Y)
-
-
-def test_segmentation_cross_entropy():
-    with pytest.raises(ValueError, match=r"target: got shape \(3, 7, 8\), expected a class map \(2, 5, 6\)"):
-        segmentation_cross_entropy(LU, Y)
-    with pytest.raises(ValueError, match=r"weights: got shape \(2, 5\), expected \(2, 5, 6\)"):
-        segmentation_cross_entropy(LU, torch.zeros(2, 5, 6).long(), torch.ones(2, 5))
-    with pytest.raises(TypeError, match="logits: got list"):
-        segmentation_cross_entropy([], Y)
 
 
 @pytest.mark.parametrize("shape", [(), (4, 0)])

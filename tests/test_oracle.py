@@ -50,6 +50,8 @@ def test_rpg_loss(seed):
     axes, multilabel = 1 + seed % 3, bool(draw.integers(2))
     spatial = tuple(draw.integers(1, (9, 6, 4)[axes - 1], axes))
     fine = tuple(size * int(draw.integers(1, 3)) for size in spatial)  # grid of logits and labels
+    if draw.integers(2):
+        spatial, fine = fine, spatial
     images, pool, dim, classes = (int(draw.integers(low, 5)) for low in (1, 1, 2, 2))
     features = (
         draw.normal if seed % 4 else (lambda size: draw.integers(-2, 3, size).astype(float))
@@ -74,7 +76,7 @@ def test_rpg_loss(seed):
         label = y[(image, slice(None), *rest)] if multilabel else y[place]
         return None if np.any(label == IGNORED) else label
 
-    grid = tuple(np.minimum(map_size, spatial).tolist())
+    grid = tuple(np.min([map_size, spatial, fine], axis=0).tolist())
     of_map = [
         (place, here, there)
         for (place, here), (_, there) in zip(places(pool, spatial, grid), places(pool, fine, grid), strict=True)
@@ -125,6 +127,7 @@ def test_fixmatch_loss(seed):
         covered = 0 <= source[-1] < spatial[-1]
         if not covered or not valid[source] or (cut[here] and cutout == "ignore"):
             pixels.append((here, None, 0.0))
+            strong[(image, slice(None), *place)] = draw.choice([np.nan, np.inf, -np.inf])  # may be anything
             continue
         logits = weak[(image, slice(None), *source[1:])]
         if multilabel:
@@ -137,7 +140,7 @@ def test_fixmatch_loss(seed):
             label, kept = label * 0, True
         pixels.append((here, label, np.broadcast_to(kept, np.shape(label)).astype(float)))
         if not np.any(kept):
-            strong[(image, slice(None), *place)] = np.inf  # what is not kept may be anything
+            strong[(image, slice(None), *place)] = draw.choice([np.nan, np.inf, -np.inf])
     value, gradient = mean_cross_entropy(strong, pixels)
 
     def warp(maps):
@@ -148,13 +151,18 @@ def test_fixmatch_loss(seed):
 
     dtype = torch.float64 if seed % 2 else torch.float32
     logits = torch.tensor(strong, dtype=dtype, requires_grad=True)
-    loss = FixMatchSegLoss(threshold, multilabel=multilabel, cutout=cutout)(
+    loss, (labels, weights) = FixMatchSegLoss(threshold, multilabel=multilabel, cutout=cutout)(
         torch.tensor(weak, dtype=dtype),
         logits,
         warp=warp if shift or seed % 5 else None,
         cutout_mask=torch.tensor(cut) if cut.any() else None,
         valid_weak=torch.tensor(valid),
+        return_pseudo_labels=True,
     )
     loss.backward()
+    for (image, *place), label, kept in pixels:
+        here = (image, slice(None), *place) if multilabel else (image, *place)
+        assert np.array_equal(weights[here].numpy(), np.broadcast_to(kept, weights[here].shape))
+        assert np.array_equal(labels[here].numpy() * kept, weights[here].numpy() * (0 if label is None else label))
     assert float(loss.detach()) == pytest.approx(value, rel=1e-4, abs=1e-6)
     np.testing.assert_allclose(logits.grad, gradient, rtol=1e-4, atol=1e-6)

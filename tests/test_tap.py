@@ -546,14 +546,6 @@ def test_nothing_is_left_when_the_network_raises():
         tap(IMAGES)
 
 
-def test_every_call_returns_its_own_features():
-    tap = FeatureTap(Net()).eval()
-    kept = [tap(factor * IMAGES) for factor in (1, 2, 3)]
-    for factor, (logits, features) in enumerate(kept, start=1):
-        assert torch.equal(features, tap.net.body(factor * IMAGES))
-        assert torch.equal(logits, tap.net.head(features))
-
-
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda tap: pickle.loads(pickle.dumps(tap)), AveragedModel])
 @pytest.mark.parametrize("named", [True, False])
 def test_copies_tap_the_copy(copied, named):
@@ -678,13 +670,6 @@ def test_what_compilers_trace_equals_what_runs_without_them(monkeypatch):
     with pytest.raises(RuntimeError, match="channels"):
         tap(IMAGES.repeat(1, 2, 1, 1))
     assert type(net.head) is nn.Conv2d
-
-
-def test_compiled_before_the_first_call(compiler):
-    net = Net(resized).eval()
-    compiled = torch.compile(FeatureTap(net), backend=compiler)
-    for factor in (1, 2, 3):
-        torch.testing.assert_close(compiled(factor * IMAGES), FeatureTap(net, "head")(factor * IMAGES))
 
 
 @pytest.mark.parametrize("named", [True, False])

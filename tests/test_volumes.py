@@ -64,19 +64,6 @@ def test_training_on_volumes(multilabel):
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
-def test_a_map_has_its_own_side_for_each_axis(multilabel):
-    """(z, y, x) in this order; an axis that is shorter stays as it is."""
-    _, labels = volumes(multilabel)
-    feat_u, feat_ref = torch.randn(2, 4, *SIZE), torch.randn(3, 4, *SIZE)
-    got = RPGLoss(map_size=(64, 8, 5)).pseudo_labels(feat_u, feat_ref, labels[:3])
-    picked = (..., slice(None, None, 2), slice(None, None, 4))
-    expected = RPGLoss(map_size=None).pseudo_labels(feat_u[picked], feat_ref[picked], labels[:3][picked])
-    assert got.weights.shape == (2, 6, 8, 5)
-    assert torch.equal(got.labels, expected.labels)
-    assert torch.equal(got.weights, expected.weights)
-
-
-@pytest.mark.parametrize("multilabel", [False, True])
 def test_every_voxel_of_a_volume_without_the_matrix(multilabel):
     """map_size=None, one volume against three: the largest tensor stays far below voxels x voxels."""
     size, labels = (16, 16, 16), torch.randint(3, (3, 16, 16, 16))

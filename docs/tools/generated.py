@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import griffe
 import matplotlib.pyplot as plt
@@ -26,7 +26,7 @@ from examples.command_line import Command
 from examples.config import DATASET_HELP
 from examples.reporting import label_studies as studied
 from examples.reporting import plotting, report, tables
-from examples.reporting.results import read_results, sections
+from examples.reporting.results import Run, Section, read_results, sections
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -46,7 +46,7 @@ def pages() -> dict[str, str]:
 def pictures() -> dict[str, bytes]:
     """Every picture that a page shows, by its place below docs/."""
     found = (RESULTS / "plots").glob("*.png")
-    drawn = {name: content for folder in shown("results") for name, content in drawn_report(folder)[1].items()}
+    drawn = {name: content for folder in shown("results") for name, content in drawn_report(folder).pictures.items()}
     drawn |= {f"reliability-{folder}.png": drawn_reliability(folder) for folder in shown("label_studies")}
     return {f"pictures/{path.name}": path.read_bytes() for path in found} | {
         f"pictures/{name}": content for name, content in drawn.items() if content
@@ -216,7 +216,9 @@ def shown(block: str) -> set[str]:
 
 def results(folder: str) -> str:
     """The sections that examples.report makes of a folder of benchmarks/results, and the list of its runs."""
-    return drawn_report(folder)[0]
+    runs, blocks, _ = drawn_report(folder)
+    text = [folded(report.heading(section), body) for section, body in blocks]
+    return placed("\n\n".join([*text, folded("All runs", [tables.runs_table(runs)])]))
 
 
 def label_studies(folder: str) -> str:
@@ -237,35 +239,36 @@ def drawn_reliability(folder: str) -> bytes:
         return path.read_bytes() if studied.draw_reliability(contents, path) else b""
 
 
+class Drawn(NamedTuple):
+    """A folder of benchmarks/results: its runs, every section with its blocks, and the pictures in them by name."""
+
+    runs: list[Run]
+    sections: list[tuple[Section, list[str]]]
+    pictures: dict[str, bytes]
+
+
 @functools.cache
-def drawn_report(folder: str) -> tuple[str, dict[str, bytes]]:
-    """Markdown, and the pictures in it by name."""
+def drawn_report(folder: str) -> Drawn:
     runs, warnings = read_results([RESULTS / folder])
     if warnings:
         raise ValueError("; ".join(warnings))
-    text = []
+    blocks = []
     with TemporaryDirectory() as scratch:
         drawn: list[Path] = []
         for number_, section in enumerate(sections(runs), start=1):
             body, files = report.section_text(section, f"{folder}-{number_}-{section.dataset}", Path(scratch))
-            text.append(folded(report.heading(section), body))
+            blocks.append((section, body))
             drawn += files
         pictures = {path.name: path.read_bytes() for path in drawn}
-    text.append(folded("All runs", [tables.runs_table(runs)]))
-    return placed("\n\n".join(text)), pictures
+    return Drawn(runs, blocks, pictures)
 
 
 def headline(folder: str) -> str:
     """The first table and the first figure of the section with most runs, which come before what is said about them."""
-    runs, _ = read_results([RESULTS / folder])
-    found = sections(runs)
-    number_ = max(range(len(found)), key=lambda i: len(found[i].runs))
-    with TemporaryDirectory() as scratch:
-        name = f"{folder}-{number_ + 1}-{found[number_].dataset}"
-        body, _ = report.section_text(found[number_], name, Path(scratch))
+    section, body = max(drawn_report(folder).sections, key=lambda found: len(found[0].runs))
     table = next(block for block in body if "\n|" in block)
     figure = [block for block in body if block.startswith("![")][:1]
-    return placed("\n\n".join([f"*{report.heading(found[number_])}.*", table, *figure]))
+    return placed("\n\n".join([f"*{report.heading(section)}.*", table, *figure]))
 
 
 def folded(title: str, blocks: Iterable[str]) -> str:
