@@ -113,7 +113,7 @@ def variants(config: Config, *, encoder: bool = False) -> dict[str, Variant]:
 
 
 class Tally:
-    """Sums over pixels that the measures are ratios of."""
+    """Measures as ratios of sums over pixels: what is summed above the line, and below it."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = (*names, "background")
@@ -127,23 +127,23 @@ class Tally:
         each = known[:, None]
         bins = one_hot((weights * WEIGHT_BINS).long().clamp(max=WEIGHT_BINS - 1), WEIGHT_BINS).bool().movedim(-1, 1)
         assigned = ~given[:, -1] & known
-        over_pixels = {
-            "known": known, "weight": weights, "right": right, "own_right": own_right, "differ": differ,
-            "weight_right": weights * right, "weight_own_right": weights * own_right,
-            "differ_right": differ & right, "differ_own_right": differ & own_right,
-            "assigned": assigned, "assigned_right": assigned & right,
-            "assigned_weight": assigned * weights, "assigned_weight_right": assigned * weights * right,
+        ratios = {
+            "weight": (weights, known), "right": (right, known), "own_right": (own_right, known),
+            "weighted_right": (weights * right, weights), "weighted_own_right": (weights * own_right, weights),
+            "differ": (differ, known), "differ_right": (differ & right, differ),
+            "differ_own_right": (differ & own_right, differ), "assigned": (assigned, known),
+            "assigned_weight": (assigned * weights, assigned), "assigned_right": (assigned & right, assigned),
+            "assigned_weighted_right": (assigned * weights * right, assigned * weights),
+            "weight_per_class": (weights[:, None] * true, true & each),
+            "iou_per_class": (given & true & each, (given | true) & each),
+            "by_weight share": (bins & each, each.expand_as(bins)),
+            "by_weight right": (bins & right[:, None], bins & each),
+            "by_weight assigned": (bins & assigned[:, None], each.expand_as(bins)),
+            "by_weight assigned_right": (bins & (assigned & right)[:, None], bins & assigned[:, None]),
         }  # fmt: skip
-        over_classes = {
-            "class_true": true & each, "class_weight": weights[:, None] * true,
-            "class_both": given & true & each, "class_any": (given | true) & each,
-            "bin": bins & each, "bin_right": bins & right[:, None],
-            "bin_assigned": bins & assigned[:, None], "bin_assigned_right": bins & (assigned & right)[:, None],
-        }  # fmt: skip
-        parts = {name: part.sum().double() for name, part in over_pixels.items()}
-        parts |= {name: part.sum((0, 2, 3)).double() for name, part in over_classes.items()}
-        for name, part in parts.items():
-            self.sums[name] = self.sums.get(name, torch.zeros(())) + part.cpu()
+        for name, parts in ratios.items():
+            sums = torch.stack([(part.sum((0, 2, 3)) if part.ndim == 4 else part.sum()).double() for part in parts])
+            self.sums[name] = self.sums.get(name, torch.zeros(())) + sums.cpu()
 
     def measures(self) -> dict[str, Any]:
         """Return shares in [0, 1]; NaN where there is nothing to share out.
@@ -158,29 +158,15 @@ class Tally:
         * ``by_weight``: in tenths of the weight, from 0 to 1, the ``share`` of the pixels and the share of right ones
           among them, and the same of pixels that are ``assigned``.
         """
-        s = self.sums
-
-        def by_name(over: str, under: str) -> dict[str, float]:
-            return dict(zip(self.names, (s[over] / s[under]).tolist(), strict=True))
-
-        by_weight = {
-            "share": s["bin"] / s["known"], "right": s["bin_right"] / s["bin"],
-            "assigned": s["bin_assigned"] / s["known"], "assigned_right": s["bin_assigned_right"] / s["bin_assigned"],
-        }  # fmt: skip
-        ratios = {
-            "weight": ("weight", "known"), "right": ("right", "known"), "own_right": ("own_right", "known"),
-            "weighted_right": ("weight_right", "weight"), "weighted_own_right": ("weight_own_right", "weight"),
-            "differ": ("differ", "known"), "differ_right": ("differ_right", "differ"),
-            "differ_own_right": ("differ_own_right", "differ"), "assigned": ("assigned", "known"),
-            "assigned_weight": ("assigned_weight", "assigned"), "assigned_right": ("assigned_right", "assigned"),
-            "assigned_weighted_right": ("assigned_weight_right", "assigned_weight"),
-        }  # fmt: skip
-        return {
-            **{name: float(s[over] / s[under]) for name, (over, under) in ratios.items()},
-            "weight_per_class": by_name("class_weight", "class_true"),
-            "iou_per_class": by_name("class_both", "class_any"),
-            "by_weight": {name: values.tolist() for name, values in by_weight.items()},
-        }
+        measures: dict[str, Any] = {"by_weight": {}}
+        for name, (over, under) in self.sums.items():
+            values = (over / under).tolist()
+            if name.startswith("by_weight "):
+                measures["by_weight"][name.removeprefix("by_weight ")] = values
+            else:
+                per_class = name.endswith("per_class")
+                measures[name] = dict(zip(self.names, values, strict=True)) if per_class else values
+        return measures
 
 
 @torch.no_grad()

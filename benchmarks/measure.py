@@ -138,7 +138,12 @@ def free_bytes(device: torch.device) -> float:
 def attempt(case: Case, device: torch.device) -> tuple[float, object]:
     """Time and result of one call; an error becomes the case's note, so that the others go on."""
     try:
-        return run(case.route, case.problem, device)
+        tensors = inputs(case.problem, device)
+        synchronize(device)
+        start = time.perf_counter()
+        result = ROUTES[case.route].run(*tensors, case.problem)
+        synchronize(device)
+        return time.perf_counter() - start, result
     except Exception as error:
         first_line = str(error).partition("\n")[0]
         case.note = "out of memory" if out_of_memory(error) else f"failed: {type(error).__name__}: {first_line}"
@@ -152,15 +157,6 @@ def out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and bool(re.search("out of memory|can't allocate memory", str(error)))
-
-
-def run(route: str, problem: Problem, device: torch.device) -> tuple[float, object]:
-    tensors = inputs(problem, device)
-    synchronize(device)
-    start = time.perf_counter()
-    result = ROUTES[route].run(*tensors, problem)
-    synchronize(device)
-    return time.perf_counter() - start, result
 
 
 # Two problems are measured side by side at most.

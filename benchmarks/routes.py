@@ -59,10 +59,6 @@ class Problem:
         return queries.to(device, dtype), references.to(device, dtype), set_ids.to(device)
 
 
-def never(problem: Problem, device: torch.device) -> str | None:
-    return None
-
-
 def cpu_only(problem: Problem, device: torch.device) -> str | None:
     return None if device.type == "cpu" else "runs on the CPU only"
 
@@ -81,7 +77,7 @@ class Route:
 
     caption: str
     run: Callable[[Tensor, Tensor, Tensor, Problem], Matches | Tensor]
-    refuses: Callable[[Problem, torch.device], str | None] = never
+    refuses: Callable[[Problem, torch.device], str | None] = lambda problem, device: None
     needs: Callable[[Problem], int] = lambda problem: 0
     ours: bool = False
 

@@ -146,7 +146,7 @@ def take_turn(training: Training, variant: Variant) -> None:
         if not out_of_memory(error):
             raise
         variant.note = "out of memory"
-    if variant.note:
+    if variant.note:  # behind the except, which holds what was to be computed
         release(training.device)
 
 

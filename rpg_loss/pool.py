@@ -104,22 +104,19 @@ class ReferencePool(Sampler[list[int]]):
     def sample(self) -> list[int]:
         """Draw once: ``size`` indices into the labels, in random order."""
         with torch.device("cpu"):
-            return self._draw()
-
-    def _draw(self) -> list[int]:
-        for _ in range(_MAX_REJECTIONS):
-            draw = self._uniform(self.size)
-            if bool(self.presence[draw].any(0).all()):
-                return draw.tolist()
-        cover = torch.tensor(self._search(self.generator, _DRAW_SEARCH_STEPS) or self._known_cover)
-        others = torch.arange(len(self.presence))
-        if len(self.presence) >= self.size:
-            others = others[~torch.isin(others, cover)]
-            extra = others[torch.randperm(len(others), generator=self.generator)]
-        else:
-            extra = self._uniform(self.size)
-        draw = torch.cat([cover, extra[: self.size - len(cover)]])
-        return draw[torch.randperm(self.size, generator=self.generator)].tolist()
+            for _ in range(_MAX_REJECTIONS):
+                draw = self._uniform(self.size)
+                if bool(self.presence[draw].any(0).all()):
+                    return draw.tolist()
+            cover = torch.tensor(self._search(self.generator, _DRAW_SEARCH_STEPS) or self._known_cover)
+            if len(self.presence) >= self.size:
+                others = torch.arange(len(self.presence))
+                others = others[~torch.isin(others, cover)]
+                extra = others[torch.randperm(len(others), generator=self.generator)]
+            else:
+                extra = self._uniform(self.size)
+            draw = torch.cat([cover, extra[: self.size - len(cover)]])
+            return draw[torch.randperm(self.size, generator=self.generator)].tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
         for _ in itertools.count() if self.length is None else range(self.length):

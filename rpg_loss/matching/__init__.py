@@ -1,17 +1,8 @@
 """The nearest-neighbor part: for every query, the closest reference of each label set.
 
-One operation, several implementations of it that agree:
-
-=============  ============================================================================
-``reference``  the definition, Eq. 3-5 word for word; the M x N matrix in float64, for small
-               sets and as the specification that the others are tested against
-``chunked``    plain PyTorch on any device, memory-bounded: the M x N matrix never exists,
-               nothing is sorted
-``triton``     fused kernels on NVIDIA GPUs from Ampere on: no similarity is ever written
-``auto``       ``triton`` on a GPU where its kernels passed :mod:`.self_check`, else ``chunked``
-=============  ============================================================================
-
-The last two are engines that answer for similarities; what is asked of them is the same (:mod:`.selection`).
+One operation, several implementations that agree: ``reference``, the definition, which the others are tested against;
+``chunked`` and ``triton``, engines that answer for similarities and are asked by the same :mod:`.selection`; and
+``auto``, which is ``triton`` on a GPU where its kernels passed :mod:`.self_check`, else ``chunked``.
 """
 
 from __future__ import annotations
@@ -31,7 +22,6 @@ from .fused import match_triton
 from .references import LocalReferences, plain
 
 Impl = Literal["auto", "reference", "chunked", "triton"]
-
 
 IMPLEMENTATIONS: dict[str, Callable[[Tensor, LocalReferences, int], Matches]] = {
     "reference": match_reference,
