@@ -65,7 +65,7 @@ def train_steps(run: Run, interrupts: Interrupts) -> None:
         result: Step = run.step_of_method(pool, unlabeled, step)  # method(net, pool, unlabeled, step)
         run.optimizer.zero_grad()
         result.loss.backward()
-        result = over_all_processes(result)
+        result = result._replace(terms={name: parallel.all_reduce_mean(term) for name, term in result.terms.items()})
         check_loss(step, result)  # waits for a GPU, which by now has all of the backward pass to do
         run.optimizer.step()
         run.method.after_step(run.net, step)
@@ -79,11 +79,6 @@ def train_steps(run: Run, interrupts: Interrupts) -> None:
             run.save(step)
         if stopped_by:
             raise Interrupted(stopped_by, f"after step {step} of {run.iterations}, which is saved")
-
-
-def over_all_processes(result: Step) -> Step:
-    """Return the step with its terms as means over all processes; the loss stays this one's."""
-    return result._replace(terms={name: parallel.all_reduce_mean(term) for name, term in result.terms.items()})
 
 
 def check_loss(step: int, result: Step) -> None:

@@ -32,7 +32,6 @@ from examples.data.folder.masks import (
     read_names,
 )
 from examples.data.folder.split import (
-    Split,
     draw_around,
     draw_split,
     find_groups,
@@ -85,7 +84,12 @@ def load(config: Config) -> Dataset:
         if chosen:
             raise ValueError(f"{config.root} holds both splits.json and labeled.txt, expected one of them; remove one")
         split = read_split(config.root / "splits.json", shown, groups, contents.class_names)
-        check_asked_for(split, config)
+        if config.split != 0:
+            raise ValueError(
+                f"split: {config.split}, but {config.root}/splits.json holds a single one; pass --split 0, or remove it"
+                " to draw splits"
+            )
+        check_number(len(split["labeled"]), config, "splits.json")
     elif chosen:
         check_number(len(chosen), config, "labeled.txt")
         split = draw_around(chosen, shown, groups, contents.class_names, config.split)
@@ -101,16 +105,6 @@ def load(config: Config) -> Dataset:
         found += f", {left_out} left out {reason}"
     parts = map(contents.part, (split["labeled"], train, split["validation"], split["test"]))
     return contents.dataset(found, *parts)
-
-
-def check_asked_for(split: Split, config: Config) -> None:
-    """Refuse options that ask for another split than the one in splits.json."""
-    if config.split != 0:
-        raise ValueError(
-            f"split: {config.split}, but {config.root}/splits.json holds a single one; pass --split 0, or remove it to"
-            " draw splits"
-        )
-    check_number(len(split["labeled"]), config, "splits.json")
 
 
 def check_number(labeled: int, config: Config, file: str) -> None:
