@@ -24,6 +24,16 @@ def _on_the_cpu(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module")
+def shrunk():
+    """Runs of the module are tiny; what it makes once asks for this first."""
+    from tests.examples.tiny import shrink
+
+    with pytest.MonkeyPatch.context() as patched:
+        shrink(patched.setattr)
+        yield
+
+
 class Ended(NamedTuple):
     """Exit status, or the message in its place, and what was printed to stdout and stderr."""
 

@@ -24,7 +24,7 @@ from examples.inference.measures import Measures
 from examples.inference.trained import Labels, read_trained
 from examples.train import train
 from tests.examples.files import read_json, real_data, save_image
-from tests.examples.tiny import shrink, small, tiny
+from tests.examples.tiny import small, tiny
 from tests.examples.trained import write_checkpoint
 from tests.examples.volumes import SCANS, draw_volume, write_image, write_tree, write_volume
 
@@ -32,9 +32,7 @@ SIDE = 32
 NAN = math.nan
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    shrink(monkeypatch.setattr)
+pytestmark = pytest.mark.usefixtures("shrunk")
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -84,13 +82,11 @@ def test_the_iou_is_that_of_the_runs_own_result(dataset, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(shrunk, tmp_path_factory) -> Path:
     """A folder with a finished run on the images of ``data`` in it."""
     folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        shrink(patch.setattr)
-        root = write_folder(folder / "data", count=14)
-        train(replace(tiny(folder / "run"), dataset="folder", root=root, labeled=2, iterations=2))
+    root = write_folder(folder / "data", count=14)
+    train(replace(tiny(folder / "run"), dataset="folder", root=root, labeled=2, iterations=2))
     return folder
 
 

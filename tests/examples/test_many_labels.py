@@ -15,16 +15,14 @@ from examples.data.phantoms import chest
 from examples.evaluate import Evaluate, measure
 from examples.train import train
 from tests.examples.files import save_image
-from tests.examples.tiny import shrink, tiny
+from tests.examples.tiny import tiny
 
 SIDE = 64
 COUNTS = dict(zip(chest.CLASSES, (26, 26, 16, 2, 2), strict=True))  # by area; 72 as in the paper's extended JSRT
 IMAGES = 12
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    shrink(monkeypatch.setattr)
+pytestmark = pytest.mark.usefixtures("shrunk")
 
 
 def parts_of(mask: np.ndarray, count: int) -> np.ndarray:

@@ -71,9 +71,12 @@ def test_a_step_moves_the_network(name, data):
     assert step.terms.keys() >= {"supervised"}
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_training_fits_the_pool(name, data):
-    data = replace(data, flip_pairs=())  # the classes differ in brightness, which a flip leaves as it is
+@pytest.mark.parametrize(
+    ("name", "multilabel"), [*((name, True) for name in METHODS), ("supervised", False), ("mlds", False)]
+)
+def test_training_fits_the_pool(name, multilabel):
+    # The classes differ in brightness, which a flip leaves as it is.
+    data = replace(dataset(multilabel=multilabel), flip_pairs=())
     method, net = build(name, data, lambda_u=0.1)
     trained = [p for p in (*net.parameters(), *method.parameters()) if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=5e-3)

@@ -302,7 +302,7 @@ def test_options_and_label_studies_are_shown_as_text(tmp_path):
     [
         {"dataset": "../elsewhere"}, {"method": ["rpg"]}, {"labeled": "3"}, {"config": {"k": "0.5"}},
         {"config": {"weighted": "--overwrite"}}, {"iou_per_class": [1]}, {"iou_per_class": {"a": "b"}},
-        {"pseudo_label_weight": {"a": {}}}, {"miou": None}, {"iterations": 1.5},
+        {"pseudo_label_weight": {"a": {}}}, {"miou": None}, {"iterations": 1.5}, {"config": 7}, {"config": [1]},
     ],
 )  # fmt: skip
 def test_results_of_a_wrong_type_are_left_out_and_named(tmp_path, change):
@@ -315,21 +315,13 @@ def test_results_of_a_wrong_type_are_left_out_and_named(tmp_path, change):
 
 
 def test_commands_that_cannot_be_meant_say_what_is_expected(tmp_path, command):
+    for folder, message in ((tmp_path, "no results below"), (tmp_path / "x", "does not exist")):
+        assert message in command(report.main, folder, "--out", tmp_path / "report").status
     assert command(report.main)[0] == "error: RUNS: none given, expected folders of runs, or folders that hold some"
     write(tmp_path / "runs/good")
     (tmp_path / "file").touch()
     status, *_ = command(report.main, tmp_path / "runs", "--out", tmp_path / "file")
     assert "cannot write there; pass another --out" in status
-
-
-@pytest.mark.parametrize("config", [7, [1]])
-def test_options_that_are_none_are_named(tmp_path, config):
-    write(tmp_path / "runs/good")
-    path = write(tmp_path / "runs/bad", split=1)
-    edit_json(path, config=config)
-    assert re.search(
-        r"runs/bad/result.json cannot be read \(config: got .*, expected the options of a run\)", read(tmp_path)
-    )
 
 
 def test_broken_files_are_named_and_skipped(tmp_path):
@@ -391,11 +383,6 @@ def test_pictures_of_methods_side_by_side(drawn, tmp_path):
     (tmp_path / "runs/b/pictures/b-truth.png").unlink()
     assert "pictures.png" not in read(tmp_path)
     assert not (tmp_path / "report/1-jsrt-pictures.png").exists()
-
-
-def test_no_result_is_an_error(tmp_path, command):
-    for folder, message in ((tmp_path, "no results below"), (tmp_path / "x", "does not exist")):
-        assert message in command(report.main, folder, "--out", tmp_path / "report").status
 
 
 def test_a_run_gets_its_page_and_a_folder_of_runs_tables(tmp_path, monkeypatch, command):

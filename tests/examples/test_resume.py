@@ -27,7 +27,7 @@ from examples.engine.signals import Interrupted, Interrupts
 from examples.methods import METHODS
 from examples.methods.supervised import Supervised
 from examples.train import main
-from tests.examples.tiny import at_step, shrink, signal_at_step, tiny
+from tests.examples.tiny import at_step, signal_at_step, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -38,26 +38,20 @@ def _ctrl_c_handled():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(autouse=True)
-def _tiny(monkeypatch):
-    shrink(monkeypatch.setattr)
+pytestmark = pytest.mark.usefixtures("shrunk")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Config:
+def whole(shrunk, tmp_path_factory) -> Config:
     """An uninterrupted run, which no test changes."""
     config = tiny(tmp_path_factory.mktemp("whole") / "run")
-    with pytest.MonkeyPatch.context() as patched:
-        shrink(patched.setattr)
-        train(config)
+    train(config)
     return config
 
 
 @pytest.fixture(scope="module")
-def data() -> Dataset:
-    with pytest.MonkeyPatch.context() as patched:
-        shrink(patched.setattr)
-        return load(tiny(Path()))
+def data(shrunk) -> Dataset:
+    return load(tiny(Path()))
 
 
 @pytest.fixture

@@ -15,15 +15,13 @@ from examples.engine.checkpoint import Checkpoints, atomic_save
 from examples.inference.evaluation import Evaluate, measure
 from examples.inference.trained import Labels, read_trained
 from examples.train import train
-from tests.examples.tiny import shrink, small, tiny
+from tests.examples.tiny import small, tiny
 from tests.examples.trained import talkative, write_checkpoint
 
 FLUIDS = Labels(("irf", "srf", "ped"), multilabel=False)
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    shrink(monkeypatch.setattr)
+pytestmark = pytest.mark.usefixtures("shrunk")
 
 
 def test_a_run_leaves_all_that_is_needed_to_use_its_network(tmp_path):
