@@ -12,7 +12,7 @@ from examples.engine.checkpoint import load_verified
 from examples.engine.loop import train
 from examples.models import network_precision
 from examples.models.unet import UNet
-from tests.examples.tiny import shrink, tiny
+from tests.examples.tiny import tiny
 
 
 def gradients(net: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -41,8 +41,7 @@ def test_bf16_is_for_the_inside_of_the_network_alone():
 
 
 @pytest.mark.parametrize("method", ["rpg_plus", "mlds", "mean_teacher", "iic"])
-def test_a_run_in_bf16_is_another_one_with_weights_alike(method, tmp_path, monkeypatch):
-    shrink(monkeypatch.setattr)
+def test_a_run_in_bf16_is_another_one_with_weights_alike(method, shrunk, tmp_path):
     runs = [tiny(tmp_path / name, method=method, iterations=3, precision=name) for name in ("fp32", "bf16")]
     for run in runs:
         train(run)

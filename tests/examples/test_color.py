@@ -23,7 +23,7 @@ from examples.inference.transfer import Transfer, transfer
 from examples.logging.pictures import tinted
 from examples.models import build_network
 from tests.examples.files import save_image
-from tests.examples.tiny import at_step, shrink, small
+from tests.examples.tiny import shrink, small
 
 SIDE = 32
 GRAY, RED = (103, 103, 103), (220, 51, 65)  # the same gray to Pillow, 103 of 255
@@ -192,18 +192,6 @@ def test_a_run_in_color_learns_what_gray_cannot_show(tiny, tmp_path):
     assert float(measured.measures.pooled().nanmean()) == pytest.approx(colored, abs=1e-6)
 
 
-def test_a_run_goes_on_in_color_alone(tiny, tmp_path):
-    whole = train(tiny(out=tmp_path / "whole"))
-    with at_step(3, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
-        train(tiny())
-    with pytest.raises(ValueError, match=r"unfinished run with other options \(color True there, False now\)"):
-        train(tiny(color=False))
-    train(tiny())
-    weights = [read_trained(tmp_path / run, "cpu").weights for run in ("run", "whole")]
-    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
-    assert whole["config"]["color"]
-
-
 # --- use
 
 
@@ -236,12 +224,6 @@ def test_predictions_of_a_run_in_color_with_overlays_in_color(tiny, root, tmp_pa
     assert (read_images, faults) == (12, [])
     overlay = np.array(Image.open(tmp_path / "predicted" / "overlays" / "00.png")).astype(int)
     assert ((overlay[..., 0] - overlay[..., 2]) > 60).any()
-
-
-def test_a_network_of_color_refuses_other_data_sets(tiny, tmp_path):
-    train(tiny())
-    with pytest.raises(ValueError, match=r"color: got True, .*: the images of phantom are gray"):
-        measure(Evaluate(tmp_path / "run", "phantom", device="cpu"))
 
 
 class Hue(nn.Module):

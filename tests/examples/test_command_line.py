@@ -23,7 +23,7 @@ from examples.engine.distributed import own_device, resolve_device
 from examples.engine.loop import train
 from examples.methods import METHODS
 from examples.train import main
-from tests.examples.tiny import shrink, tiny
+from tests.examples.tiny import tiny
 
 WHOLE = Path(__file__).parents[2]
 DEFAULT_DEVICE = distributed.default_device  # before fixtures replace it
@@ -34,8 +34,7 @@ def written(folder: Path, config: Config, **more) -> str:
     return str(folder / "config.json")
 
 
-def test_a_run_is_repeated_by_its_config(tmp_path, monkeypatch):
-    shrink(monkeypatch.setattr)
+def test_a_run_is_repeated_by_its_config(shrunk, tmp_path):
     first = train(tiny(tmp_path / "first", method="rpg", iterations=3, k=1, weighted=False, map_size=None))
     for name in ("config.json", "result.json"):
         words = ["--config", str(tmp_path / "first" / name), "--out", str(tmp_path / name)]
@@ -230,8 +229,7 @@ def test_rules_name_options_and_methods_that_there_are():
     assert set().union(*DATASET_FLAGS.values()) <= set(DATASETS)
 
 
-def test_the_environment_is_recorded(tmp_path, monkeypatch):
-    shrink(monkeypatch.setattr)
+def test_the_environment_is_recorded(shrunk, tmp_path):
     result = train(tiny(tmp_path / "run", iterations=1))
     environment = json.loads((tmp_path / "run" / "config.json").read_text())["environment"]
     assert environment == result["environment"]

@@ -12,12 +12,11 @@ from benchmarks import label_study
 from benchmarks.label_study import Tally, variants
 from examples.config import Config
 from examples.engine.loop import train
-from tests.examples.tiny import shrink, tiny
+from tests.examples.tiny import tiny
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    shrink(monkeypatch.setattr)
+def run(shrunk, tmp_path):
     config = tiny(tmp_path / "run", method="rpg", map_size=16, iterations=4)
     train(config)
     return config

@@ -19,7 +19,7 @@ from examples.models import UNet, UNetLite0, build_network
 from examples.models.encoders import LITE0_LAYERS, lite0
 from examples.train import train
 from rpg_loss import FrozenFeatures
-from tests.examples.tiny import at_step, shrink, tiny
+from tests.examples.tiny import at_step, tiny
 
 HERE = "tests.examples.test_models"
 
@@ -63,9 +63,7 @@ def need(network: str) -> None:
         monai_unet(1, 2)
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    shrink(monkeypatch.setattr)
+pytestmark = pytest.mark.usefixtures("shrunk")
 
 
 @pytest.mark.parametrize(

@@ -96,12 +96,9 @@ def test_overlays_have_a_column_for_each_map(drawn, method, columns, monkeypatch
                 assert picture.size == (192, 192)
 
 
-def test_same_seed_same_result(config, tmp_path):
-    first = train(config)
-    again = train(replace(config, out=tmp_path / "again"))
-    other = train(replace(config, out=tmp_path / "other", seed=1))
-    assert first["iou_per_class"] == again["iou_per_class"]
-    assert first["pseudo_label_weight"] == again["pseudo_label_weight"]
+def test_another_seed_is_another_run(config, tmp_path):
+    """That the same seed is the same run, resumed and repeated ones show."""
+    first, other = train(config), train(replace(config, out=tmp_path / "other", seed=1))
     assert first["pseudo_label_weight"] != other["pseudo_label_weight"]
 
 
