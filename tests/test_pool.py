@@ -291,6 +291,13 @@ def test_greedy_cover_that_is_too_long_is_improved_by_search():
     assert sorted(ReferencePool(presence, 2).sample()) == [0, 1]
 
 
+def test_rare_covers_with_replacement_are_constructed(monkeypatch):
+    monkeypatch.setattr(pool_module, "_MAX_REJECTIONS", 0)
+    pool = ReferencePool(torch.eye(2), 5, generator=seeded())
+    draws = [pool.sample() for _ in range(20)]
+    assert all(len(draw) == 5 and set(draw) == {0, 1} for draw in draws)
+
+
 def test_search_gives_up_after_its_steps(monkeypatch):
     presence = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 0]])
     pool = ReferencePool(presence, 2)
