@@ -84,5 +84,11 @@ def fingerprint_of(encoder: nn.Module) -> bytes:
     for name, value in encoder.state_dict().items():
         if isinstance(value, Tensor):
             digest.update(f"{name} {describe(value)}".encode())
-            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(content_of(value))
     return digest.digest()
+
+
+def content_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor in the order of its elements, whatever its device and strides."""
+    in_order = tensor.detach().reshape(-1).clone(memory_format=torch.contiguous_format)
+    return in_order.view(torch.uint8).cpu().numpy().data

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .encoding import content_of
 from .matching.references import LocalReferences, ShardedReferences, encode_label_sets
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def gather_references(
             "impl": impl,
             "set_labels": set_labels.cpu(),
             "references": len(references),
-            "queries": (len(queries), _fingerprint(queries)),
+            "queries": (len(queries), sha256(content_of(queries)).digest()),
         },
     )
     own_rank = dist.get_rank(group)
@@ -177,8 +178,3 @@ def _gather(group: ProcessGroup, queries: Tensor, lengths: list[int]) -> Tensor:
     everyone = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(everyone, padded, group=group)
     return torch.cat([theirs[:length] for theirs, length in zip(everyone, lengths, strict=True)])
-
-
-def _fingerprint(features: Tensor) -> bytes:
-    in_order = features.reshape(-1).clone(memory_format=torch.contiguous_format)
-    return sha256(in_order.view(torch.uint8).cpu().numpy().data).digest()
