@@ -11,14 +11,13 @@ from examples.engine import distributed
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _on_the_cpu(tmp_path_factory):
+def _on_the_cpu():
     """What is compared to the last bit, or with tensors of the test's own, is computed on the CPU.
 
-    The user's cache is left alone, nothing waits for the disk, and what is drawn is drawn once.
+    Nothing waits for the disk, and what is drawn is drawn once.
     """
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(distributed, "default_device", lambda: "cpu")
-        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patched.setattr(os, "fsync", lambda descriptor: None)
         patched.setattr(chest, "draw_phantom", cache(chest.draw_phantom))
         yield
