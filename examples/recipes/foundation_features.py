@@ -43,7 +43,7 @@ def main() -> tuple[float, float]:
 
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
     pool = DataLoader(TensorDataset(images_l, labels_l), batch_sampler=ReferencePool(labels_l, size=3))
-    for epoch in range(8):
+    for epoch in range(4):
         for (images, labels), batch_u in zip(pool, DataLoader(images_u, batch_size=2, shuffle=True)):
             loss = criterion(net(batch_u), features(batch_u), features(images), labels, net(images))
             optimizer.zero_grad()

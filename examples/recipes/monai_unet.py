@@ -40,7 +40,7 @@ def main() -> float:
     loader_u = DataLoader(Dataset(unlabeled, transform_u), batch_size=2, shuffle=True)
     criterion = RPGLoss(k=0.5)
 
-    for epoch in range(8):
+    for epoch in range(6):
         for batch, batch_u in zip(pool, loader_u):
             logits, features = net(batch["image"])
             logits_u, features_u = net(batch_u["image"])

@@ -37,7 +37,7 @@ def main() -> float:
     pool = DataLoader(labeled, batch_sampler=ReferencePool([label for _, label in labeled], size=3))
     criterion = RPGLoss(k=0.5)
 
-    for epoch in range(8):
+    for epoch in range(4):
         for (images, labels), images_u in zip(pool, DataLoader(unlabeled, batch_size=2, shuffle=True)):
             logits, features = net(images)
             logits_u, features_u = net(images_u)

@@ -32,7 +32,7 @@ def main() -> None:
     share = DistributedSampler(unlabeled)
     criterion = RPGLoss(k=0.5, group=dist.group.WORLD)
 
-    for epoch in range(4):
+    for epoch in range(2):
         share.set_epoch(epoch)
         for (images, labels), images_u in zip(pool, DataLoader(unlabeled, batch_size=2, sampler=share)):
             logits, features = net(images)

@@ -37,7 +37,7 @@ def main() -> float:
     pool = DataLoader(labeled, batch_sampler=ReferencePool([label for _, label in labeled], size=2, multilabel=False))
     criterion = RPGLoss(k=0.5, map_size=MAP_SIZE)
 
-    for epoch in range(8):
+    for epoch in range(4):
         for (volumes, labels), volumes_u in zip(pool, DataLoader(unlabeled, batch_size=2, shuffle=True)):
             logits, features = net(volumes)
             logits_u, features_u = net(volumes_u)
