@@ -14,8 +14,9 @@ import tyro
 from examples.typed_fields import typed_fields
 
 MethodName = Literal[
-    "supervised", "pseudolabel", "nearest_neighbor", "fixmatch", "iic", "mean_teacher", "mlds", "rpg", "rpg_plus"
-]
+    "supervised", "pseudolabel", "nearest_neighbor", "fixmatch", "iic", "mean_teacher", "mlds", "rpg", "rpg_plus",
+    "transfer",
+]  # fmt: skip
 DatasetName = Literal["phantom", "phantom_exclusive", "oct_phantom", "jsrt", "retouch", "folder"]
 Vendor = Literal["spectralis", "cirrus", "topcon"]
 RetinaView = Literal["whole", "crop", "flatten"]

@@ -21,15 +21,13 @@ from examples.engine.evaluation import by_class
 from examples.engine.metrics import IoU
 from examples.inference.inputs import Plane
 from examples.inference.transfer_data import Material, find_material
-from examples.inference.transfer_features import build_features
+from examples.inference.transfer_features import GRID, IMAGE_SIZE, POSITIONS, build_features
 from examples.inference.transfer_files import Files, Proposal
-from examples.inference.transfer_votes import BATCH, Votes, encode_references, proposed_masks
+from examples.inference.transfer_votes import BATCH, K, Votes, encode_references, proposed_masks
 from examples.logging.environment import environment
 from examples.logging.run_folder import without_nan
 from examples.reporting.transfer_page import Row
 
-IMAGE_SIZE = 256  # at which images are encoded
-GRID = 64  # side of the grid on which they are matched
 USUAL_LABELED = 3
 
 
@@ -66,10 +64,10 @@ class Transfer:
     """lite0: EfficientNet-lite0 (extra encoders); hf:NAME: a model of the Hugging Face Hub; module:callable: yours,
     which callable() returns; it makes maps (B, D, h, w), or tokens, of images (B, 1 or 3, H, W) in [-1, 1]."""
 
-    k: int = 20
+    k: int = K
     """Nearest reference pixels that vote."""
 
-    positions: float = 2.0
+    positions: float = POSITIONS
     """How much a pixel's place counts, beside 1 for each layer of the encoder; 0: not at all."""
 
     test_only: bool = False

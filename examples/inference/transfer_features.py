@@ -11,6 +11,10 @@ from examples.models.encoders import LITE0_LAYERS, lite0
 from examples.models.named import named
 from rpg_loss import FrozenFeatures
 
+IMAGE_SIZE = 256  # at which images are encoded
+GRID = 64  # side of the grid on which they are matched
+POSITIONS = 2.0  # how much a pixel's place counts, beside 1 for each layer
+
 
 class HuggingFace(nn.Module):
     """A model of the Hugging Face Hub, as a module that makes its last hidden state of images."""

@@ -21,6 +21,7 @@ from examples.data.resize import Placement
 from examples.engine.metrics import class_masks, known_pixels, predicted_masks
 from rpg_loss import FrozenFeatures, rpg_pseudo_labels
 
+K = 20  # nearest cells that vote
 TEMPERATURE = 0.02  # a vote falls by e where the cosine is so much below the highest
 SURE = 0.05  # shares of the coarse grid that near 0 or 1 are not looked at again
 CUT = 0.4  # the share from which a label that may overlap others is there

@@ -10,6 +10,7 @@ from examples.methods.pseudolabel import PseudoLabel
 from examples.methods.rpg import RPG
 from examples.methods.rpg_plus import RPGPlus
 from examples.methods.supervised import Supervised
+from examples.methods.transfer import Transfer
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     "mlds": MLDS,
     "rpg": RPG,
     "rpg_plus": RPGPlus,
+    "transfer": Transfer,
 }
 
 __all__ = ["METHODS", "Method", "Step"]

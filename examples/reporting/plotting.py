@@ -31,6 +31,7 @@ STYLES = {
     "mlds": ("#000000", "*"),
     "rpg": ("#0072B2", "D"),
     "rpg_plus": ("#D55E00", "o"),
+    "transfer": ("#5B2A86", "p"),
 }
 OTHER_STYLE = ("#000000", ".")
 WIDTH, DPI = 4.8, 250  # inches: text of 9 points is still 9 pixels high where a phone shows it 358 wide

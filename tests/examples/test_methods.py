@@ -111,19 +111,46 @@ def test_lambda_u_weighs_what_is_unlabeled(name, data):
     assert step.loss.item() == pytest.approx(torch.as_tensor(expected).item(), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["pseudolabel", "nearest_neighbor", "fixmatch", "rpg", "rpg_plus"])
+@pytest.mark.parametrize("name", ["pseudolabel", "nearest_neighbor", "fixmatch", "rpg", "rpg_plus", "transfer"])
 def test_the_loss_is_the_sum_of_its_terms(name, data):
     method, net = build(name, data)
     step = method(net, *views(data), 1)
     assert step.loss.item() == pytest.approx(sum(term.item() for term in step.terms.values()), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["pseudolabel", "nearest_neighbor", "fixmatch", "rpg", "rpg_plus"])
+@pytest.mark.parametrize("name", ["pseudolabel", "nearest_neighbor", "fixmatch", "rpg", "rpg_plus", "transfer"])
 def test_pixels_that_augmentation_uncovered_teach_nothing(name, data):
     pool, unlabeled = views(data)
     method, net = build(name, data, cutout="ignore")
     step = method(net, pool, unlabeled._replace(valid=torch.zeros_like(unlabeled.valid)), 1)
     assert {term.item() for name, term in step.terms.items() if name != "supervised"} == {0}
+
+
+def test_what_is_transferred_moves_with_its_image(data):
+    """Proposals that are the truth become the labels of the view, mirrored classes and all."""
+    method, _ = build("transfer", data)
+    labeled = zip(data.labeled.images, data.labeled.labels, strict=True)
+    true = {image.numpy().tobytes(): label for image, label in labeled}
+    method.propose = lambda image: true[image.numpy().tobytes()]
+    for seed in range(5):
+        _, view = views(data, seed)
+        labels = method.carried(view).labels
+        known = view.labels != IGNORE_INDEX
+        assert ((labels == view.labels) | ~known).float().mean() > 0.97  # bilinear, and nearest
+
+
+def test_what_is_transferred_is_right_and_made_once(data, monkeypatch):
+    """Images like the references get their labels, whatever the network says; then nothing is encoded any more."""
+    method, net = build("transfer", data)
+    pool, unlabeled = views(data)
+    with torch.no_grad():
+        net.head.weight.fill_(math.nan)
+    labels = method.carried(unlabeled._replace(carry=lambda maps: maps)).labels
+    assert (labels == data.labeled.labels).float().mean() > 0.9
+    assert (labels != 0).any()
+    monkeypatch.setattr(method, "features", None)
+    assert torch.equal(method.carried(unlabeled._replace(carry=lambda maps: maps)).labels, labels)
+    assert torch.equal(build("transfer", data)[0].pseudo_labels(net, pool, unlabeled.clean).labels, labels)
 
 
 def test_iic_looks_for_more_mutual_information(data):

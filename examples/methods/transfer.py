@@ -1,0 +1,87 @@
+"""Label transfer as the teacher: pseudo-labels by the nearest references in a pretrained encoder's features.
+
+They are those of `examples.transfer`, by all labeled images, and do not change while the network learns: each image's
+are made when it is drawn for the first time, and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from examples.config import Config
+from examples.data import Dataset, ImageSet
+from examples.data.augment import View
+from examples.data.base import IGNORE_INDEX
+from examples.inference.transfer_features import GRID, IMAGE_SIZE, POSITIONS, build_features
+from examples.inference.transfer_votes import CUT, K, References, encode_references
+from examples.methods.base import Method, Step
+from examples.models.base import Network
+from rpg_loss import PseudoLabels, segmentation_cross_entropy
+
+
+class Transfer(Method):
+    def __init__(self, config: Config, data: Dataset, net: Network, iterations: int) -> None:
+        super().__init__(config, data, net, iterations)
+        self.features = build_features("lite0", GRID, POSITIONS)
+        self.labeled, self.flip_pairs, self.num_classes = data.labeled, data.flip_pairs, len(data.class_names)
+        self.references: References | None = None
+        self.proposals: dict[bytes, Tensor] = {}  # by a hash of the image; (C, H, W) bool, or (H, W) uint8
+
+    def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
+        (logits_ref, _), (logits_u, _) = self.forward_views(net, pool.images, unlabeled.images)
+        supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
+        pseudo_labels = self.carried(unlabeled)
+        valid = unlabeled.valid[:, None] if self.multilabel else unlabeled.valid
+        target = pseudo_labels.labels.masked_fill(~valid, IGNORE_INDEX)
+        transfer = segmentation_cross_entropy(logits_u, target, group=self.group)
+        loss = supervised + self.lambda_u(step) * transfer
+        return Step(loss, {"supervised": supervised, "transfer": transfer}, pseudo_labels)
+
+    def pseudo_labels(self, net: Network, pool: View, images: Tensor) -> PseudoLabels:
+        return self.certain(torch.stack([self.propose(image) for image in images]))
+
+    @torch.no_grad()
+    def carried(self, view: View) -> PseudoLabels:
+        """Return what is proposed for a view's images, moved as these were."""
+        masks = torch.stack([self.kept(image) for image in view.clean]).to(view.clean.device)
+        if self.multilabel:
+            return self.certain((view.carry(masks.float()) > 0.5).to(torch.int8))
+        one_hot = F.one_hot(masks.long(), self.num_classes + 1).movedim(-1, 1)
+        return self.certain(view.carry(one_hot.float()).argmax(1))
+
+    def certain(self, labels: Tensor) -> PseudoLabels:
+        return PseudoLabels(labels, labels.new_ones(len(labels), *labels.shape[-2:], dtype=torch.float32))
+
+    def kept(self, image: Tensor) -> Tensor:
+        key = hashlib.sha256(image.cpu().numpy().tobytes()).digest()
+        if key not in self.proposals:
+            self.proposals[key] = self.propose(image).to("cpu", torch.bool if self.multilabel else torch.uint8)
+        return self.proposals[key]
+
+    @torch.no_grad()
+    def propose(self, image: Tensor) -> Tensor:
+        """Return the labels of an image (1 or 3, H, W): (C, H, W) int8 0/1, or (H, W) int64."""
+        if self.references is None:
+            labeled = encoded_size(self.labeled.to(str(image.device)))
+            self.references = encode_references(labeled, self.features, self.flip_pairs, self.num_classes, K)
+        # One at a time, so that what is proposed does not depend on what it is drawn with.
+        maps = self.features(resized(image[None]))[0]
+        shares = F.interpolate(self.references.label(maps).shares[None], image.shape[-2:], mode="bilinear")[0]
+        return (shares > CUT).to(torch.int8) if self.multilabel else shares.argmax(0)
+
+
+def encoded_size(images: ImageSet) -> ImageSet:
+    """Bring images to the size at which they are encoded; padding is of no label."""
+    labels = images.labels if images.labels.ndim == 4 else images.labels[:, None]
+    if images.shown is not None:
+        labels = labels.masked_fill(~images.shown[:, None], IGNORE_INDEX)
+    labels = F.interpolate(labels.float(), (IMAGE_SIZE,) * 2).to(images.labels.dtype)
+    return ImageSet(resized(images.images), labels if images.labels.ndim == 4 else labels[:, 0], images.names)
+
+
+def resized(images: Tensor) -> Tensor:
+    return F.interpolate(images, (IMAGE_SIZE,) * 2, mode="bilinear", antialias=True)
