@@ -16,8 +16,9 @@ from examples.config import Config
 from examples.data import Dataset, ImageSet
 from examples.data.augment import View
 from examples.data.base import IGNORE_INDEX
+from examples.data.resize import Placement
 from examples.inference.transfer_features import GRID, IMAGE_SIZE, POSITIONS, build_features
-from examples.inference.transfer_votes import CUT, K, References, encode_references
+from examples.inference.transfer_votes import K, References, encode_references, proposed_masks
 from examples.methods.base import Method, Step
 from examples.models.base import Network
 from rpg_loss import PseudoLabels, segmentation_cross_entropy
@@ -29,7 +30,7 @@ class Transfer(Method):
         self.features = build_features("lite0", GRID, POSITIONS)
         self.labeled, self.flip_pairs, self.num_classes = data.labeled, data.flip_pairs, len(data.class_names)
         self.references: References | None = None
-        self.proposals: dict[bytes, Tensor] = {}  # by a hash of the image; (C, H, W) bool, or (H, W) uint8
+        self.proposals: dict[bytes, Tensor] = {}  # by a hash of the image: masks (C, H, W) bool, on the CPU
 
     def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
         (logits_ref, _), (logits_u, _) = self.forward_views(net, pool.images, unlabeled.images)
@@ -42,36 +43,37 @@ class Transfer(Method):
         return Step(loss, {"supervised": supervised, "transfer": transfer}, pseudo_labels)
 
     def pseudo_labels(self, net: Network, pool: View, images: Tensor) -> PseudoLabels:
-        return self.certain(torch.stack([self.propose(image) for image in images]))
+        return self.certain(self.maps(torch.stack([self.propose(image) for image in images])))
 
-    @torch.no_grad()
     def carried(self, view: View) -> PseudoLabels:
         """Return what is proposed for a view's images, moved as these were."""
-        masks = torch.stack([self.kept(image) for image in view.clean]).to(view.clean.device)
-        if self.multilabel:
-            return self.certain((view.carry(masks.float()) > 0.5).to(torch.int8))
-        one_hot = F.one_hot(masks.long(), self.num_classes + 1).movedim(-1, 1)
-        return self.certain(view.carry(one_hot.float()).argmax(1))
+        masks = torch.stack([self.kept(image) for image in view.clean])
+        return self.certain(view.carry(self.maps(masks.to(view.clean.device))))
 
-    def certain(self, labels: Tensor) -> PseudoLabels:
-        return PseudoLabels(labels, labels.new_ones(len(labels), *labels.shape[-2:], dtype=torch.float32))
+    def maps(self, masks: Tensor) -> Tensor:
+        """Return masks (B, C, H, W) as probabilities: with background first, where classes exclude each other."""
+        return (masks if self.multilabel else torch.cat([~masks.any(1, keepdim=True), masks], dim=1)).float()
+
+    def certain(self, maps: Tensor) -> PseudoLabels:
+        labels = (maps > 0.5).to(torch.int8) if self.multilabel else maps.argmax(1)
+        return PseudoLabels(labels, maps.new_ones(len(maps), *maps.shape[-2:]))
 
     def kept(self, image: Tensor) -> Tensor:
         key = hashlib.sha256(image.cpu().numpy().tobytes()).digest()
         if key not in self.proposals:
-            self.proposals[key] = self.propose(image).to("cpu", torch.bool if self.multilabel else torch.uint8)
+            self.proposals[key] = self.propose(image).cpu()
         return self.proposals[key]
 
     @torch.no_grad()
     def propose(self, image: Tensor) -> Tensor:
-        """Return the labels of an image (1 or 3, H, W): (C, H, W) int8 0/1, or (H, W) int64."""
+        """Return the masks (C, H, W) bool of an image (1 or 3, H, W)."""
         if self.references is None:
             labeled = encoded_size(self.labeled.to(str(image.device)))
             self.references = encode_references(labeled, self.features, self.flip_pairs, self.num_classes, K)
         # One at a time, so that what is proposed does not depend on what it is drawn with.
-        maps = self.features(resized(image[None]))[0]
-        shares = F.interpolate(self.references.label(maps).shares[None], image.shape[-2:], mode="bilinear")[0]
-        return (shares > CUT).to(torch.int8) if self.multilabel else shares.argmax(0)
+        shares = self.references.label(self.features(resized(image[None]))[0]).shares
+        side = image.shape[-1]
+        return proposed_masks(shares, Placement(side, side, side), multilabel=self.multilabel)
 
 
 def encoded_size(images: ImageSet) -> ImageSet:

@@ -23,7 +23,7 @@ from examples.engine.loop import train
 from tests.examples.tiny import shrink, tiny
 
 PHASES = {evaluate.__code__: "validation", Checkpoints.save.__code__: "checkpoint", atomic_write.__code__: "writing"}
-EACH = 2  # moments of every phase
+EACH = 3  # moments of every phase
 SEED = 8
 
 pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from examples.config import Config
 from examples.data import IGNORE_INDEX, Dataset, ImageSet
 from examples.data.augment import View, WeakAugmentation
+from examples.engine.metrics import class_masks
 from examples.methods import METHODS
 from examples.methods.ema import EARLY, EMA, LATE, decay, ramp_up
 from examples.methods.iic import dense_mutual_information, mutual_information
@@ -129,8 +130,8 @@ def test_pixels_that_augmentation_uncovered_teach_nothing(name, data):
 def test_what_is_transferred_moves_with_its_image(data):
     """Proposals that are the truth become the labels of the view, mirrored classes and all."""
     method, _ = build("transfer", data)
-    labeled = zip(data.labeled.images, data.labeled.labels, strict=True)
-    true = {image.numpy().tobytes(): label for image, label in labeled}
+    masks = class_masks(data.labeled.labels, 2)
+    true = {image.numpy().tobytes(): mask for image, mask in zip(data.labeled.images, masks, strict=True)}
     method.propose = lambda image: true[image.numpy().tobytes()]
     for seed in range(5):
         _, view = views(data, seed)
@@ -140,16 +141,14 @@ def test_what_is_transferred_moves_with_its_image(data):
 
 
 def test_what_is_transferred_is_right_and_made_once(data, monkeypatch):
-    """Images like the references get their labels, whatever the network says; then nothing is encoded any more."""
+    """Images like the references get their labels; then nothing is encoded any more."""
     method, net = build("transfer", data)
     pool, unlabeled = views(data)
-    with torch.no_grad():
-        net.head.weight.fill_(math.nan)
-    labels = method.carried(unlabeled._replace(carry=lambda maps: maps)).labels
-    assert (labels == data.labeled.labels).float().mean() > 0.9
-    assert (labels != 0).any()
-    monkeypatch.setattr(method, "features", None)
-    assert torch.equal(method.carried(unlabeled._replace(carry=lambda maps: maps)).labels, labels)
+    as_they_are = unlabeled._replace(carry=lambda maps: maps)
+    labels = method.carried(as_they_are).labels
+    assert (labels == data.labeled.labels).float().mean() > 0.97  # background alone: .86 at most
+    monkeypatch.setattr(method, "propose", None)
+    assert torch.equal(method.carried(as_they_are).labels, labels)
     assert torch.equal(build("transfer", data)[0].pseudo_labels(net, pool, unlabeled.clean).labels, labels)
 
 
