@@ -20,6 +20,7 @@ from examples.methods.ema import EARLY, EMA, LATE, decay, ramp_up
 from examples.methods.iic import dense_mutual_information, mutual_information
 from examples.methods.mlds import coarse_targets, one_hot
 from examples.models.unet import UNet
+from tests.examples.tiny import encode_small
 
 SIDE = 32
 seeds = st.integers(0, 2**31)
@@ -36,6 +37,11 @@ def dataset(*, multilabel: bool) -> Dataset:
         labels = labels[:, 0].long() + 2 * labels[:, 1].long()
     every = ImageSet(images, labels, tuple("abcd"))
     return Dataset(every, every, every, every, ("first", "second"), ((0, 1),), multilabel, "drawn")
+
+
+@pytest.fixture(autouse=True)
+def _encoded_small(monkeypatch):
+    encode_small(monkeypatch.setattr)
 
 
 @pytest.fixture(params=[True, False], ids=["multilabel", "multiclass"])

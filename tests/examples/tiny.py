@@ -11,6 +11,7 @@ from pathlib import Path
 import examples.engine.run
 import examples.engine.validation
 import examples.logging.run_log
+import examples.methods.transfer
 import examples.train
 from examples.config import Config
 from examples.data.phantoms import chest as phantom
@@ -18,10 +19,17 @@ from examples.engine import distributed
 from examples.logging.run_log import RunLog
 
 
+def encode_small(setattr=setattr) -> None:
+    """Transfer labels of 32 px at 64 px, not at 256."""
+    setattr(examples.methods.transfer, "IMAGE_SIZE", 64)
+    setattr(examples.methods.transfer, "GRID", 32)
+
+
 def shrink(setattr=setattr) -> None:
     """Few phantoms, and neither pictures nor waiting for the disk, which take longer than the training."""
     for name, count in (("TRAIN", 8), ("VALIDATION", 2), ("TEST", 2)):
         setattr(phantom, name, count)
+    encode_small(setattr)
     setattr(examples.engine.run, "BN_CALIBRATION_POOLS", 2)
     setattr(distributed, "default_device", lambda: "cpu")
     setattr(os, "fsync", lambda descriptor: None)
