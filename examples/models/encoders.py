@@ -35,6 +35,20 @@ def lite0(*, pretrained: bool = True) -> Any:
         )
 
 
+class Float32OnCPU(nn.Module):
+    """A layer that autocast leaves alone on CPUs: there depthwise convolutions are far slower in bfloat16."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return self.layer(x)
+        with torch.autocast("cpu", enabled=False):
+            return self.layer(x.float())
+
+
 class UNetLite0(PyramidNetwork):
     """A UNet whose way down is EfficientNet-lite0, pretrained, and whose way up is the paper's.
 
@@ -52,6 +66,8 @@ class UNetLite0(PyramidNetwork):
         if in_channels not in (1, 3):
             raise ValueError(f"in_channels: got {in_channels}, expected 1 or 3")
         encoder = lite0()
+        for block in encoder._blocks:
+            block._depthwise_conv = Float32OnCPU(block._depthwise_conv)
         self.stem = nn.Sequential(encoder._conv_stem, encoder._bn0, nn.ReLU6())
         self.stages = nn.ModuleList()
         first = 0

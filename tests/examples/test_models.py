@@ -122,6 +122,17 @@ def test_the_way_down_is_the_pretrained_encoder():
     assert seen[0].abs().mean() > 1  # an untrained one makes far less
 
 
+def test_in_bfloat16_on_a_cpu_its_depthwise_convolutions_stay_float32():
+    need_encoder()
+    net = UNetLite0(1, 2, 2, torch.bfloat16)
+    block, seen = net.stages[1][0], {}
+    for name in ("_expand_conv", "_depthwise_conv"):
+        getattr(block, name).register_forward_hook(lambda module, inputs, y, name=name: seen.update({name: y.dtype}))
+    logits, _ = net(torch.rand(2, 1, 32, 32) * 2 - 1)
+    assert seen == {"_expand_conv": torch.bfloat16, "_depthwise_conv": torch.float32}
+    assert logits.dtype == torch.float32
+
+
 def without_encoder(found):
     def missing(name, *rest):
         if name.startswith("efficientnet"):
