@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from rich.progress import track
+from torch import Tensor
 
 from examples.config import Config, DatasetName, require
 from examples.engine.distributed import resolve_device
@@ -23,7 +24,7 @@ from examples.inference.inputs import Plane
 from examples.inference.transfer_data import Material, find_material
 from examples.inference.transfer_features import GRID, IMAGE_SIZE, POSITIONS, build_features
 from examples.inference.transfer_files import Files, Proposal
-from examples.inference.transfer_votes import BATCH, K, Votes, encode_references, proposed_masks
+from examples.inference.transfer_votes import BATCH, K, References, encode_references, proposed_masks
 from examples.logging.environment import environment
 from examples.logging.run_folder import without_nan
 from examples.reporting.transfer_page import Row
@@ -117,7 +118,7 @@ def transfer(options: Transfer) -> tuple[dict[str, Any], list[str]]:
     about: dict[str, Any] = {
         "dataset": options.dataset, "labeled": len(images), "split": options.split if options.divided else None,
         "encoder": options.encoder, "k": options.k, "positions": options.positions, "data": material.data.found,
-        "references": list(images.names),
+        "references": list(images.names), "cut": references.cut,
         "environment": environment(device),
     }  # fmt: skip
     files.begin(about, material)
@@ -137,7 +138,7 @@ def transfer(options: Transfer) -> tuple[dict[str, Any], list[str]]:
             if planes:
                 squares = torch.stack([plane.square for plane in planes.values()]).to(device)
                 for (name, plane), maps in zip(planes.items(), features(squares), strict=True):
-                    proposals.append(propose(name, plane, references.label(maps), material))
+                    proposals.append(propose(name, plane, maps, references, material))
             rows += [future.result() for future in writing]  # no more than two batches are in memory
             writing = [pool.submit(files.write, proposal) for proposal in proposals]
         rows += [future.result() for future in writing]
@@ -158,14 +159,14 @@ def read_batch(material: Material, names: tuple[str, ...]) -> tuple[dict[str, Pl
     return planes, faults
 
 
-def propose(name: str, plane: Plane, votes: Votes, material: Material) -> Proposal:
-    """Bring what the references say to the size of the image."""
-    placement = plane.placement
-    masks = proposed_masks(votes.shares.cpu(), placement, multilabel=material.labels.multilabel)
-    maps = torch.stack([F.interpolate(part[None, None], (placement.size,) * 2, mode="bilinear")[0, 0]
-                        for part in (votes.weights.cpu(), votes.nearest.cpu())])  # fmt: skip
+def propose(name: str, plane: Plane, maps: Tensor, references: References, material: Material) -> Proposal:
+    """Bring what the references say about an image with features (D, g, g) to its size."""
+    placement, votes = plane.placement, references.label(maps)
+    masks = proposed_masks(votes.shares.cpu(), placement, references.cut, multilabel=material.labels.multilabel)
+    square = torch.stack([F.interpolate(part[None, None], (placement.size,) * 2, mode="bilinear")[0, 0]
+                        for part in (references.weigh(votes).cpu(), votes.nearest.cpu())])  # fmt: skip
     # Outside of what is shown there is no weight.
-    weights, nearest = placement.restore(maps, multilabel=True).clamp(0, 1)
+    weights, nearest = placement.restore(square, multilabel=True).clamp(0, 1)
     return Proposal(name, plane, masks, weights, float(nearest.mean()))
 
 

@@ -24,7 +24,9 @@ from rpg_loss import FrozenFeatures, rpg_pseudo_labels
 K = 20  # nearest cells that vote
 TEMPERATURE = 0.02  # a vote falls by e where the cosine is so much below the highest
 SURE = 0.05  # shares of the coarse grid that near 0 or 1 are not looked at again
-CUT = 0.4  # the share from which a label that may overlap others is there
+# The share from which a label is there: the best of these for the references, each labeled by the others; the first if
+# there is one reference, or if several are best.
+CUTS = (0.4, 0.35, 0.45, 0.3, 0.5, 0.25, 0.2, 0.15)
 WEIGHT_K = 0.02  # share of the references that weights are made of
 BLOCK = 2**22  # similarities that are held at a time
 BATCH = 4  # images that are encoded at a time
@@ -37,7 +39,7 @@ class Votes(NamedTuple):
     # each other
     shares: Tensor
     nearest: Tensor  # (g/2, g/2), the cosine of each coarse cell's nearest reference
-    weights: Tensor  # (g/2, g/2) in [0, 1], W of Eq. 7
+    features: Tensor  # (D, g/2, g/2), what weights are made of
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ class Cells:
         return cls(features, shares.movedim(1, -1)[known], images[:, None, None].expand_as(known)[known], k)
 
     def without(self, image: int) -> Cells:
+        """Return the cells of other images; all, if there are no others."""
         others = self.images != image
+        if not others.any():
+            return self
         return Cells(self.features[others], self.shares[others], self.images[others], self.k)
 
     def vote(self, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,16 +90,18 @@ class References:
     fine: Cells
     maps: Tensor  # (B, D, g/2, g/2); weights are made of them
     labels: Tensor  # (B, C, g/2, g/2) or (B, g/2, g/2); and of these
+    cut: float  # the share from which a label is there
 
     def label(self, features: Tensor) -> Votes:
         """Return what the references say about an image with features (D, g, g)."""
         rough, nearest = self.coarse.vote_on_map(halved(features))
         full = with_context(features, rough, multilabel=self.labels.ndim == 4)
-        shares = F.interpolate(rough[None], features.shape[1:], mode="bilinear")[0]
-        again = unsure(rough)
-        shares[:, again] = self.fine.vote(full[:, again].T)[0].T
-        weights = rpg_pseudo_labels(halved(full)[None], self.maps, self.labels, WEIGHT_K, check_values=False).weights
-        return Votes(shares, nearest, weights[0])
+        return Votes(refined(rough, full, self.fine), nearest, halved(full))
+
+    def weigh(self, votes: Votes) -> Tensor:
+        """Return W of Eq. 7 (g/2, g/2) for an image's labels."""
+        found = rpg_pseudo_labels(votes.features[None], self.maps, self.labels, WEIGHT_K, check_values=False)
+        return found.weights[0]
 
 
 @torch.no_grad()
@@ -132,8 +139,54 @@ def encode_references(
     known_cells = covered[:, 0] > 0.5
     again = known_cells & torch.stack([unsure(votes) for votes in rough])
     fine = Cells.of(full, shares, again if again.any() else known_cells, which, k)
+    cut = CUTS[0]
+    if len(images) > 1:
+        left_out = torch.stack([refined(rough[i], full[i], fine.without(i)) for i in range(len(images))])
+        cut = best_cut(left_out, shares[: len(images)], known_cells[: len(images)], multilabel=multilabel)
     step = labels.shape[-1] // rough.shape[-1]
-    return References(coarse, fine, halved(full), labels[..., step // 2 :: step, step // 2 :: step])
+    return References(coarse, fine, halved(full), labels[..., step // 2 :: step, step // 2 :: step], cut)
+
+
+def refined(rough: Tensor, full: Tensor, fine: Cells) -> Tensor:
+    """Return shares (C, g, g) of coarse ones (C, g/2, g/2), with votes of fine cells where they are not sure.
+
+    Args:
+        rough: The coarse shares.
+        full: (D, g, g), what the fine cells are compared with.
+        fine: They vote.
+    """
+    shares = F.interpolate(rough[None], full.shape[1:], mode="bilinear")[0]
+    again = unsure(rough)
+    shares[:, again] = fine.vote(full[:, again].T)[0].T
+    return shares
+
+
+def best_cut(shares: Tensor, true: Tensor, known: Tensor, *, multilabel: bool) -> float:
+    """Return of CUTS the one with the highest IoU, over all cells, mean over labels.
+
+    A rare label seldom has half of the votes of its own pixels: cut there, most of it would be lost.
+
+    Args:
+        shares: (B, C, g, g), votes.
+        true: (B, C, g, g), how much of each cell is of each label.
+        known: (B, g, g) bool, the cells that count.
+    """
+    truth = predicted_masks(decided(true, 0.5, multilabel=multilabel), multilabel=multilabel) & known[:, None]
+    scores = []
+    for cut in CUTS:
+        masks = predicted_masks(decided(shares, cut, multilabel=multilabel), multilabel=multilabel) & known[:, None]
+        iou = (masks & truth).sum((0, 2, 3)) / (masks | truth).sum((0, 2, 3))
+        scores.append(float(iou.nanmean()))
+    return CUTS[scores.index(max(scores))]
+
+
+def decided(shares: Tensor, cut: float, *, multilabel: bool) -> Tensor:
+    """Return shares (B, C, H, W) as logits: a label is there from that share on, or from that share of its own and
+    background's together, where classes exclude each other.
+    """
+    if multilabel:
+        return shares - cut
+    return torch.cat([shares[:, :1] * (cut / (1 - cut)), shares[:, 1:]], dim=1)
 
 
 def halved(maps: Tensor) -> Tensor:
@@ -167,9 +220,9 @@ def unsure(shares: Tensor) -> Tensor:
     return ((highest > SURE) & (lowest < 1 - SURE)).any(0).repeat_interleave(2, 0).repeat_interleave(2, 1)
 
 
-def proposed_masks(shares: Tensor, placement: Placement, *, multilabel: bool) -> Tensor:
+def proposed_masks(shares: Tensor, placement: Placement, cut: float, *, multilabel: bool) -> Tensor:
     """Return masks (C, H, W) bool, at the image's own size, of shares (C, g, g)."""
     # To the square first: that a side is a whole number of cells of the grid is not sure.
-    square = F.interpolate(shares[None], (placement.size,) * 2, mode="bilinear")[0]
-    logits = placement.restore(square - CUT if multilabel else square, multilabel=multilabel)
+    square = decided(F.interpolate(shares[None], (placement.size,) * 2, mode="bilinear"), cut, multilabel=multilabel)
+    logits = placement.restore(square[0], multilabel=multilabel)
     return predicted_masks(logits[None], multilabel=multilabel)[0]

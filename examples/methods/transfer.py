@@ -73,7 +73,8 @@ class Transfer(Method):
         # One at a time, so that what is proposed does not depend on what it is drawn with.
         shares = self.references.label(self.features(resized(image[None]))[0]).shares
         side = image.shape[-1]
-        return proposed_masks(shares, Placement(side, side, side), multilabel=self.multilabel)
+        place = Placement(side, side, side)
+        return proposed_masks(shares, place, self.references.cut, multilabel=self.multilabel)
 
 
 def encoded_size(images: ImageSet) -> ImageSet:

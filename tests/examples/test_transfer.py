@@ -15,11 +15,13 @@ from torch import nn
 import examples.inference.transfer as inference
 from examples import transfer
 from examples.config import Config
-from examples.data import check, load
+from examples.data import ImageSet, check, load
+from examples.data.base import IGNORE_INDEX
 from examples.engine.loop import train
 from examples.inference import transfer_votes
 from examples.inference.transfer import Transfer
 from examples.inference.transfer_features import build_features
+from rpg_loss import FrozenFeatures
 from tests.examples.files import read_json, save_image
 from tests.examples.tiny import shrink
 
@@ -274,11 +276,58 @@ def test_cells_are_labeled_on_the_fine_grid_unless_the_coarse_one_is_sure():
         torch.nn.functional.normalize(full.flatten(1).T, dim=1), torch.full((64, 2), 0.25), torch.zeros(64).long(), k=1
     )
     maps = transfer_votes.halved(full)[None]
-    references = transfer_votes.References(coarse, fine, maps, maps[:, :2].argmax(1))
+    references = transfer_votes.References(coarse, fine, maps, maps[:, :2].argmax(1), 0.4)
     shares = references.label(features).shares
     assert (shares[:, :, 2:6] == 0.25).all()  # within a coarse cell of the border
     assert (shares[0, :, :2] == 1).all()
     assert (shares[1, :, 6:] == 1).all()
+
+
+@pytest.mark.parametrize("cut", transfer_votes.CUTS)
+def test_a_label_is_there_from_the_cut_on(cut):
+    """Where labels exclude each other, of what it and background have."""
+    share = torch.rand(1, 1, 9, 9)
+    either = transfer_votes.decided(torch.cat([1 - share, share], dim=1), cut, multilabel=False)
+    assert torch.equal(either.argmax(1, keepdim=True) == 1, share > cut)
+    three = transfer_votes.decided(torch.tensor([0.5, 0.2, 0.3])[None, :, None, None] * share, cut, multilabel=False)
+    assert (three.argmax(1) == (2 if cut < 0.3 / 0.8 else 0)).all()
+    assert torch.equal(transfer_votes.decided(share, cut, multilabel=True) > 0, share > cut)
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.18, 0.15), (0.28, 0.25), (0.9, 0.4), (0.12, 0.4)])
+def test_the_cut_is_the_one_that_finds_the_references_best(share, found):
+    """The first where several do, or where none finds anything."""
+    truth, known = torch.zeros(2, 3, 8, 8, dtype=torch.bool)
+    truth[:, 2:4], known[:, :6] = True, True
+    label = torch.where(truth, share, 0.05)
+    label[:, 5] = share - 0.06  # no label, and nearly as likely
+    truth[:, 6:] = True  # where nothing is known
+    shares, true = (torch.stack([1 - part, part], dim=1) for part in (label, truth.float()))
+    assert transfer_votes.best_cut(shares, true, known, multilabel=False) == found
+    assert transfer_votes.best_cut(shares[:, 1:], true[:, 1:], known, multilabel=True) == found
+
+
+def test_references_choose_the_cut_by_each_other(monkeypatch):
+    """None of its own cells votes for an image; alone it has no one to be labeled by."""
+    seen = []
+    monkeypatch.setattr(transfer_votes, "best_cut", lambda shares, *rest, **kind: seen.append(shares) or 0.15)
+    noise = torch.rand(2, 1, 32, 32) * 2 - 1
+    labels = torch.zeros(2, 32, 32, dtype=torch.int64)
+    labels[1, :16] = 1
+    features = FrozenFeatures(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1)), ["0"], size=8)
+    for count, cut in ((2, 0.15), (1, 0.4)):
+        images = ImageSet(noise[:count], labels[:count], tuple("ab"[:count]))
+        assert transfer_votes.encode_references(images, features, (), 1, k=3).cut == cut
+    (shares,) = seen
+    assert (shares[1, 1] == 0).all()  # of the label that it alone has
+
+
+def test_references_of_which_one_is_unlabeled_have_a_cut():
+    labels = torch.full((2, 32, 32), IGNORE_INDEX)
+    labels[0, :16], labels[0, 16:] = 0, 1
+    features = FrozenFeatures(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1)), ["0"], size=8)
+    images = ImageSet(torch.rand(2, 1, 32, 32), labels, ("a", "b"))
+    assert transfer_votes.encode_references(images, features, (), 1, k=3).cut in transfer_votes.CUTS
 
 
 def test_the_context_is_the_votes_around():
