@@ -24,9 +24,10 @@ from rpg_loss import FrozenFeatures, rpg_pseudo_labels
 K = 20  # nearest cells that vote
 TEMPERATURE = 0.02  # a vote falls by e where the cosine is so much below the highest
 SURE = 0.05  # shares of the coarse grid that near 0 or 1 are not looked at again
-# The share from which a label is there: the best of these for the references, each labeled by the others; the first if
-# there is one reference, or if several are best.
+# The share from which a label is there: the first, or another one that is clearly better for the references, each
+# labeled by the others.
 CUTS = (0.4, 0.35, 0.45, 0.3, 0.5, 0.25, 0.2, 0.15)
+CLEARLY = 0.01  # in IoU; less is chance, with a handful of references
 WEIGHT_K = 0.02  # share of the references that weights are made of
 BLOCK = 2**22  # similarities that are held at a time
 BATCH = 4  # images that are encoded at a time
@@ -162,7 +163,7 @@ def refined(rough: Tensor, full: Tensor, fine: Cells) -> Tensor:
 
 
 def best_cut(shares: Tensor, true: Tensor, known: Tensor, *, multilabel: bool) -> float:
-    """Return of CUTS the one with the highest IoU, over all cells, mean over labels.
+    """Return of CUTS the one with the highest IoU, over all cells, mean over labels, if it is clearly above the first.
 
     A rare label seldom has half of the votes of its own pixels: cut there, most of it would be lost.
 
@@ -177,7 +178,7 @@ def best_cut(shares: Tensor, true: Tensor, known: Tensor, *, multilabel: bool) -
         masks = predicted_masks(decided(shares, cut, multilabel=multilabel), multilabel=multilabel) & known[:, None]
         iou = (masks & truth).sum((0, 2, 3)) / (masks | truth).sum((0, 2, 3))
         scores.append(float(iou.nanmean()))
-    return CUTS[scores.index(max(scores))]
+    return CUTS[scores.index(max(scores))] if max(scores) - scores[0] > CLEARLY else CUTS[0]
 
 
 def decided(shares: Tensor, cut: float, *, multilabel: bool) -> Tensor:

@@ -295,8 +295,8 @@ def test_a_label_is_there_from_the_cut_on(cut):
 
 
 @pytest.mark.parametrize(("share", "found"), [(0.18, 0.15), (0.28, 0.25), (0.9, 0.4), (0.12, 0.4)])
-def test_the_cut_is_the_one_that_finds_the_references_best(share, found):
-    """The first where several do, or where none finds anything."""
+def test_the_cut_is_the_one_that_finds_the_references_best(share, found, monkeypatch):
+    """The first where several do, or where none finds anything, or no more than chance would."""
     truth, known = torch.zeros(2, 3, 8, 8, dtype=torch.bool)
     truth[:, 2:4], known[:, :6] = True, True
     label = torch.where(truth, share, 0.05)
@@ -304,6 +304,9 @@ def test_the_cut_is_the_one_that_finds_the_references_best(share, found):
     truth[:, 6:] = True  # where nothing is known
     shares, true = (torch.stack([1 - part, part], dim=1) for part in (label, truth.float()))
     assert transfer_votes.best_cut(shares, true, known, multilabel=False) == found
+    monkeypatch.setattr(transfer_votes, "CLEARLY", 1.0)
+    assert transfer_votes.best_cut(shares, true, known, multilabel=False) == transfer_votes.CUTS[0]
+    monkeypatch.undo()
     assert transfer_votes.best_cut(shares[:, 1:], true[:, 1:], known, multilabel=True) == found
 
 
