@@ -143,7 +143,8 @@ def encode_references(
     cut = CUTS[0]
     if len(images) > 1:
         left_out = torch.stack([refined(rough[i], full[i], fine.without(i)) for i in range(len(images))])
-        cut = best_cut(left_out, shares[: len(images)], known_cells[: len(images)], multilabel=multilabel)
+        own = images.labels
+        cut = best_cut(left_out, class_masks(own, classes), known_pixels(own), multilabel=multilabel)
     step = labels.shape[-1] // rough.shape[-1]
     return References(coarse, fine, halved(full), labels[..., step // 2 :: step, step // 2 :: step], cut)
 
@@ -162,22 +163,24 @@ def refined(rough: Tensor, full: Tensor, fine: Cells) -> Tensor:
     return shares
 
 
-def best_cut(shares: Tensor, true: Tensor, known: Tensor, *, multilabel: bool) -> float:
-    """Return of CUTS the one with the highest IoU, over all cells, mean over labels, if it is clearly above the first.
+def best_cut(shares: Tensor, truth: Tensor, known: Tensor, *, multilabel: bool) -> float:
+    """Return of CUTS the one with the highest IoU, over all images, mean over labels, if it is clearly above the first.
 
     A rare label seldom has half of the votes of its own pixels: cut there, most of it would be lost.
 
     Args:
-        shares: (B, C, g, g), votes.
-        true: (B, C, g, g), how much of each cell is of each label.
-        known: (B, g, g) bool, the cells that count.
+        shares: (B, C, g, g), votes; background first where classes exclude each other.
+        truth: (B, C, H, W) bool, without background.
+        known: (B, H, W) bool, the pixels that count.
     """
-    truth = predicted_masks(decided(true, 0.5, multilabel=multilabel), multilabel=multilabel) & known[:, None]
-    scores = []
-    for cut in CUTS:
-        masks = predicted_masks(decided(shares, cut, multilabel=multilabel), multilabel=multilabel) & known[:, None]
-        iou = (masks & truth).sum((0, 2, 3)) / (masks | truth).sum((0, 2, 3))
-        scores.append(float(iou.nanmean()))
+    overlaps, unions = truth.new_zeros(2, len(CUTS), truth.shape[1], dtype=torch.int64)
+    for votes, true, seen in zip(shares, truth & known[:, None], known, strict=True):
+        square = F.interpolate(votes[None], seen.shape, mode="bilinear")
+        for row, cut in enumerate(CUTS):
+            masks = predicted_masks(decided(square, cut, multilabel=multilabel), multilabel=multilabel)[0] & seen
+            overlaps[row] += (masks & true).sum((1, 2))
+            unions[row] += (masks | true).sum((1, 2))
+    scores = (overlaps / unions).nanmean(1).tolist()
     return CUTS[scores.index(max(scores))] if max(scores) - scores[0] > CLEARLY else CUTS[0]
 
 
