@@ -76,15 +76,23 @@ def heading(section: Section) -> str:
     size, channels = section.setting["image_size"], section.setting["base_channels"]
     network = section.setting["network"]
     named = "" if network == defaults(section.dataset)["network"] else f"{tables.as_text(str(network))}, "
-    return f"{section.dataset}: {named}{size} px, {channels} base channels, {section.length} iterations"
+    setting = f"{section.dataset}: {named}{size} px, {channels} base channels, {section.length} iterations"
+    return ", ".join([setting, *unusual(section, without=("network", "group_pattern"))])
+
+
+def unusual(section: Section, without: Sequence[str] = ()) -> list[str]:
+    """Return the options in which a section is not as the defaults are, other than those that it is always named by."""
+    usual = defaults(section.dataset)
+    return [
+        f"{name} {tables.as_text(str(value))}"
+        for name, value in section.setting.items()
+        if name not in ("image_size", "base_channels", *without) and value != usual.get(name)
+    ]
 
 
 def cautions(section: Section) -> list[str]:
     """Say what a reader has to know before comparing the runs of a section."""
-    usual = defaults(section.dataset)
-    others = {name: value for name, value in section.setting.items() if name not in ("image_size", "base_channels")}
-    unusual = [f"{name} {tables.as_text(str(value))}" for name, value in others.items() if value != usual.get(name)]
-    lines = [f"Other options than the defaults: {', '.join(unusual)}."] if unusual else []
+    lines = [f"Other options than the defaults: {', '.join(others)}."] if (others := unusual(section)) else []
     dirty = [run for run in section.runs if str(run.commit).endswith("-dirty")]
     if dirty:
         lines.append(

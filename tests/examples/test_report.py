@@ -218,6 +218,7 @@ def test_settings_are_kept_apart(tmp_path):
     text = read(tmp_path)
     assert text.count("\n## jsrt: ") == 3
     assert "## jsrt: 256 px, 16 base channels, 100 iterations" in text
+    assert len(set(re.findall(r"\n## jsrt: .*", text))) == 3
     assert "Other options than the defaults: learning_rate 0.1." in text
 
 
