@@ -301,7 +301,7 @@ def test_the_cut_is_the_one_that_finds_the_references_best(share, found, monkeyp
     truth[:, 2:4], known[:, :6] = True, True
     label = torch.where(truth, share, 0.05)
     label[:, 5] = share - 0.06  # no label, and nearly as likely
-    truth[:, 6:] = True  # where nothing is known
+    label[:, 6:], truth[:, 6:] = 0.42, True  # where nothing is known
     either, truth = torch.stack([1 - label, label], dim=1), truth[:, None]
     assert transfer_votes.best_cut(either, truth, known, multilabel=False) == found
     assert transfer_votes.best_cut(label[:, None], truth, known, multilabel=True) == found
@@ -311,17 +311,18 @@ def test_the_cut_is_the_one_that_finds_the_references_best(share, found, monkeyp
 
 def test_references_choose_the_cut_by_each_other(monkeypatch):
     """None of its own cells votes for an image; alone it has no one to be labeled by."""
-    seen = []
-    monkeypatch.setattr(transfer_votes, "best_cut", lambda shares, *rest, **kind: seen.append(shares) or 0.15)
-    noise = torch.rand(2, 1, 32, 32) * 2 - 1
-    labels = torch.zeros(2, 32, 32, dtype=torch.int64)
-    labels[1, :16] = 1
+    voted = []
+    refined = transfer_votes.refined
+    monkeypatch.setattr(
+        transfer_votes, "refined", lambda *of: (voted.append(set(of[2].images.tolist())), refined(*of))[1]
+    )
+    monkeypatch.setattr(transfer_votes, "best_cut", lambda *of, **kind: 0.15)
+    labels = (torch.rand(2, 32, 32) > 0.5).long()
     features = FrozenFeatures(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1)), ["0"], size=8)
     for count, cut in ((2, 0.15), (1, 0.4)):
-        images = ImageSet(noise[:count], labels[:count], tuple("ab"[:count]))
+        images = ImageSet(torch.rand(count, 1, 32, 32) * 2 - 1, labels[:count], ("a", "b")[:count])
         assert transfer_votes.encode_references(images, features, (), 1, k=3).cut == cut
-    (shares,) = seen
-    assert (shares[1, 1] == 0).all()  # of the label that it alone has
+    assert voted == [{1}, {0}]
 
 
 def test_references_of_which_one_is_unlabeled_have_a_cut():
