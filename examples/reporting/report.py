@@ -77,22 +77,22 @@ def heading(section: Section) -> str:
     network = section.setting["network"]
     named = "" if network == defaults(section.dataset)["network"] else f"{tables.as_text(str(network))}, "
     setting = f"{section.dataset}: {named}{size} px, {channels} base channels, {section.length} iterations"
-    return ", ".join([setting, *unusual(section, without=("network", "group_pattern"))])
-
-
-def unusual(section: Section, without: Sequence[str] = ()) -> list[str]:
-    """Return the options in which a section is not as the defaults are, other than those that it is always named by."""
     usual = defaults(section.dataset)
-    return [
-        f"{name} {tables.as_text(str(value))}"
-        for name, value in section.setting.items()
-        if name not in ("image_size", "base_channels", *without) and value != usual.get(name)
-    ]
+    return ", ".join(
+        [setting]
+        + [
+            f"{name} {tables.as_text(str(value))}"
+            for name, value in section.setting.items()
+            if name not in ("image_size", "base_channels", "network", "group_pattern") and value != usual.get(name)
+        ]
+    )
 
 
 def cautions(section: Section) -> list[str]:
     """Say what a reader has to know before comparing the runs of a section."""
-    lines = [f"Other options than the defaults: {', '.join(others)}."] if (others := unusual(section)) else []
+    # Long, and the same for all runs on a data set: a line below the heading, which names all other options.
+    pattern = section.setting["group_pattern"]
+    lines = [f"Images are divided by group_pattern {tables.as_code(str(pattern))}."] if pattern else []
     dirty = [run for run in section.runs if str(run.commit).endswith("-dirty")]
     if dirty:
         lines.append(

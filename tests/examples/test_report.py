@@ -215,11 +215,17 @@ def test_settings_are_kept_apart(tmp_path):
     write(tmp_path / "runs/a", 0.5)
     write(tmp_path / "runs/b", 0.6, image_size=256)
     write(tmp_path / "runs/c", 0.7, learning_rate=0.1)
+    write(tmp_path / "runs/d", 0.8, group_pattern=r"^(p\d+)_")
     text = read(tmp_path)
-    assert text.count("\n## jsrt: ") == 3
-    assert "## jsrt: 256 px, 16 base channels, 100 iterations" in text
-    assert len(set(re.findall(r"\n## jsrt: .*", text))) == 3
-    assert "Other options than the defaults: learning_rate 0.1." in text
+    headings = re.findall(r"\n## (jsrt: .*)", text)
+    assert set(headings) == {
+        "jsrt: 128 px, 16 base channels, 100 iterations",
+        "jsrt: 256 px, 16 base channels, 100 iterations",
+        "jsrt: 128 px, 16 base channels, 100 iterations, learning_rate 0.1",
+    }
+    assert len(headings) == 4
+    assert text.count("Images are divided by group_pattern") == 1
+    assert r"group_pattern `^(p\d+)_`." in text
 
 
 def test_lengths_are_usual_where_they_are_the_datasets_own(tmp_path):
@@ -227,9 +233,8 @@ def test_lengths_are_usual_where_they_are_the_datasets_own(tmp_path):
     write(tmp_path / "runs/b", 0.6, dataset="retouch", method="supervised")
     text = read(tmp_path)
     assert text.count("\n## retouch: ") == 1
-    assert "Other options" not in text
     write(tmp_path / "runs/c", 0.7, dataset="retouch", retina="crop")
-    assert "Other options than the defaults: retina crop." in read(tmp_path)
+    assert re.findall(r"\n## retouch: .*(, retina crop)", read(tmp_path)) == [", retina crop"]
 
 
 def test_own_data_gets_what_there_is(tmp_path):
@@ -293,7 +298,7 @@ def test_options_and_label_studies_are_shown_as_text(tmp_path):
     study = {"run": {"method": hostile, "labeled": 6, "split": 2}, "batches": 7, "variants": {hostile: measures}}
     (tmp_path / "runs/study.json").write_text(json.dumps(study))
     text = read(tmp_path)
-    assert re.search(r"group_pattern &lt;img src=x&gt;\\\*", text)
+    assert "group_pattern `<img src=x>*[a](b)*'c' d`." in text
     assert "**`<img src=x>*[a](b)*'c' d`, N_l = 6" in text  # code: Markdown shows it as it is
     assert "<img" not in text.replace("`<img src=x>*[a](b)*'c' d`", "")
 
