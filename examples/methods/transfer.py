@@ -1,7 +1,8 @@
 """Label transfer as the teacher: pseudo-labels by the nearest references in a pretrained encoder's features.
 
 They are those of `examples.transfer`, by all labeled images, and do not change while the network learns: each image's
-are made when it is drawn for the first time, and kept.
+are made when it is drawn for the first time, and kept. They teach the weak view and a strong one, FixMatch's, in which
+they are moved with the image, and nothing is taught within the CutOut square.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from examples.config import Config
 from examples.data import Dataset, ImageSet
-from examples.data.augment import View
+from examples.data.augment import StrongAugmentation, View
 from examples.data.base import IGNORE_INDEX
 from examples.data.resize import Placement
+from examples.engine.sharding import on_whole_batch
 from examples.inference.transfer_features import GRID, IMAGE_SIZE, POSITIONS, build_features
 from examples.inference.transfer_votes import K, References, encode_references, proposed_masks
 from examples.methods.base import Method, Step
@@ -29,26 +31,36 @@ class Transfer(Method):
         super().__init__(config, data, net, iterations)
         self.features = build_features("lite0", GRID, POSITIONS)
         self.labeled, self.flip_pairs, self.num_classes = data.labeled, data.flip_pairs, len(data.class_names)
+        self.strong = StrongAugmentation(self.generator)
         self.references: References | None = None
         self.proposals: dict[bytes, Tensor] = {}  # by a hash of the image: masks (C, H, W) bool, on the CPU
 
     def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
-        (logits_ref, _), (logits_u, _) = self.forward_views(net, pool.images, unlabeled.images)
+        strong = on_whole_batch(self.strong, unlabeled.images)
+        (logits_ref, _), (logits_u, _), (logits_strong, _) = self.forward_views(
+            net, pool.images, unlabeled.images, strong.images
+        )
         supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
-        pseudo_labels = self.carried(unlabeled)
-        valid = unlabeled.valid[:, None] if self.multilabel else unlabeled.valid
-        target = pseudo_labels.labels.masked_fill(~valid, IGNORE_INDEX)
-        transfer = segmentation_cross_entropy(logits_u, target, group=self.group)
+        maps, valid = self.carried(unlabeled), unlabeled.valid[:, None]
+        weak = self.taught(logits_u, maps, valid)
+        moved = strong.warp(torch.cat([maps, valid.float()], dim=1))
+        covered = (moved[:, -1:] > 0.5) & ~strong.cutout[:, None]
+        transfer = (weak + self.taught(logits_strong, moved[:, :-1], covered)) / 2
         loss = supervised + self.lambda_u(step) * transfer
-        return Step(loss, {"supervised": supervised, "transfer": transfer}, pseudo_labels)
+        return Step(loss, {"supervised": supervised, "transfer": transfer}, self.certain(maps))
+
+    def taught(self, logits: Tensor, maps: Tensor, valid: Tensor) -> Tensor:
+        """Return the loss of logits beside labels given as maps (B, C, H, W), where ``valid`` (B, 1, H, W)."""
+        target = self.certain(maps).labels.masked_fill(~(valid if self.multilabel else valid[:, 0]), IGNORE_INDEX)
+        return segmentation_cross_entropy(logits, target, group=self.group)
 
     def pseudo_labels(self, net: Network, pool: View, images: Tensor) -> PseudoLabels:
         return self.certain(self.maps(torch.stack([self.propose(image) for image in images])))
 
-    def carried(self, view: View) -> PseudoLabels:
-        """Return what is proposed for a view's images, moved as these were."""
+    def carried(self, view: View) -> Tensor:
+        """Return what is proposed for a view's images as maps, moved as these were."""
         masks = torch.stack([self.kept(image) for image in view.clean])
-        return self.certain(view.carry(self.maps(masks.to(view.clean.device))))
+        return view.carry(self.maps(masks.to(view.clean.device)))
 
     def maps(self, masks: Tensor) -> Tensor:
         """Return masks (B, C, H, W) as probabilities: with background first, where classes exclude each other."""

@@ -2,24 +2,26 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Generator
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from examples.config import Config
 from examples.data import IGNORE_INDEX, Dataset, ImageSet
-from examples.data.augment import View, WeakAugmentation
+from examples.data.augment import StrongView, View, WeakAugmentation
 from examples.engine.metrics import class_masks
 from examples.methods import METHODS
 from examples.methods.ema import EARLY, EMA, LATE, decay, ramp_up
 from examples.methods.iic import dense_mutual_information, mutual_information
 from examples.methods.mlds import coarse_targets, one_hot
 from examples.models.unet import UNet
+from rpg_loss import segmentation_cross_entropy
 from tests.examples.tiny import encode_small
 
 SIDE = 32
@@ -133,17 +135,46 @@ def test_pixels_that_augmentation_uncovered_teach_nothing(name, data):
     assert {term.item() for name, term in step.terms.items() if name != "supervised"} == {0}
 
 
+def known_masks(data: Dataset) -> Callable[[Tensor], Tensor]:
+    """Return what proposes the truth for each of the images."""
+    masks = class_masks(data.labeled.labels, 2)
+    true = {image.numpy().tobytes(): mask for image, mask in zip(data.labeled.images, masks, strict=True)}
+    return lambda image: true[image.numpy().tobytes()]
+
+
 def test_what_is_transferred_moves_with_its_image(data):
     """Proposals that are the truth become the labels of the view, mirrored classes and all."""
     method, _ = build("transfer", data)
-    masks = class_masks(data.labeled.labels, 2)
-    true = {image.numpy().tobytes(): mask for image, mask in zip(data.labeled.images, masks, strict=True)}
-    method.propose = lambda image: true[image.numpy().tobytes()]
+    method.propose = known_masks(data)
     for seed in range(5):
         _, view = views(data, seed)
-        labels = method.carried(view).labels
+        labels = method.certain(method.carried(view)).labels
         known = view.labels != IGNORE_INDEX
         assert ((labels == view.labels) | ~known).float().mean() > 0.97  # bilinear, and nearest
+
+
+def test_what_is_transferred_teaches_the_weak_and_the_strong_view(data, monkeypatch):
+    """By hand: half of the term from either, the labels moved as the images; none where a square was cut out."""
+    method, _ = build("transfer", data)
+    method.propose = known_masks(data)
+    pool, view = views(data)
+    turned = torch.zeros_like(view.valid)
+    turned[:, :8] = True  # the square, in the strong view's frame
+    strong = StrongView(view.images.flip(-1), lambda maps: maps.flip(-1), turned)
+    monkeypatch.setattr(method, "strong", lambda images: strong)
+    logits = torch.randn(2, len(view.images), data.num_outputs, *view.valid.shape[1:])
+    outputs = {"pool": logits[0, :3], "weak": logits[0], "strong": logits[1]}
+    monkeypatch.setattr(
+        method, "forward_views", lambda net, *seen: [(outputs[name], None) for name in ("pool", "weak", "strong")]
+    )
+    labels = method.certain(method.carried(view)).labels
+    ignored = ~view.valid
+    if data.multilabel:
+        ignored, turned = ignored[:, None], turned[:, None]
+    weak = segmentation_cross_entropy(outputs["weak"], labels.masked_fill(ignored, IGNORE_INDEX))
+    moved = labels.flip(-1).masked_fill(ignored.flip(-1) | turned, IGNORE_INDEX)
+    by_hand = (weak + segmentation_cross_entropy(outputs["strong"], moved)) / 2
+    assert method(None, pool, view, 1).terms["transfer"].item() == pytest.approx(by_hand.item(), rel=1e-6)
 
 
 def test_what_is_transferred_is_right_and_made_once(data, monkeypatch):
@@ -151,10 +182,10 @@ def test_what_is_transferred_is_right_and_made_once(data, monkeypatch):
     method, net = build("transfer", data)
     pool, unlabeled = views(data)
     as_they_are = unlabeled._replace(carry=lambda maps: maps)
-    labels = method.carried(as_they_are).labels
+    labels = method.certain(method.carried(as_they_are)).labels
     assert (labels == data.labeled.labels).float().mean() > 0.97  # background alone: .86 at most
     monkeypatch.setattr(method, "propose", None)
-    assert torch.equal(method.carried(as_they_are).labels, labels)
+    assert torch.equal(method.certain(method.carried(as_they_are)).labels, labels)
     assert torch.equal(build("transfer", data)[0].pseudo_labels(net, pool, unlabeled.clean).labels, labels)
 
 
