@@ -97,10 +97,13 @@ def draw_learning(section: Section, path: Path) -> bool:
 
 
 def draw_validation(section: Section, path: Path) -> bool:
-    """Draw the validation score over training, at the smallest number of labeled images."""
+    """Draw the validation score over training, at the smallest number of labeled images, if it was taken twice."""
+    rows = at_fewest(section)
+    if not any(len(curve) > 1 for runs in rows.values() for curve in curves(runs, validation_score)):
+        return False
     figure, axes = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
     lines: list[Line] = []
-    for row, runs in at_fewest(section).items():
+    for row, runs in rows.items():
         color, marker = style(row.method)
         line = draw_mean(axes, row.name, runs, validation_score, color, marker=marker, linewidth=1.8, style=dashes(row))
         for curve in curves(runs, validation_score) if line and len(runs) > 1 else ():

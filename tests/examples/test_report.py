@@ -376,6 +376,17 @@ def test_another_division_of_the_same_data_is_no_other_data(tmp_path):
     assert "not of the same data" not in read(tmp_path)
 
 
+def test_a_single_validation_is_no_curve(drawn, tmp_path):
+    """As of runs that test their last network: one point a method, over an axis of steps that says nothing."""
+    path = write(tmp_path / "runs/a")
+    content = read_json(path)
+    path.write_text(json.dumps(content | {"history": content["history"][-1:]}))
+    assert "validation.png" not in read(tmp_path)
+    assert "1-jsrt-pseudo-labels.png" in read(tmp_path)
+    write(tmp_path / "runs/b", method="supervised")
+    assert "validation.png" in read(tmp_path)
+
+
 def test_pictures_of_methods_side_by_side(drawn, tmp_path):
     write(tmp_path / "runs/a", method="rpg", pictures=True)
     write(tmp_path / "runs/b", method="supervised", pictures=True)
