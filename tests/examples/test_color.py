@@ -31,11 +31,11 @@ GRAY, RED = (103, 103, 103), (220, 51, 65)  # the same gray to Pillow, 103 of 25
 
 def disc(number: int) -> np.ndarray:
     y, x = np.mgrid[:SIDE, :SIDE]
-    return (y - 10 - number % 9) ** 2 + (x - 12 - number % 7) ** 2 < 60
+    return (y - 8 - 5 * number % 17) ** 2 + (x - 8 - 7 * number % 17) ** 2 < 60
 
 
 def draw(number: int) -> np.ndarray:
-    """A red disc on gray, with a bright and a dark stripe so that gray values have a range."""
+    """A red disc anywhere on gray, with a bright and a dark stripe so that gray values have a range."""
     image = np.full((SIDE, SIDE, 3), GRAY, np.uint8)
     image[disc(number)] = RED
     image[:2], image[-2:] = 255, 0
@@ -186,8 +186,8 @@ def test_a_run_in_color_learns_what_gray_cannot_show(tiny, tmp_path):
     options = {"iterations": 60, "eval_every": 60, "learning_rate": 1e-2, "base_channels": 4}
     colored = train(tiny(out=tmp_path / "colored", **options))["miou_pooled"]
     gray = train(tiny(out=tmp_path / "gray", color=False, **options))["miou_pooled"]
-    assert colored > 0.8
-    assert gray < 0.6
+    assert colored > 0.6
+    assert gray < 0.3
     measured = measure(Evaluate(tmp_path / "colored", device="cpu"))
     assert float(measured.measures.pooled().nanmean()) == pytest.approx(colored, abs=1e-6)
 
