@@ -42,16 +42,17 @@ class Transfer(Method):
         )
         supervised = segmentation_cross_entropy(logits_ref, pool.labels, group=self.group)
         maps, valid = self.carried(unlabeled), unlabeled.valid[:, None]
-        weak = self.taught(logits_u, maps, valid)
+        pseudo_labels = self.certain(maps)
+        weak = self.taught(logits_u, pseudo_labels.labels, valid)
         moved = strong.warp(torch.cat([maps, valid.float()], dim=1))
         covered = (moved[:, -1:] > 0.5) & ~strong.cutout[:, None]
-        transfer = (weak + self.taught(logits_strong, moved[:, :-1], covered)) / 2
+        transfer = (weak + self.taught(logits_strong, self.certain(moved[:, :-1]).labels, covered)) / 2
         loss = supervised + self.lambda_u(step) * transfer
-        return Step(loss, {"supervised": supervised, "transfer": transfer}, self.certain(maps))
+        return Step(loss, {"supervised": supervised, "transfer": transfer}, pseudo_labels)
 
-    def taught(self, logits: Tensor, maps: Tensor, valid: Tensor) -> Tensor:
-        """Return the loss of logits beside labels given as maps (B, C, H, W), where ``valid`` (B, 1, H, W)."""
-        target = self.certain(maps).labels.masked_fill(~(valid if self.multilabel else valid[:, 0]), IGNORE_INDEX)
+    def taught(self, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+        """Return the loss of logits beside labels (B, C, H, W) or (B, H, W), where ``valid`` (B, 1, H, W)."""
+        target = labels.masked_fill(~(valid if self.multilabel else valid[:, 0]), IGNORE_INDEX)
         return segmentation_cross_entropy(logits, target, group=self.group)
 
     def pseudo_labels(self, net: Network, pool: View, images: Tensor) -> PseudoLabels:

@@ -232,6 +232,7 @@ def test_lengths_are_usual_where_they_are_the_datasets_own(tmp_path):
     write(tmp_path / "runs/a", 0.5, dataset="retouch")
     write(tmp_path / "runs/b", 0.6, dataset="retouch", method="supervised")
     text = read(tmp_path)
+    assert len(re.findall(r"\n## retouch: [^\n]* iterations\n", text)) == 1
     assert text.count("\n## retouch: ") == 1
     write(tmp_path / "runs/c", 0.7, dataset="retouch", retina="crop")
     assert re.findall(r"\n## retouch: .*(, retina crop)", read(tmp_path)) == [", retina crop"]
