@@ -129,7 +129,8 @@ class FixMatchSegLoss(nn.Module):
                 neighbors and fill with 0: pixels that the warp uncovers then have mask 0 and are ignored.
             cutout_mask: ``(B, *S)`` bool in the strong view's frame, True inside the CutOut squares.
             valid_weak: ``(B, *S)`` bool in the weak view's frame, False where a pixel is to be ignored (padding).
-            return_pseudo_labels: also return the targets, in the strong view's frame.
+            return_pseudo_labels: also return the targets, in the strong view's frame; an ignored pixel has weight 0
+                and class -100 (0 in every label of a label vector).
 
         Returns:
             The loss, a scalar, 0 with a live graph where nothing is kept, and NaN where a probability of the weak view
@@ -200,8 +201,9 @@ class FixMatchSegLoss(nn.Module):
             labels, weights = labels.masked_fill(cut, 0), weights.masked_fill(cut, 1)
         elif cutout_mask is not None:
             valid = valid & ~cutout_mask
-        weights = weights.masked_fill(~(valid.unsqueeze(1) if self.multilabel else valid), 0)
-        return PseudoLabels(labels, weights), valid
+        ignored = ~(valid.unsqueeze(1) if self.multilabel else valid)
+        labels = labels.masked_fill(ignored, 0 if self.multilabel else -100)
+        return PseudoLabels(labels, weights.masked_fill(ignored, 0)), valid
 
 
 def _check_options(threshold: float, multilabel: bool) -> None:

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from .checks import as_sides, check_bool, check_finite, check_floating, check_int, check_same_device
 from .encoding import as_numbers, fingerprint_of, first_tensor, outputs_of, prepared
-from .layer_search import check_layer_name, check_not_compiled
+from .layer_search import check_layer_name, check_not_compiled, check_plain_module
 from .maps import places, resize, tokens_to_map
 
 Layout = Callable[[Tensor], Tensor] | Literal["tokens"] | None
@@ -46,8 +47,9 @@ class FrozenFeatures(nn.Module):
         positions: length of the place's part, beside 1 for each layer; 0: none.  Along each axis the place is an angle,
             from 0 at one border to half a turn at the other: the cosine of two places falls with their distance.
         layout: function that makes ``(B, D, *S)`` of outputs in another layout, as in :class:`FeatureTap`; or
-            ``"tokens"``, for ``(B, N, D)`` of a vision transformer: row-major patches of equal sides, behind up to five
-            tokens of the whole image, which are left out.  None: they are ``(B, D, *S)`` already.
+            ``"tokens"``, for ``(B, N, D)`` of a vision transformer: row-major, of the patches that its first
+            convolution cuts (where that overlaps, or there is none: of equal sides), behind up to five tokens of the
+            whole image, which are left out.  None: they are ``(B, D, *S)`` already.
         in_channels: channels that the encoder takes.  One-channel images are repeated to so many.  None: those of the
             first convolution; any if there is none.
         mean: subtracted from images before they enter, one number or one per channel; of the data that the encoder was
@@ -86,8 +88,9 @@ class FrozenFeatures(nn.Module):
         check_values: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(encoder, nn.Module):
-            raise TypeError(f"encoder: got {type(encoder).__name__}, expected a torch.nn.Module")
+        check_plain_module("encoder", encoder)
+        if any(map(is_lazy, encoder.parameters())):
+            raise ValueError("encoder: got a network with lazy layers, expected all weights; call it on images once")
         # What is no name, either, is refused by the check below.
         self.layers: tuple[str, ...] = (
             (layers,) if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(layers)
@@ -108,6 +111,10 @@ class FrozenFeatures(nn.Module):
         self.layout = layout
         convolutions = [module for module in encoder.modules() if isinstance(module, _ConvNd)]
         self.in_channels = convolutions[0].in_channels if in_channels is None and convolutions else in_channels
+        # What makes tokens of patches: a convolution that looks at every pixel once.
+        self._patch = next(
+            (m.stride for m in convolutions[:1] if m.kernel_size == m.stride and max(m.stride) > 1), None
+        )
         if self.in_channels is not None:
             check_int("in_channels", self.in_channels)
             if self.in_channels < 1:
@@ -120,7 +127,7 @@ class FrozenFeatures(nn.Module):
         self._stops = False
         self._fingerprint = fingerprint_of(encoder)
         # A copy, because the original may go on being trained; and no assignment, which would make it a submodule.
-        object.__setattr__(self, "encoder", copy.deepcopy(encoder).requires_grad_(False))
+        object.__setattr__(self, "encoder", _copied(encoder).requires_grad_(False))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move the encoder along with the host."""
@@ -207,7 +214,7 @@ class FrozenFeatures(nn.Module):
             maps = self.layout(maps)
             check_floating("layout", maps)
         elif self.layout == "tokens" and maps.ndim == 3:
-            maps = tokens_to_map(maps, tuple(images.shape[2:]))
+            maps = tokens_to_map(maps, tuple(images.shape[2:]), self._patch)
         if maps.ndim != images.ndim or len(maps) != len(images):
             raise ValueError(
                 f"layers: {name!r} gave {shape}, which makes features {tuple(maps.shape)}, expected ({len(images)}, D, "
@@ -215,3 +222,14 @@ class FrozenFeatures(nn.Module):
                 "or a function that makes (B, D, *S) of what it gives"
             )
         return F.normalize(resize(maps.float(), size), dim=1)
+
+
+def _copied(encoder: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(encoder)
+    except RuntimeError as error:
+        raise ValueError(
+            f"encoder: got a {type(encoder).__name__} that cannot be copied ({error}), expected one that copy.deepcopy "
+            "takes; old weight and spectral norms hold tensors of a graph: take them out with torch.nn.utils."
+            "remove_weight_norm or remove_spectral_norm, or use those in torch.nn.utils.parametrizations"
+        ) from error

@@ -20,13 +20,20 @@ from .checks import check_floating, describe
 # What may lie between a layer and the logits, as autograd names it: a change of size, dtype or layout, nothing else.
 _PASSED_ON = re.compile(
     r"(Upsample\w+|ToCopy|View|UnsafeView|ReshapeAlias|Permute|Transpose|T|Clone|Slice|Squeeze|Unsqueeze|Alias"
-    r"|ConstantPadNd)Backward\d*"
+    r"|ConstantPadNd|Split\w*)Backward\d*"
 )
 _PICKED = re.compile(r"(Select|Unbind)Backward\d*")  # one of several stacked outputs
 _LAYERS = re.compile(r"(\w*Convolution\w*|Addmm|Mm|Linear|Bmm|Baddbmm)Backward\d*")
 
 # Hooks are registered under a lock: torch numbers them without one.
 _LOCK = threading.RLock()
+
+
+def check_plain_module(argument: str, net: Any) -> None:
+    """Raise unless ``net`` is a module whose layers can be named and hooked."""
+    if not isinstance(net, nn.Module) or isinstance(net, torch.jit.ScriptModule):
+        advice = "; pass the module that it was made of" if isinstance(net, nn.Module) else ""
+        raise TypeError(f"{argument}: got {type(net).__name__}, expected a torch.nn.Module that is no script{advice}")
 
 
 def check_layer_name(argument: str, net: nn.Module, name: Any) -> None:
@@ -176,29 +183,55 @@ def _picked(node: Any, number: int) -> tuple[Any, int]:
     return edge
 
 
-def check_not_cut(logits: Tensor, features: Tensor) -> None:
-    """Refuse logits that are cut out of the map over which the features lie, as far as the graph tells."""
-    sizes, share = list(logits.shape), [1.0] * logits.ndim  # of each axis of the map
+def check_same_pixels(logits: Tensor, features: Tensor, *, arranged: bool) -> None:
+    """Refuse logits that do not lie over the pixels of the features, as far as the graph tells.
+
+    They may be cut out of a larger map, or have its axes in another order.  ``arranged`` features have been through a
+    layout, which may do the same to them.
+    """
+    # Of each axis of the logits: where it is in the map, how long there, and how much of the map is left.
+    axes, sizes, share = list(range(logits.ndim)), list(logits.shape), [1.0] * logits.ndim
     for node in _way_back(logits) if logits.numel() else ():
         before, kind = list(sizes), node.name()
-        if kind.startswith("ConstantPad"):
+        if kind.startswith(("Permute", "Transpose")):
+            order = _order(node, logits.ndim)
+            axes = [order[axis] for axis in axes]
+        elif kind.startswith("ConstantPad"):
             for place, pixels in enumerate(node._saved_pad):  # of the last axis first, before and behind
-                before[-1 - place // 2] -= _signed(pixels)
-        elif kind.startswith(("Slice", "Upsample")):
-            before = list(node._saved_self_sym_sizes)
+                before[axes.index(logits.ndim - 1 - place // 2)] -= _signed(pixels)
+        elif kind.startswith(("Slice", "Split", "Upsample")):
+            before = [node._saved_self_sym_sizes[axis] for axis in axes]
         elif not kind.startswith(("Alias", "Clone", "ToCopy")):
-            break  # a layer, or another order of axes
+            break  # a layer, or another number of axes
         if not kind.startswith("Upsample") and getattr(node, "_saved_step", 1) == 1:
             share = [part * now / then for part, now, then in zip(share, sizes, before, strict=True)]
         sizes = before
     # Of odd sizes less than a pixel of features is cut.
-    if any(abs(1 - part) * side > 1 for part, side in zip(share[2:], features.shape[2:], strict=True)):
+    cut = any(abs(1 - part) * side > 1 for part, side in zip(share[2:], features.shape[2:], strict=True))
+    if cut and not (arranged and list(features.shape[2:]) != sizes[2:]):
         raise ValueError(
             f"logits: got {tuple(logits.shape)}, which the network cut out of a larger map (or padded), while the "
             f"features {tuple(features.shape)} lie over all of it, expected both over the same pixels; give the "
             "network images of a size that it need not pad, or cut the features alike, FeatureTap(net, "
             "layout=lambda x: x[..., 4:-4, 4:-4])"
         )
+    order = [2 + sorted(axes[2:]).index(axis) for axis in axes[2:]]
+    if order != sorted(order) and not arranged:
+        raise ValueError(
+            f"logits: got {tuple(logits.shape)}, whose spatial axes the network moved after its last layer, while the "
+            f"features {tuple(features.shape)} have them as in that layer, expected both in one order; move the "
+            f"features' alike, FeatureTap(net, layout=lambda x: x.permute{(0, 1, *order)})"
+        )
+
+
+def _order(node: Any, axes: int) -> list[int]:
+    """Return which axis of what enters a permutation or transposition each axis of its result is."""
+    if node.name().startswith("Permute"):
+        return [_signed(axis) % axes for axis in node._saved_dims]
+    order = list(range(axes))
+    first, second = _signed(node._saved_dim0) % axes, _signed(node._saved_dim1) % axes
+    order[first], order[second] = second, first
+    return order
 
 
 def _signed(number: int) -> int:

@@ -47,17 +47,24 @@ def places(size: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()]) / math.sqrt(len(size))
 
 
-def tokens_to_map(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return tokens ``(B, N, D)`` of patches of equal sides of an image of that size as ``(B, D, *S)``.
+def tokens_to_map(tokens: Tensor, size: tuple[int, ...], patch: tuple[int, ...] | None = None) -> Tensor:
+    """Return tokens ``(B, N, D)`` of the patches of an image of that size as ``(B, D, *S)``.
 
-    Up to five tokens before them are left out: that of the class, and registers.
+    Up to five tokens before them are left out: that of the class, and registers.  Without a patch, or with one of
+    other axes, patches of equal sides that fit.  Several patches may have been merged to one, where there are no
+    further tokens.
     """
-    grids = {tuple(side // patch for side in size) for patch in range(1, min(size) + 1)}
-    fitting = [grid for grid in grids if 0 <= tokens.shape[1] - math.prod(grid) <= 5]
+    known = patch if patch is not None and len(patch) == len(size) else (1,) * len(size)
+    times = range(1, min(side // part for side, part in zip(size, known, strict=True)) + 1)
+    grids = [tuple(side // (part * n) for side, part in zip(size, known, strict=True)) for n in times]
+    left = {grid: tokens.shape[1] - math.prod(grid) for grid in grids}
+    merged = grids[1:] if known == patch else []
+    fitting = [grid for grid, more in left.items() if more == 0 or (0 < more <= 5 and grid not in merged)]
     if len(fitting) != 1:
         found = " and ".join(map(str, sorted(fitting))) or "no grid"
+        patches = f"patches {known}" if known == patch else "equal patches"
         raise ValueError(
-            f"layout: 'tokens' of {tuple(tokens.shape)} fit {found} of equal patches of images {size}, expected one, "
+            f"layout: 'tokens' of {tuple(tokens.shape)} fit {found} of {patches} of images {size}, expected one, "
             "behind up to five tokens of the whole image; pass a function that makes (B, D, *S) of them"
         )
     (grid,) = fitting

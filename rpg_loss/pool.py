@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -288,6 +289,9 @@ def _as_map(i: int, label: Any) -> Tensor:
 
 def _as_tensor(name: str, labels: Any) -> Tensor:
     try:
+        if isinstance(labels, np.ndarray):
+            # torch takes neither flipped arrays nor those in another machine's order of bytes.
+            labels = np.asarray(labels, labels.dtype.newbyteorder("="), order="C")
         tensor = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         got = f"{name}: got {type(labels).__name__}, which cannot be read as a tensor ({error})"

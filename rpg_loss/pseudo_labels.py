@@ -149,7 +149,7 @@ def label_queries(
         return labeled
     if torch.compiler.is_compiling():
         return PseudoLabels(*_operator(feat_u.detach(), feat_ref.detach(), y_ref, valid_u, *options.values))
-    return _label_queries(feat_u, feat_ref, y_ref, valid_u, options, None)
+    return _label_queries(feat_u, feat_ref, y_ref, valid_u, options, None, settings)
 
 
 # The options of the two functions below are the fields of Options, in order.
@@ -192,9 +192,11 @@ def _label_queries(
         impl = resolve(options.impl, feat_u, feat_ref)
         references, labels = _used_references(feat_u, feat_ref, y_ref, options)
         if group is None and len(labels) == 0:
+            sub_sampled = settings is not None and "map_size" in settings
+            more = ", or raise map_size if sub-sampling lost the labels" if sub_sampled else ""
             raise ValueError(
                 f"y_ref: got {describe(y_ref)} with ignore_index={options.ignore_index} at every reference, expected "
-                "at least one labeled reference; draw another reference pool"
+                f"at least one labeled reference; draw another reference pool{more}"
             )
     settings = {**vars(options), "kind of device": feat_u.device.type} | (settings or {})
     union = gather_references(group, flatten(feat_u), references, labels, impl, settings)

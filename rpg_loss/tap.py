@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .checks import check_floating, describe
 from .layer_search import (
@@ -15,7 +16,8 @@ from .layer_search import (
     Entered,
     check_layer_name,
     check_not_compiled,
-    check_not_cut,
+    check_plain_module,
+    check_same_pixels,
     hooked,
     logits_apart,
     look_like_probabilities,
@@ -44,7 +46,8 @@ class FeatureTap(nn.Module):
     - DistributedDataParallel, DataParallel: wrap the tap, as you would the network.  (Name the layer for DataParallel:
       its replicas forget what they find.)
     - ``torch.compile``: compile the tap, not the network in it.  With ``fullgraph=True`` name the layer, or call the
-      tap once before.  That logits are cut out of a larger map is noticed in eager calls with gradients alone.
+      tap once before.  That logits are cut out of a larger map, or have its spatial axes in another order, is noticed
+      in eager calls with gradients alone.
     - The first call, unless the layer is named: it keeps the inputs and outputs of all convolutions and linear layers
       until it returns.  Compiled, or where logits have no gradient and are not a layer's very output, it runs the
       network once more to find the layer, with gradients, on copies of its buffers and of the random streams.
@@ -59,13 +62,14 @@ class FeatureTap(nn.Module):
         layout: function that makes features ``(B, D, *S)`` of what enters the layer, for layers that take them in
             another layout: ``lambda x: x.movedim(-1, 1)`` of ``(B, *S, D)``, ``lambda x: x.transpose(1, 2).unflatten(2,
             (height, width))`` of the tokens ``(B, N, D)`` of a transformer.  None: it is ``(B, D, *S)`` already, and
-            an error if the layer is ``nn.Linear``, which takes its features last.
+            an error if the layer is ``nn.Linear``, which takes its features last, or they lie over the logits' pixels
+            as ``(B, *S, D)`` alone.
 
     Raises:
-        TypeError: ``net`` is not a module, ``layer`` is not a string, ``layout`` is not a function.
+        TypeError: ``net`` is no module, or one of TorchScript, ``layer`` is not a string, ``layout`` is not a function.
         ValueError: ``layer`` is not in the network; when called: logits or a layer that must be named, a layer that
             runs never or more than once, features that do not go with the logits, logits that the network cuts out of
-            a larger map than the features', a network that is compiled inside the tap.
+            a larger map than the features' or whose spatial axes it moves, a network that is compiled inside the tap.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 1))
@@ -84,8 +88,7 @@ class FeatureTap(nn.Module):
         layout: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(net, nn.Module):
-            raise TypeError(f"net: got {type(net).__name__}, expected a torch.nn.Module")
+        check_plain_module("net", net)
         if layer is not None:
             check_layer_name("layer", net, layer)
         if layout is not None and not callable(layout):
@@ -138,8 +141,8 @@ class FeatureTap(nn.Module):
         if not compiling and not self._logits_checked:
             self._check_logits(logits)
         features = self._arrange(entered, logits)
-        if not compiling and self.layout is None:
-            check_not_cut(logits, features)
+        if not compiling:
+            check_same_pixels(logits, features, arranged=self.layout is not None)
         return logits, features
 
     def _run(self, name: str, args: Any, kwargs: Any) -> tuple[Any, list[Entered]]:
@@ -229,11 +232,11 @@ class FeatureTap(nn.Module):
         if self.layout is not None:
             features = self.layout(entered)
             check_floating("layout", features)
-        elif isinstance(self.net.get_submodule(str(self.layer)), nn.Linear):
+        elif _takes_features_last(self.net.get_submodule(str(self.layer)), entered, logits):
             raise ValueError(
-                f"layout: got None, but layer {self.layer!r} is a Linear, which takes features last: "
-                f"{describe(entered)} entered it, for logits {describe(logits)}; pass a function that makes (B, D, *S) "
-                "of it, as lambda x: x.movedim(-1, 1) does of (B, *S, D)"
+                f"layout: got None, but layer {self.layer!r} takes features last: {describe(entered)} entered it, for "
+                f"logits {describe(logits)}; pass a function that makes (B, D, *S) of it, as "
+                "lambda x: x.movedim(-1, 1) does of (B, *S, D)"
             )
         if features.ndim != logits.ndim or len(features) != len(logits):
             raise ValueError(
@@ -244,11 +247,25 @@ class FeatureTap(nn.Module):
         return features
 
 
+def _takes_features_last(layer: nn.Module, entered: Tensor, logits: Tensor) -> bool:
+    """Return whether a layer is a Linear, or may stand before one: then ``(B, *S, D)`` alone goes with the logits."""
+    if isinstance(layer, (nn.Linear, _ConvNd)) or entered.ndim != logits.ndim:
+        return isinstance(layer, nn.Linear)
+    return entered.shape[2:] != logits.shape[2:] == entered.shape[1:-1]
+
+
 class _StandIn(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
         self.entered: list[Entered] = []
+
+    def __getattr__(self, name: str) -> Any:
+        # Networks look at their last layer: at its weight's dtype, say.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.entered.append(Entered((*args, *kwargs.values())[0], None))

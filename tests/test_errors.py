@@ -317,6 +317,7 @@ POOL = {
         TypeError,
         r"labels: got \(2, 2\) float8_e5m2, expected a real dtype",
     ),
+    "array without axes": ({"labels": [np.array(3)]}, TypeError, r"labels\[0\]: got ndarray, expected a label map"),
     "no axis": ({"labels": torch.tensor(3)}, TypeError, r"labels: got Tensor, expected a sequence of label maps"),
     "empty": ({"labels": []}, ValueError, r"labels: got none"),
     "no sequence": ({"labels": iter([Y])}, TypeError, r"labels: got list_iterator, expected a sequence"),

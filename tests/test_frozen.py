@@ -216,6 +216,36 @@ def test_tokens(size, patch, extra):
     torch.testing.assert_close(got, F.normalize(conv(images).detach(), dim=1))
 
 
+TOKENS = {
+    "sides of their own": (nn.Conv3d(1, 4, (2, 4, 4), (2, 4, 4)), (8, 16, 16), lambda tokens: tokens, (4, 4, 4)),
+    "behind a class": (nn.Conv2d(1, 4, 4, 4), (16, 24), lambda tokens: F.pad(tokens, (0, 0, 1, 0)), (4, 6)),
+    "merged": (nn.Conv2d(1, 4, 2, 2), (16, 24), lambda tokens: tokens[:, :24], (4, 6)),
+    "of another convolution": (nn.Conv2d(1, 4, 3, 2, 1), (16, 24), lambda tokens: tokens[:, :25], (4, 6)),
+    "a convolution of pixels": (nn.Conv2d(1, 4, 1), (16, 24), lambda tokens: tokens[:, :25], (4, 6)),
+}
+
+
+@pytest.mark.parametrize(("conv", "size", "kept", "grid"), TOKENS.values(), ids=TOKENS)
+def test_tokens_are_of_the_patches_that_the_first_convolution_cuts(conv, size, kept, grid):
+    made = []
+
+    def tokens(maps):
+        made.append(kept(maps.flatten(2).transpose(1, 2)))
+        return made[-1]
+
+    encoder = nn.Sequential(conv, Function(tokens))
+    got = FrozenFeatures(encoder, "1", size=grid, layout="tokens")(torch.randn(2, 1, *size))
+    last = made[-1][:, -math.prod(grid) :].transpose(1, 2).unflatten(2, grid)
+    torch.testing.assert_close(got, F.normalize(last, dim=1))
+
+
+def test_tokens_of_some_patches_alone_are_no_map():
+    """A masked autoencoder keeps a random quarter of 196, behind a token of the class: 50 look like 7 x 7."""
+    encoder = nn.Sequential(nn.Conv2d(1, 4, 16, 16), Function(lambda maps: maps.flatten(2).mT[:, :50]))
+    with pytest.raises(ValueError, match=r"\(1, 50, 4\) fit no grid of patches \(16, 16\) of images \(224, 224\)"):
+        FrozenFeatures(encoder, "1", size=7, layout="tokens")(torch.randn(1, 1, 224, 224))
+
+
 def test_other_layouts():
     encoder = Ends(lambda x: x.movedim(1, -1))
     got = FrozenFeatures(encoder, "end", size=16, layout=lambda output: output.movedim(-1, 1))(IMAGES)
@@ -228,6 +258,16 @@ def test_other_layouts():
 
 ARGUMENTS = {
     "no network": ({"encoder": len}, TypeError, r"encoder: got builtin_function_or_method, expected a torch\.nn\.Mod"),
+    "script": (
+        {"encoder": torch.jit.ScriptModule()},
+        TypeError,
+        r"encoder: got \w*ScriptModule, .* no script; pass the",
+    ),
+    "lazy": (
+        {"encoder": nn.Sequential(nn.LazyConv2d(3, 3)), "layers": ["0"]},
+        ValueError,
+        "encoder: got a network with lazy layers, expected all weights; call it on images once",
+    ),
     "unknown layer": (
         {"layers": ["fin"]},
         ValueError,
@@ -319,6 +359,16 @@ def test_a_layer_that_runs_twice():
 def test_values_are_not_looked_at_if_nobody_wants_it():
     features = FrozenFeatures(Encoder(), LAYERS, size=8, check_values=False)
     assert features(IMAGES.where(IMAGES < 1, math.nan)).isnan().any()
+
+
+def test_an_encoder_that_cannot_be_copied():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        encoder = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)))
+    with pytest.raises(ValueError, match=r"encoder: got a Sequential that cannot be copied \(.*remove_weight_norm"):
+        FrozenFeatures(encoder, "0", size=8)
+    nn.utils.remove_weight_norm(encoder[0])
+    FrozenFeatures(encoder, "0", size=8)
 
 
 def test_a_compiled_encoder_is_refused():

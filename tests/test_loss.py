@@ -182,3 +182,13 @@ def test_the_module_has_no_state_and_says_what_it_is():
     assert repr(criterion) == (
         "RPGLoss(k=7000, ignore_index=-100, impl='auto', check_values=True, map_size=(32, 16), weighted=False)"
     )
+
+
+def test_labels_that_sub_sampling_loses_are_told_from_none():
+    """Scribbles one pixel wide can fall between the pixels of the map."""
+    y_ref = torch.full((1, 8, 8), -100)
+    y_ref[:, 1::2] = 1
+    logits, feat = torch.randn(1, 2, 8, 8), torch.randn(1, 4, 8, 8)
+    with pytest.raises(ValueError, match=r"y_ref: got \(1, 4, 4\) .* every reference, .* or raise map_size"):
+        RPGLoss(map_size=4)(logits, feat, feat, y_ref)
+    assert RPGLoss(map_size=8)(logits, feat, feat, y_ref).isfinite()

@@ -304,3 +304,11 @@ def test_search_gives_up_after_its_steps(monkeypatch):
     monkeypatch.setattr(pool_module, "_DRAW_SEARCH_STEPS", 0)
     monkeypatch.setattr(pool_module, "_MAX_REJECTIONS", 0)
     assert sorted(pool.sample()) == [0, 1]  # the cover known from construction
+
+
+def test_flipped_arrays_and_those_of_another_machine():
+    """Torch reads neither negative strides nor another order of bytes."""
+    label = np.zeros((4, 6), dtype=">i2")
+    label[1:, :3] = 2
+    assert ReferencePool([label[:, ::-1], np.flip(label)], 2).presence.tolist() == [[True, True], [True, True]]
+    assert ReferencePool(np.eye(2, dtype=">i4")[::-1], 2).presence.tolist() == [[False, True], [True, False]]

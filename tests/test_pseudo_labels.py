@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rpg_loss import FixMatchSegLoss, PseudoLabels, RPGLoss, fixmatch_targets
 
@@ -43,6 +44,28 @@ def test_ignored_pixels_are_of_no_class(ignore_index):
     pseudo = RPGLoss(5, ignore_index=ignore_index).pseudo_labels(feat, feat, y, valid_u=valid)
     inside = PseudoLabels(pseudo.labels[valid], pseudo.weights[valid])
     torch.testing.assert_close(pseudo.mean_weights(3), inside.mean_weights(3))
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_so_are_those_that_fixmatch_ignores(multilabel):
+    """Under a warp, within a CutOut square, and in padding: what remains is kept whole."""
+    logits = torch.full((1, 3, 6, 8), -9.0)
+    logits[:, 0, :, :4] = logits[:, 1, :, 4:] = 9.0
+    cut, valid = torch.zeros(1, 6, 8, dtype=torch.bool), torch.ones(1, 6, 8, dtype=torch.bool)
+    cut[..., 2:5], valid[:, :2] = True, False
+    _, pseudo = FixMatchSegLoss(multilabel=multilabel, cutout="ignore")(
+        logits,
+        logits,
+        warp=lambda maps: F.pad(maps[..., 1:], (0, 1)),
+        cutout_mask=cut,
+        valid_weak=valid,
+        return_pseudo_labels=True,
+    )
+    assert pseudo.mean_weights(3).tolist() == [1, 1, 0]
+    ignored = cut | ~valid
+    ignored[..., -1] = True
+    labels = pseudo.labels if multilabel else pseudo.labels.unsqueeze(1)
+    assert (labels[ignored.unsqueeze(1).expand_as(labels)] == (0 if multilabel else -100)).all()
 
 
 def test_wrong_numbers_of_classes_are_refused():

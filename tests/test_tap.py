@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import pickle
+import re
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -393,6 +394,9 @@ CUT = {
     "cut": (4, lambda logits: logits[..., :-4, :-4]),
     "narrowed": (4, lambda logits: logits.narrow(2, 0, 8)[..., :8]),
     "negative padding": (4, lambda logits: F.pad(logits, (0, -4, 0, -4))),
+    "split": (4, lambda logits: logits.split([8, 4], 2)[0].split(8, 3)[0]),
+    "cut with classes last": (4, lambda logits: logits.movedim(1, -1)[:, :-4, :-4].movedim(-1, 1)),
+    "padded with axes swapped": (-2, lambda logits: F.pad(logits.mT, (0, 2)).mT),
     "resized, cast and cut": (4, lambda logits: F.interpolate(logits, scale_factor=2).double()[..., :16, :16]),
     "cut and resized": (4, lambda logits: F.interpolate(logits[..., :-4, :-4], scale_factor=2, mode="bilinear")),
     "padded": (-4, lambda logits: F.pad(logits, (0, 4, 0, 4))),
@@ -406,8 +410,42 @@ def test_logits_that_are_cut_out_of_a_larger_map_are_refused(margin, end, name):
     net = padded_inside(margin, end)
     with pytest.raises(ValueError, match=r"logits: got \(2, 3, .*cut out of a larger map .*layout=lambda x"):
         FeatureTap(net, name)(IMAGES)
-    _, features = FeatureTap(net, name, layout=lambda x: x[..., :8, :8])(IMAGES)
-    assert torch.equal(features, net.body(IMAGES)[..., :8, :8])
+
+    def alike(x):
+        return F.pad(x, (0, 8 - x.shape[-1], 0, 8 - x.shape[-2]))
+
+    _, features = FeatureTap(net, name, layout=alike)(IMAGES)
+    assert torch.equal(features, alike(net.body(IMAGES)))
+
+
+def test_a_layout_that_leaves_the_features_uncut_is_refused():
+    def end(net, features):
+        return linear(net, F.pad(features, (4,) * 4))[..., 4:-4, 4:-4]
+
+    net = Net(end, last=nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"logits: got \(2, 3, 8, 8\), .*cut out of a larger map"):
+        FeatureTap(net, layout=lambda x: x.movedim(-1, 1))(IMAGES)
+    assert FeatureTap(net, layout=lambda x: x.movedim(-1, 1)[..., 4:-4, 4:-4])(IMAGES)[1].shape == (2, 4, 8, 8)
+
+
+@pytest.mark.parametrize("name", [None, "head", "mixer"])
+@pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0)])
+def test_logits_with_their_axes_in_another_order_are_refused(order, name):
+    """Also of a cube, where sizes do not tell; the layout that the error names brings each pixel its own features."""
+    move = [0, 1, *(2 + axis for axis in order)]
+
+    def end(net, features):
+        return net.head(net.mixer(features)).permute(move)
+
+    net = Net(end, mixer=nn.Conv3d(4, 4, 1)).eval()
+    net.body, net.head = nn.Conv3d(1, 4, 1), nn.Conv3d(4, 3, 1)
+    volumes = torch.randn(2, 1, 6, 6, 6)
+    with pytest.raises(ValueError, match="axes the network moved after its last layer") as refused:
+        FeatureTap(net, name)(volumes)
+    advised = re.search(r"layout=lambda x: x.permute\((.*)\)\)", str(refused.value)).group(1)
+    assert [int(axis) for axis in advised.split(", ")] == move
+    logits, features = FeatureTap(net, "head", layout=lambda x: x.permute(move))(volumes)
+    torch.testing.assert_close(net.head(features), logits)
 
 
 UNCUT = {
@@ -415,6 +453,8 @@ UNCUT = {
     "some of the classes": lambda logits: logits[:, :2],
     "an odd size that was rounded up": lambda logits: F.interpolate(logits, scale_factor=2)[..., :-1, :-1],
     "cut and padded again": lambda logits: F.pad(logits[..., 4:], (4, 0)),
+    "some of the classes, split": lambda logits: logits.split([2, 1], 1)[0].double(),
+    "cut and, with axes swapped, padded again": lambda logits: F.pad(logits[..., 4:, :].mT, (4, 0)).mT,
     "axes in another order": lambda logits: logits.movedim(1, -1)[..., :2].movedim(-1, 1),
 }
 
@@ -431,12 +471,26 @@ def test_logits_over_the_whole_map_are_not(end):
 
 def test_linear_layers_take_features_last():
     net = Net(linear, last=nn.Linear(4, 3)).eval()
-    with pytest.raises(ValueError, match=r"layout: got None, but layer 'last' is a Linear.* \(2, 8, 8, 4\) float32"):
+    with pytest.raises(
+        ValueError, match=r"layout: got None, but layer 'last' takes features last.* \(2, 8, 8, 4\) float32"
+    ):
         FeatureTap(net)(IMAGES)
     _, features = FeatureTap(net, layout=lambda x: x.movedim(-1, 1))(IMAGES)
     assert torch.equal(features, net.body(IMAGES))
     with pytest.raises(TypeError, match=r"layout: got NoneType, expected a torch.Tensor"):
         FeatureTap(net, layout=lambda x: None)(IMAGES)
+
+
+@pytest.mark.parametrize("name", ["last", "last.0"])
+def test_so_do_layers_before_them(name):
+    """A dropout may be named; read as (B, D, *S), its input is of another map."""
+    net = Net(linear, last=nn.Sequential(nn.Dropout(), nn.Linear(4, 3))).eval()
+    with pytest.raises(ValueError, match=rf"layout: got None, but layer '{name}' takes features last"):
+        FeatureTap(net, name)(IMAGES)
+    _, features = FeatureTap(net, name, layout=lambda x: x.movedim(-1, 1))(IMAGES)
+    assert torch.equal(features, net.body(IMAGES))
+    net = Net(lambda net, x: F.interpolate(net.head(x), (4, 8)))
+    assert FeatureTap(net)(IMAGES)[1].shape == (2, 4, 8, 8)  # convolutions never do
 
 
 @pytest.mark.parametrize("size", [(8, 8), (8, 12)])
@@ -528,6 +582,8 @@ def test_features_changed_in_place_are_refused():
 def test_arguments():
     with pytest.raises(TypeError, match=r"net: got function, expected a torch\.nn\.Module"):
         FeatureTap(plain)
+    with pytest.raises(TypeError, match=r"net: got \w*ScriptModule, .* no script; pass the module that it was made of"):
+        FeatureTap(torch.jit.ScriptModule())
     with pytest.raises(TypeError, match="layout: got 'tokens', expected a function"):
         FeatureTap(Net(), layout="tokens")
     assert "layer='head'" in repr(FeatureTap(Net(), "head"))
@@ -657,6 +713,14 @@ def test_compiled_in_one_graph(compiler, end):
         torch.testing.assert_close(*gradients)
         assert list(dict(net.named_modules())) == list(dict(Net(end, last=nn.Identity()).named_modules()))
         assert type(net.head) is nn.Conv2d
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_compiled_where_the_network_looks_at_its_last_layer(compiler, named):
+    net = Net(lambda net, x: net.head(net.head.out_channels * x.to(net.head.weight.dtype))).eval()
+    tap = FeatureTap(net, "head" if named else None)
+    compiled = torch.compile(tap, fullgraph=named, backend=compiler)
+    torch.testing.assert_close(compiled(IMAGES), FeatureTap(net)(IMAGES))
 
 
 def test_what_compilers_trace_equals_what_runs_without_them(monkeypatch):

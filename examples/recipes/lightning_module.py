@@ -4,7 +4,8 @@
 
 `mode="min_size"` ends an epoch with the unlabeled images: the pool never ends. On several GPUs give the trainer
 `use_distributed_sampler=False`, every process a `DistributedSampler` of the unlabeled images, and the loss a `group`,
-as in the recipe for torchrun.
+as in the recipe for torchrun: in `setup`, as there is no group yet when the module is made, and `dist.group.WORLD` is
+None.
 """
 
 import lightning
