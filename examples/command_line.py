@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ def ending_in_words(when_interrupted: str = "") -> Iterator[None]:
 
     All that a user can cause is one of these, wherever it is raised.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # names of files may be no text
     try:
         yield
     except (ImportError, OSError, ValueError) as error:

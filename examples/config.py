@@ -242,6 +242,7 @@ class Config(
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "1 or more")
         require(self.split >= 0, "split", self.split, "0 or more")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "0 or more, and less than 2^32")
         gray = f"it for a folder alone: the images of {self.dataset} are gray"
         require(not self.color or self.dataset == "folder", "color", self.color, gray)
         require(self.image_size % 16 == 0, "image_size", self.image_size, "a multiple of 16, for the UNet")

@@ -70,7 +70,10 @@ def run_command() -> None:
         if parallel.is_main_process():
             print(f"{interrupted}; {again} {then}", file=sys.stderr)
         sys.exit(128 + interrupted.number)
-    print(f"test mIoU {summary['miou']:.3f} on {summary['data']}; see {config.out_dir / 'report.html'}")
+    pooled = " (pooled)" if summary["score"] == "miou_pooled" else ""
+    print(
+        f"test mIoU {summary[summary['score']]:.3f}{pooled} on {summary['data']}; see {config.out_dir / 'report.html'}"
+    )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ from examples.data.retouch.index import CLASSES, Volume, survey
 from examples.data.retouch.retina import placement, scale
 from examples.engine.checkpoint import make_folder
 from examples.engine.metrics import class_masks
-from examples.logging.pictures import color, show
+from examples.logging.pictures import color, printable, show
 
 PER_VOLUME, PER_DATASET = 3, 12  # pictures on the sheet
 ACROSS = 4  # images in a row of the sheet, where rows are not volumes
@@ -311,7 +311,7 @@ def save_sheet(path: Path, findings: Findings) -> None:
         for axis, (name, (image, masks)) in zip(row, pictures, strict=False):
             step = max(1, max(image.shape[1:]) // FINEST)
             show(axis, image[:, ::step, ::step], masks[:, ::step, ::step])
-            axis.set_title(name, fontsize=8)
+            axis.set_title(printable(name), fontsize=8)
     patches = [Patch(color=color(c), label=name) for c, name in enumerate(findings.classes)]
     figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     make_folder(path.parent)

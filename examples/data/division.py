@@ -56,6 +56,17 @@ class Division:
         unlabeled = {"images": len(self.unlabeled), "sha256": hashlib.sha256(names).hexdigest()}
         return {**self.plain(), "unlabeled": unlabeled}
 
+    def differences(self, before: Division) -> str:
+        """Return, in words, what makes this another division than one before; empty where nothing does."""
+        for part in ("labeled", "unlabeled", "validation", "test"):
+            if getattr(before, part) != getattr(self, part):
+                was, now = set(getattr(before, part)), set(getattr(self, part))
+                counts = f"{len(now - was)} new, {len(was - now)} gone"
+                return f"the {part} images are not those the run was started with ({counts})"
+        if changed := [name for name, digest in self.digests.items() if digest != before.digests[name]]:
+            return f"{len(changed)} images have another mask than in the run, such as {changed[0]}"
+        return ""
+
     def find(self, part: Part, sources: Sequence[Images]) -> list[Images]:
         """Find the images of a part of the run among ``sources``, whatever part they would be in today."""
         wanted: tuple[str, ...] = getattr(self, part)

@@ -39,6 +39,8 @@ def open_image(path: Path) -> Image.Image:
     with decoding(path):
         image = Image.open(path)
         image.load()
+        if image.mode == "LAB":
+            raise ValueError("it is in CIELAB, expected gray or RGB; convert it")
         pages = getattr(image, "n_frames", 1) if image.format in PAGED else 1
         if image.format in PHOTOGRAPHS:
             ImageOps.exif_transpose(image, in_place=True)

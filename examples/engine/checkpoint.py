@@ -125,7 +125,9 @@ def atomic_write(path: Path, *parts: bytes | memoryview, flush: bool = True) -> 
     Raises:
         OSError: it could not be written; the old content is as it was.
     """
-    aside = path.with_name(path.name[:60] + ".tmp")  # of 255 bytes at most
+    # Of 255 bytes at most, and one for each path: long names may begin alike.
+    of_path = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
+    aside = path.with_name(f"{path.name[:60]}-{of_path}.tmp")
     try:
         with aside.open("wb") as file:
             file.writelines(parts)

@@ -8,10 +8,8 @@ from typing import Any, Protocol
 import torch
 
 from examples.config import Config
-from examples.data import Dataset
+from examples.data.division import Division
 from examples.logging.environment import flat
-
-PARTS = ("labeled", "unlabeled", "validation", "test")
 
 
 class Stateful(Protocol):
@@ -41,21 +39,10 @@ def check_same_run(options: Mapping[str, Any], config: Config) -> None:
         )
 
 
-def image_names(data: Dataset) -> dict[str, list[str]]:
-    """Return the names of the images of every part of a data set."""
-    return {part: list(getattr(data, part).names) for part in PARTS}
-
-
-def restore(saved: dict[str, Any], parts: Mapping[str, Stateful], data: Dataset) -> None:
+def restore(saved: dict[str, Any], parts: Mapping[str, Stateful], division: Division) -> None:
     """Bring all parts of a run to where they were when it was saved."""
-    names = image_names(data)
-    for part in PARTS:
-        if saved["images"][part] != names[part]:
-            was, now = set(saved["images"][part]), set(names[part])
-            raise ValueError(
-                f"root: the {part} images are not those the run was started with ({len(now - was)} new,"
-                f" {len(was - now)} gone); bring those back, or pass --overwrite to start again"
-            )
+    if other := division.differences(Division.from_plain(saved["division"])):
+        raise ValueError(f"root: {other}; bring back what the run had, or pass --overwrite to start again")
     try:
         for name, stateful in parts.items():
             stateful.load_state_dict(saved["parts"][name])

@@ -24,7 +24,6 @@ from examples.engine.resuming import (
     Stateful,
     changes,
     check_same_run,
-    image_names,
     restore,
 )
 from examples.engine.sharding import share_of
@@ -119,7 +118,7 @@ class Run:
     def restore(self) -> None:
         """Go on from the last checkpoint, if there is one."""
         if self.saved:
-            restore(self.saved, self.parts, self.data)
+            restore(self.saved, self.parts, self.division)
             self.saved = None  # it is as large as the network and the optimizer
             print(f"going on after step {self.start} of {self.iterations}")
 
@@ -140,7 +139,7 @@ class Run:
             "step": step,
             "config": self.config.plain(),
             "environments": self.environments,
-            "images": image_names(self.data),
+            "division": self.division.plain(),
             "seconds": self.seconds,
             "best": self.best,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},

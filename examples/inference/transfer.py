@@ -19,7 +19,7 @@ from torch import Tensor
 from examples.config import Config, DatasetName, require
 from examples.engine.distributed import resolve_device
 from examples.engine.evaluation import by_class
-from examples.engine.metrics import IoU
+from examples.engine.metrics import IoU, class_masks
 from examples.inference.inputs import Plane
 from examples.inference.transfer_data import Material, find_material
 from examples.inference.transfer_features import GRID, IMAGE_SIZE, POSITIONS, build_features
@@ -114,6 +114,13 @@ def transfer(options: Transfer) -> tuple[dict[str, Any], list[str]]:
     if options.test_only:
         material = material.scored_only()
     images, classes = material.references.to(device), material.labels.names
+    shown = class_masks(images.labels, len(classes)).any(3).any(2).any(0).tolist()
+    if absent := [name for name, there in zip(classes, shown, strict=True) if not there]:
+        print(
+            f"note: no reference shows {', '.join(absent)}, so that nothing is labeled so; name one that does in "
+            "--references, or give it a mask",
+            file=sys.stderr,
+        )
     references = encode_references(images, features, material.data.flip_pairs, len(classes), options.k)
     about: dict[str, Any] = {
         "dataset": options.dataset, "labeled": len(images), "split": options.split if options.divided else None,

@@ -109,7 +109,7 @@ def save_overlays(path: Path, net: Network, method: Method, pool: View, data: Da
         axis.set_title(title, fontsize=20)
     for row, (image, name) in enumerate(zip(seen.images, test.names, strict=True)):
         show(axes[row, 0], image)
-        axes[row, 0].set_ylabel(name, fontsize=14)
+        axes[row, 0].set_ylabel(printable(name), fontsize=14)
         show(axes[row, 1], image, seen.truth[row])
         show(axes[row, 2], image, seen.prediction[row])
         score = seen.score[row]
@@ -235,3 +235,8 @@ def show(axis: Axes, image: Tensor, masks: Tensor | None = None) -> None:
         for label, mask in enumerate(masks.cpu()):
             if mask.any() and not mask.all():
                 axis.contour(mask.numpy(), levels=[0.5], colors=[color(label)], linewidths=0.8)
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text can hold it; on some systems it may be any bytes."""
+    return name.encode(errors="replace").decode()

@@ -6,12 +6,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from examples.config import Config
+from examples.data import load
+from examples.data.division import Division
 from examples.engine.checkpoint import Checkpoints, atomic_write, make_folder, unwritable
 from examples.json_files import read_json
 
@@ -47,8 +50,14 @@ def is_finished(config: Config) -> bool:
     path = config.out_dir / "result.json"
     if config.overwrite or not path.exists():
         return False
-    if other := config.differences(options_in(path)):
+    options = options_in(path)
+    if other := config.differences(options):
         raise ValueError(f"{path} was made with other options ({'; '.join(other)}); {REPLACE}")
+    if config.root is not None and config.root.resolve() != Path(str(options.get("root"))).resolve():
+        # The folder may have moved; that it is another one would be told by nothing else.
+        now = json.loads(json.dumps(Division.of(load(replace(config, device="cpu"))).summary()))
+        if now != read_json(path).get("division"):
+            raise ValueError(f"{path} was made with other data (root {options.get('root')} there); {REPLACE}")
     return True
 
 

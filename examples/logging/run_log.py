@@ -26,7 +26,7 @@ from examples.data.augment import View
 from examples.engine.checkpoint import atomic_write
 from examples.engine.metrics import PseudoLabelMeter
 from examples.json_files import parse_json, read_json
-from examples.logging.pictures import columns, encoded, evenly, showing_all, strips, visualize
+from examples.logging.pictures import columns, encoded, evenly, printable, showing_all, strips, visualize
 from examples.logging.progress import RunProgress
 from examples.logging.run_folder import write_json
 from examples.methods import Method, Step
@@ -246,7 +246,7 @@ class RunLog:
             file = f"pictures/{part}-{number}.png"
             atomic_write(self.folder / file, encoded(Image.fromarray(strip.numpy())), flush=False)
             rows.append({"name": name, "file": file, "miou": float(shown.score[number])})
-            tagged[f"{part}: {', '.join(columns(shown))}/{name}"] = strip.numpy()
+            tagged[f"{part}: {', '.join(columns(shown))}/{printable(name)}"] = strip.numpy()
         self.status["pictures"][part] = {"step": step, "columns": columns(shown), "rows": rows}
         return tagged
 

@@ -103,6 +103,11 @@ def cautions(section: Section) -> list[str]:
     data = sorted({str(run.data).partition(";")[0] for run in section.runs})
     if len(data) > 1:
         lines.append(f"- **warning**: the runs compared are not of the same data: {tables.as_text('; '.join(data))}")
+    elif other := otherwise_divided(section.runs):
+        lines.append(
+            "- **warning**: the runs compared are not of the same data: of equal labeled and split, but not of the same"
+            f" images and masks as the first, {'is' if len(other) == 1 else 'are'} {names(other)}"
+        )
     if longer := [run for run in section.runs if run.other_length]:
         lines.append(
             f"- note: {several(longer)} of another length, which the tables name: {names(longer)}; compare with care"
@@ -111,6 +116,13 @@ def cautions(section: Section) -> list[str]:
     if len(commits) > 1:
         lines.append(f"- note: the runs are of {len(commits)} commits: {', '.join(sorted(commits))}")
     return lines
+
+
+def otherwise_divided(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs whose images or masks are not those of the first with as many labeled images and that split."""
+    first: dict[tuple[int, int], dict[str, str]] = {}
+    known = [(run, run.digests) for run in runs if run.digests]
+    return [run for run, digests in known if first.setdefault((run.labeled, run.split), digests) != digests]
 
 
 def several(runs: Sequence[Run]) -> str:

@@ -62,6 +62,11 @@ class Run:
         return {name: self.content["config"].get(name, usual) for name, usual in defaults(self.dataset).items()}
 
     @property
+    def digests(self) -> dict[str, str]:
+        """Name of a labeled, validation or test image -> hash of its labels; empty in files that do not say."""
+        return (self.content.get("division") or {}).get("digests") or {}
+
+    @property
     def pooled(self) -> bool:
         return self.content.get("score") == "miou_pooled"
 

@@ -47,7 +47,7 @@ def write_page(folder: Path) -> Path:
         raise ValueError(
             f"{folder}: status.json or result.json is not what a run writes ({type(error).__name__}: {error})"
         ) from error
-    atomic_write(path, text.encode(), flush=False)
+    atomic_write(path, text.encode(errors="replace"), flush=False)
     return path
 
 

@@ -96,6 +96,28 @@ def test_palette_masks_are_indices_and_gray_ones_may_be_saved_as_colors(class_ma
         assert torch.equal(label, torch.from_numpy(class_map(STEMS.index(stem))).long())
 
 
+@pytest.mark.parametrize(
+    ("colors", "fits"),
+    [
+        ([0, 0, 0, 255, 0, 0], True),
+        ([255, 255, 255, 255, 0, 0], False),  # as an index the background, as a color the label
+        ([255, 255, 255, 0, 0, 0], False),
+        ([0, 0, 0, 0, 0, 0], False),
+    ],
+)
+def test_palettes_in_label_folders_have_one_meaning(colors, fits, label_masks):
+    mask = Image.fromarray((class_map(0) == 1).astype(np.uint8)).convert("P")
+    mask.putpalette(colors)
+    mask.save(label_masks / "masks" / "right_lung" / "p0_0.png")
+    if not fits:
+        with pytest.raises(ValueError, match=r"p0_0\.png is a palette image in which .* save it in gray"):
+            load_folder(label_masks)
+        return
+    assert torch.equal(
+        everything(load_folder(label_masks))["p0_0"][1], torch.from_numpy(class_map(0) == 1).to(torch.int8)
+    )
+
+
 def test_binary_masks_of_255_are_class_1_only_where_all_are(class_maps):
     for index, stem in enumerate(STEMS):
         save_image(class_maps / "masks" / f"{stem}.png", 255 * (class_map(index) > 0).astype(np.uint8))
@@ -124,7 +146,7 @@ def test_labels_overlap_where_they_have_folders(label_masks):
 
 def test_classes_txt_names_and_orders(class_maps):
     (class_maps / "classes.txt").write_text("fluid\n lesion \nabsent\n")
-    with pytest.raises(ValueError, match="labeled: no absent in any of 1000 draws of 3 images"):
+    with pytest.raises(ValueError, match="none of the 24 images with a mask shows absent"):
         load_folder(class_maps)
     (class_maps / "classes.txt").write_text("fluid\nlesion\n\n")
     assert load_folder(class_maps).class_names == ("fluid", "lesion")
@@ -338,6 +360,29 @@ def test_files_that_do_not_fit_are_named(class_maps):
     save_image(masks / "lung" / "p0_0.png", class_map(0))
     with pytest.raises(ValueError, match=r"holds both lung/ and p0_0\.png"):
         load_folder(class_maps)
+
+
+def test_classes_that_no_image_shows_are_refused_with_a_way_out(class_maps, tmp_path):
+    """A larger --labeled would not help, where a structure is lost as masks are made smaller, or is in none."""
+    (class_maps / "classes.txt").write_text("one\ntwo\nthree\n")
+    with pytest.raises(ValueError, match=r"none of the 24 images with a mask shows three .* out of classes\.txt"):
+        load_folder(class_maps)
+    for index, stem in enumerate(STEMS):
+        nodule = np.zeros((64, 64), np.uint8)
+        nodule[5, 6] = 255
+        save_image(tmp_path / "nodules/masks/nodule" / f"{stem}.png", nodule)
+        save_image(tmp_path / "nodules/images" / f"{stem}.png", np.kron(picture(index), np.ones((4, 4), np.uint8)))
+    with pytest.raises(ValueError, match=r"shows nodule at this size; .* pass a larger --image-size"):
+        load_folder(tmp_path / "nodules")
+    load_folder(tmp_path / "nodules", image_size=64)
+
+
+def test_colors_that_are_no_rgb_are_named(class_maps):
+    Image.fromarray(np.stack([picture(0)] * 3, 2), "LAB").save(class_maps / "images" / "p0_0.tif")
+    (class_maps / "images" / "p0_0.png").unlink()
+    with pytest.raises(ValueError, match=r"p0_0\.tif cannot be read as an image: it is in CIELAB"):
+        load_folder(class_maps)
+    assert "1 unreadable skipped" in load_folder(class_maps, skip_unreadable=True).found
 
 
 def test_masks_without_any_label_are_refused(class_maps):

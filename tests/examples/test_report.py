@@ -371,6 +371,15 @@ def test_dirty_commits_and_other_data_are_pointed_out(tmp_path):
     assert "1111111-dirty" in text
 
 
+@pytest.mark.parametrize(("digests", "other"), [({"a": "1"}, False), ({"a": "2"}, True), ({"b": "1"}, True)])
+def test_other_images_or_masks_of_equal_number_are_pointed_out(digests, other, tmp_path):
+    for method, found in (("supervised", {"a": "1"}), ("rpg", digests)):
+        edit_json(write(tmp_path / "runs" / method, method=method), division={"digests": found})
+    write(tmp_path / "runs/earlier", method="fixmatch")  # results of earlier versions do not say
+    edit_json(write(tmp_path / "runs/split", split=1), division={"digests": {"c": "3"}})
+    assert ("not of the same images and masks as the first, is" in read(tmp_path)) == other
+
+
 def test_another_division_of_the_same_data_is_no_other_data(tmp_path):
     for split in (0, 1):
         write(tmp_path / f"runs/{split}", split=split, data=f"10 volumes; fold {split} of 10: 8 to train")

@@ -3,15 +3,18 @@
 import errno
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import examples.engine.run
@@ -24,10 +27,12 @@ from examples.data.phantoms import chest as phantom
 from examples.engine.checkpoint import Checkpoints, atomic_save, atomic_write, load_verified
 from examples.engine.loop import train
 from examples.engine.signals import Interrupted, Interrupts
+from examples.logging.run_folder import is_finished
 from examples.methods import METHODS
 from examples.methods.supervised import Supervised
 from examples.train import main
-from tests.examples.tiny import at_step, signal_at_step, tiny
+from tests.examples.files import save_image
+from tests.examples.tiny import at_step, signal_at_step, small, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -211,6 +216,55 @@ def test_other_images_are_another_run(tmp_path, monkeypatch):
         train(config)
 
 
+@pytest.fixture
+def folder(tmp_path) -> Config:
+    """A run on a folder of twelve images with masks."""
+    root = tmp_path / "data"
+    for number in range(12):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[4 : 12 + number, 6:20] = 1
+        save_image(root / "images" / f"{number}.png", 40 + 160 * mask)
+        save_image(root / "masks" / f"{number}.png", mask)
+    changes = {"iterations": 6, "eval_every": 3, "checkpoint_every": 2, "unlabeled_batch": 2}
+    return small("folder", root=root, out=tmp_path / "run", method="supervised", **changes)
+
+
+def changed_copy(root: Path) -> Path:
+    """The same images with other masks."""
+    copy = shutil.copytree(root, root.with_name("other"))
+    for path in (copy / "masks").iterdir():
+        save_image(path, np.array(Image.open(path))[::-1].copy())
+    return copy
+
+
+def test_masks_that_were_changed_are_another_run(folder, tmp_path):
+    """Else the best checkpoint would be chosen on other masks than it is tested on."""
+    interrupt(folder, 4)
+    other = changed_copy(folder.root)
+    with pytest.raises(
+        ValueError, match=r"root: \d+ images have another mask than in the run, such as \d+; bring back"
+    ):
+        train(replace(folder, root=other))
+    moved = folder.root.rename(tmp_path / "moved")
+    train(replace(folder, root=moved))  # where they are does not matter
+
+
+def test_what_is_said_of_the_test_is_what_ranks_methods(folder, command):
+    """Of class maps IoU pooled over the images, as of the validations before."""
+    train(folder)
+    said = command(examples.train.run_command, "folder", "--config", folder.out_dir / "config.json", "--overwrite")
+    assert f"test mIoU {result(folder)['miou_pooled']:.3f} (pooled) on 12 images" in said.out
+
+
+def test_a_finished_run_is_that_of_its_data(folder, tmp_path):
+    train(folder)
+    other = changed_copy(folder.root)
+    assert is_finished(replace(folder, root=Path(os.path.relpath(folder.root))))
+    with pytest.raises(ValueError, match=r"was made with other data \(root .*data there\); take another --out"):
+        is_finished(replace(folder, root=other))
+    assert is_finished(replace(folder, root=folder.root.rename(tmp_path / "moved")))
+
+
 def test_code_that_does_not_fit_the_checkpoint_says_so(tmp_path, monkeypatch):
     config = tiny(tmp_path / "run", method="supervised")
     interrupt(config, 5)
@@ -258,7 +312,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(damage, whole, tm
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes({"cut": content[:-10], "flipped": content, "empty": b""}[damage])
-    (newest.parent / "step-00000015.ckpt.tmp").write_bytes(b"half")
+    (newest.parent / "step-00000015.ckpt-12345678.tmp").write_bytes(b"half")
     train(cut)
     said = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
     assert len(said) == 1
@@ -355,7 +409,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(whole, tmp_path, monkeypatch):
     original = Path.open
 
     def fill(self, *args, **kwargs):
-        return original(Path("/dev/full") if self.name == "step-00000008.ckpt.tmp" else self, *args, **kwargs)
+        return original(Path("/dev/full") if self.name.startswith("step-00000008.ckpt-") else self, *args, **kwargs)
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", fill)
@@ -380,6 +434,22 @@ def test_a_file_is_old_or_new_but_never_half(tmp_path, monkeypatch):
             with pytest.raises(OSError, match=r"No space left on device: .*file"):
                 atomic_write(path, b"new")
         assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_files_whose_long_names_begin_alike_are_written_at_once(tmp_path, monkeypatch):
+    """As those of DICOM: one would be renamed to the other."""
+    paths = [tmp_path / f"{'1.2.840.113619' * 8}.{number}.png" for number in range(2)]
+    original = os.replace
+
+    def meanwhile(*names):
+        monkeypatch.setattr(os, "replace", original)
+        atomic_write(paths[1], b"1")
+        original(*names)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    atomic_write(paths[0], b"0")
+    assert [path.read_bytes() for path in paths] == [b"0", b"1"]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -29,12 +30,12 @@ import examples.logging.progress
 import examples.logging.run_log
 import examples.train
 from examples.config import Config
-from examples.data import ImageSet, load
+from examples.data import ImageSet, check, load
 from examples.data.augment import IGNORE_INDEX, View
 from examples.data.phantoms import chest as phantom
 from examples.engine.loop import train
 from examples.evaluate import Evaluate, measure
-from examples.logging.pictures import STRIP_GAP, STRIP_SIDE, showing_all, strips, visualize
+from examples.logging.pictures import STRIP_GAP, STRIP_SIDE, save_overlays, showing_all, strips, visualize
 from examples.logging.progress import RunProgress
 from examples.logging.run_log import RunLog, open_lines
 from examples.methods import METHODS
@@ -42,7 +43,7 @@ from examples.models.unet import UNet
 from examples.report import main
 from examples.reporting.run_page import config_table, write_page
 from examples.reporting.run_plots import draw_pseudo_labels
-from tests.examples.files import edit_json, read_json
+from tests.examples.files import edit_json, read_json, save_image
 from tests.examples.tiny import at_step, tiny
 
 VALIDATIONS = (8, 16, 24)
@@ -542,6 +543,28 @@ def test_a_finished_run_started_again_says_so(finished, command):
     assert (finished / "result.json").stat().st_mtime_ns == before
     other = command(examples.train.run_command, *words, "--seed", "5")
     assert "was made with other options (seed 0 there, 5 now)" in other.status
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere all names are text")
+def test_names_that_are_no_text_are_shown_all_the_same(tmp_path, monkeypatch, command, capsys):
+    root = tmp_path / "data"
+    for number in range(12):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[4:20, 6 : 12 + number] = 1
+        name = os.fsdecode(b"m\xfcller%d.png" % number)
+        save_image(root / "images" / name, 40 + 160 * mask)
+        save_image(root / "masks" / name, mask)
+    config = Config(
+        "folder", method="rpg", root=root, out=tmp_path / "run", image_size=32, base_channels=2, map_size=8, k=0.5,
+        iterations=4, eval_every=2, unlabeled_batch=2,
+    )  # fmt: skip
+    monkeypatch.setattr(examples.engine.validation, "save_overlays", save_overlays)
+    train(config)
+    assert "could not be written" not in capsys.readouterr().out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "m?ller" in page
+    assert "under way" not in page
+    assert command(check.main, "folder", "--root", root, "--out", tmp_path / "sheet.png").status == 0
 
 
 @pytest.fixture

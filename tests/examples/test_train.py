@@ -171,6 +171,8 @@ def test_ignored_pixels_are_not_evaluated():
         ({"k": 1.5}, "k: got 1.5, expected a share"),
         ({"labeled": 0}, "labeled: got 0, expected 1 or more"),
         ({"threshold": 0.3}, "threshold: got 0.3"),
+        ({"seed": -1}, "seed: got -1, expected 0 or more, and less than"),
+        ({"seed": 2**32}, "seed: got 4294967296, expected 0 or more, and less than"),
         ({"iterations": 0}, "iterations: got 0, expected 1 or more"),
         ({"eval_every": 0}, "eval_every: got 0, expected 1 or more"),
         ({"learning_rate": 0.0}, "learning_rate: got 0.0, expected more than 0, and finite"),

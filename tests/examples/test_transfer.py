@@ -213,6 +213,17 @@ def test_references_are_those_named_and_the_other_annotated_images_are_scored(tm
     assert not any(math.isnan(value) for value in result["iou_per_class"].values())
 
 
+def test_classes_that_no_reference_shows_are_named(tmp_path, capsys):
+    root = write_folder(tmp_path / "data", exclusive=True, annotated=5)
+    for name in ("scan1", "scan4"):
+        path = root / "masks" / f"{name}.png"
+        save_image(path, np.minimum(np.array(Image.open(path)), 1))
+    run(root, tmp_path / "all")
+    assert "no reference" not in capsys.readouterr().err
+    run(root, tmp_path / "out", references=("scan4", "scan1"))
+    assert "note: no reference shows square, so that nothing is labeled so; name one" in capsys.readouterr().err
+
+
 def test_the_test_images_alone_are_labeled_where_only_scores_are_wanted(tmp_path):
     root, out = write_folder(tmp_path / "data", exclusive=True, annotated=8), tmp_path / "out"
     whole = run(root, tmp_path / "whole", labeled=3)

@@ -239,10 +239,15 @@ def read_ids(path: Path, size: tuple[int, int], image: Path) -> NDArray[np.int32
 
 
 def read_binary(path: Path, size: tuple[int, int], image: Path) -> NDArray[np.bool_]:
-    """Read a label's mask at full size: all that is not black."""
+    """Read a label's mask at full size: all that is not black, and no index 0 of a palette."""
     mask = open_mask(path, size, image)
     values = np.array(mask if mask.mode in ("1", *GRAY_MODES) else mask.convert("RGB"))
     covered: NDArray[np.bool_] = np.atleast_3d(values).max(2) > 0
+    if mask.mode in ("P", "PA") and (covered != (np.atleast_3d(np.array(mask))[..., 0] > 0)).any():
+        raise ValueError(
+            f"{path} is a palette image in which another index than 0 is black, or 0 is not, so that there is no"
+            " telling where the label is; save it in gray, 0 where the label is not"
+        )
     return covered
 
 

@@ -51,6 +51,16 @@ def lacking(stems: Iterable[str], presence: Mapping[str, frozenset[str]], class_
     return [name for name in class_names if name not in found]
 
 
+def check_shown(presence: Mapping[str, frozenset[str]], class_names: Iterable[str]) -> None:
+    """Refuse classes that no image with a mask shows: no draw could."""
+    if missing := lacking(presence, presence, class_names):
+        raise ValueError(
+            f"root: none of the {len(presence)} images with a mask shows {', '.join(missing)} at this size; where their"
+            " masks do, it is lost as they are made smaller: pass a larger --image-size; else take the class out of"
+            " classes.txt, or its folder out of masks"
+        )
+
+
 def draw_split(
     presence: Mapping[str, frozenset[str]],
     groups: Mapping[str, str],
@@ -70,6 +80,7 @@ def draw_split(
         labeled: Number of labeled images to draw.
         split: Which of the draws.
     """
+    check_shown(presence, class_names)
     members = by_group(presence, groups)
     if len(members) < 3:
         raise ValueError(
@@ -115,6 +126,7 @@ def draw_around(
             f"labeled.txt: {len(members)} groups (or single images) with a mask are left beside its own, expected 2 or"
             " more: one each to validate and test"
         )
+    check_shown(presence, class_names)
     if missing := lacking(labeled, presence, class_names):
         raise ValueError(f"labeled.txt: no {', '.join(missing)} in any of its images; name one that shows it")
     rng = np.random.default_rng(split)
@@ -191,6 +203,7 @@ def read_split(
     for stem, part in seen.items():
         if home.setdefault(groups[stem], part) != part:
             raise ValueError(f"{path} has group {groups[stem]} in {home[groups[stem]]} and in {part}; keep it together")
+    check_shown(presence, class_names)
     if missing := lacking(chosen["labeled"], presence, class_names):
         raise ValueError(f"{path}: no {', '.join(missing)} in any labeled image; name one that shows it")
     return chosen
