@@ -30,9 +30,11 @@ import torch
 
 from examples.command_line import ignored_flags, parse_command
 from examples.engine import distributed as parallel
+from examples.engine.checkpoint import Checkpoints
 from examples.engine.loop import train
 from examples.engine.signals import Interrupted
 from examples.logging.run_folder import has_checkpoint, is_finished
+from examples.reporting.run_page import write_page
 
 
 def main() -> None:
@@ -48,6 +50,9 @@ def run_command() -> None:
         if ignored := ignored_flags(config):
             print(f"note: {', '.join(ignored)} not used by {config.method}")
         if parallel.broadcast_from_rank0(lambda: is_finished(config)):
+            if parallel.is_main_process() and has_checkpoint(config.out_dir):  # its end was cut off
+                write_page(config.out_dir)
+                Checkpoints(config.out_dir / "checkpoints").remove()
             print(f"already finished, see {config.out_dir / 'report.html'}; --overwrite starts it again")
             return
         summary = train(config, resume=resume)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checks import check_bool, check_choice, check_floating, check_mask, check_same_device
 from .cross_entropy import mean_cross_entropy
 from .pseudo_labels import PseudoLabels
-from .union import agree, raise_on_all_ranks
+from .union import GroupModule, agree, raise_on_all_ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -62,7 +62,7 @@ def fixmatch_targets(logits: Tensor, threshold: float = 0.95, *, multilabel: boo
     return PseudoLabels(labels, kept.float().masked_fill(confidence.isnan(), torch.nan))
 
 
-class FixMatchSegLoss(nn.Module):
+class FixMatchSegLoss(GroupModule):
     r"""Consistency loss of FixMatch for segmentation: the last term of Eq. 11.
 
     .. math::

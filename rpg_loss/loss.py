@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checks import as_sides, check_bool, check_floating, check_inputs, check_labels, upcast_unsigned
 from .cross_entropy import mean_cross_entropy
@@ -13,7 +13,7 @@ from .maps import subsample
 from .matching import Impl
 from .options import WAITS, Options
 from .pseudo_labels import PseudoLabels, label_queries
-from .union import raise_on_all_ranks
+from .union import GroupModule, raise_on_all_ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -24,7 +24,7 @@ AUTO_PIXELS = 64**2
 """Pixels of a map of the default size: the paper's 64 x 64."""
 
 
-class RPGLoss(nn.Module):
+class RPGLoss(GroupModule):
     r"""Reference-guided pseudo-label loss (Eq. 8), for any network that gives logits and features.
 
     .. math::

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,13 +11,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .encoding import content_of
 from .matching.references import LocalReferences, ShardedReferences, encode_label_sets
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+class GroupModule(nn.Module):
+    """A module whose copies, of which moving averages are, talk to the same processes: a group cannot be copied."""
+
+    group: ProcessGroup | None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        memo[id(self.group)] = self.group
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
 
 class Union(NamedTuple):

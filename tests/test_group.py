@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from torch.optim.swa_utils import AveragedModel
 
 from rpg_loss import FixMatchSegLoss, RPGLoss, rpg_pseudo_labels, segmentation_cross_entropy
 from rpg_loss.matching import match
@@ -101,6 +102,20 @@ def check_process_without_references(rank, world):
     feat_u, feat_ref, y = problem()
     with pytest.raises(ValueError, match="y_ref: got no labeled reference on any process of the group"):
         rpg_pseudo_labels(feat_u, feat_ref[:10], torch.full((10,), -100), 40, group=dist.group.WORLD)
+
+
+def check_copies(rank, world):
+    """A moving average of a module copies the losses in it; the group they share."""
+    group = dist.group.WORLD
+    maps, labels = torch.randn(1, 3, 4, 4), torch.randint(3, (1, 4, 4))
+    for loss, call in (
+        (RPGLoss(4, group=group), (maps, maps, maps, labels)),
+        (FixMatchSegLoss(group=group), (maps, maps)),
+    ):
+        copied = AveragedModel(torch.nn.Sequential(loss)).module[0]
+        assert copied is not loss
+        assert copied.group is group
+        assert torch.equal(copied(*call), loss(*call))
 
 
 def check_refusals(rank, world):
@@ -226,7 +241,7 @@ def check_compiled(rank, world):
 def check_pairs(rank, world):
     for check in (
         check_process_without_references, check_refusals, check_arguments_that_differ,
-        check_refusals_of_fixmatch, check_loss, check_compiled,
+        check_refusals_of_fixmatch, check_copies, check_loss, check_compiled,
     ):  # fmt: skip
         torch.manual_seed(0)
         check(rank, world)

@@ -30,6 +30,7 @@ from examples.engine.signals import Interrupted, Interrupts
 from examples.logging.run_folder import is_finished
 from examples.methods import METHODS
 from examples.methods.supervised import Supervised
+from examples.reporting.run_page import write_page
 from examples.train import main
 from tests.examples.files import save_image
 from tests.examples.tiny import at_step, signal_at_step, small, tiny
@@ -384,6 +385,21 @@ def test_a_signal_while_results_are_written_waits_for_all_of_them_and_says_that_
     assert checkpoints(config) == []
     main()
     assert "already finished" in capsys.readouterr().out
+
+
+def test_what_a_kill_after_the_result_left_undone_is_done_by_the_same_command(tmp_path, monkeypatch, capsys):
+    config = tiny(tmp_path / "run", method="supervised", iterations=6)
+    monkeypatch.setattr(examples.train, "parse_command", lambda **kwargs: (config, False))
+    monkeypatch.setattr(examples.train, "write_page", write_page)
+    with monkeypatch.context() as killed:
+        killed.setattr(examples.engine.validation, "log_errors", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main()
+    assert checkpoints(config)
+    main()
+    assert "already finished" in capsys.readouterr().out
+    assert ">finished<" in (config.out_dir / "report.html").read_text()
+    assert checkpoints(config) == []
 
 
 def test_a_signal_acts_at_once_where_nothing_is_lost_and_when_it_comes_again():
