@@ -65,7 +65,7 @@ class FolderOptions(OutputOptions):
     """A run's config.json: its options are the defaults, so that it repeats the run (into another --out)."""
 
     resume: bool = False
-    """Fail if there is no unfinished run to go on with; without it, the same command goes on or else begins."""
+    """Fail if there is no run yet; without it, the same command goes on or else begins."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ compared; --encoder names another one. DIR then is a data set for folder, to tra
     masks/...            in their own size: proposals, and the references' masks as they are; classes.txt: their names
     weights/a.png        how far each pixel's label is trusted, 0 to 255
     overlays/a.jpg       the proposals over the images
-    transfer.html        to look through, the least certain first, and what to label next
+    transfer.html        to look through, the least certain first, and what to label next; strips/: its pictures
     label_next.csv       all images, those first that the references explain least
     transfer.json        settings, and scores over the images whose truth is known
 
