@@ -96,6 +96,7 @@ def variants(config: Config, *, encoder: bool = False) -> dict[str, Variant]:
     share = config.k / (config.pool_size * config.side**2) if isinstance(config.k, int) else config.k
     own = Variant(share, config.side, config.pool_size)
     frozen = replace(own, layers=LITE0_LAYERS)
+    trained = {"network": own, "frozen": frozen, "both": replace(frozen, own=True)}[config.features]
     of_encoder = {
         "encoder": frozen,
         **{f"encoder, k = {100 * share:g}%": replace(frozen, k=share) for share in SMALL},
@@ -104,7 +105,7 @@ def variants(config: Config, *, encoder: bool = False) -> dict[str, Variant]:
         "network and encoder": replace(frozen, own=True),
     }
     return {
-        "as trained": own,
+        "as trained": trained,
         **{f"k = {100 * share:g}%": replace(own, k=share) for share in SHARES},
         **{f"pool of {size}": replace(own, pool_size=size) for size in range(1, config.pool_size)},
         **{f"map of {side}": replace(own, side=side) for side in SIDES if config.side != side <= config.image_size},
@@ -183,7 +184,7 @@ def study(
     encoders = {
         (variant.layers, variant.positions): FrozenFeatures(
             lite0(), variant.layers, size=config.side, positions=variant.positions
-        )
+        ).to(data.labeled.images.device)
         for variant in wanted.values()
         if variant.layers
     }
@@ -194,7 +195,7 @@ def study(
         logits, feat_u = net(view.images)
         own = {0: feat_u} | {size: net(pool.images)[1] for size, pool in views.items()}
         images = {0: view.images} | {size: pool.images for size, pool in views.items()}
-        frozen = {key: {size: make(images[size]) for size in images} for key, make in encoders.items()}
+        frozen = {key: {n: make(images[n]) for n in (0, config.pool_size)} for key, make in encoders.items()}
         predicted = with_background(predicted_masks(logits, multilabel=data.multilabel))
         true = with_background(class_masks(view.labels, len(data.class_names)))
         known = known_pixels(view.labels) & view.valid

@@ -43,7 +43,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "features": ("nearest_neighbor", "rpg", "rpg_plus"),
     "threshold": ("pseudolabel", "fixmatch", "rpg_plus"),
     "cutout": ("fixmatch", "rpg_plus"),
-    "batch_norm": METHOD_NAMES,
+    "batch_norm": tuple(method for method in METHOD_NAMES if method not in ("supervised", "mlds")),
     "lambda_u": UNLABELED,
     "warm_up": UNLABELED,
     "ema": tuple(method for method in METHOD_NAMES if method not in ("mean_teacher", "mlds")),

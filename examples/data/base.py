@@ -209,4 +209,4 @@ def to_unit_range(image: Tensor) -> Tensor:
     """Scale one image to [-1, 1] between its own extremes."""
     image = image.float()
     low, high = image.min(), image.max()
-    return (image - low) / (high - low).clamp(min=1e-6) * 2 - 1
+    return (image - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny) * 2 - 1

@@ -187,14 +187,16 @@ class SyncedBatchNorm(nn.BatchNorm2d):
     def forward(self, maps: Tensor) -> Tensor:
         if not self.training:
             return super().forward(maps)
-        axes, channels = (0, 2, 3), (1, -1, 1, 1)
+        assert self.running_mean is not None
+        axes, channels, dtype = (0, 2, 3), (1, -1, 1, 1), maps.dtype
+        maps = maps.to(self.running_mean.dtype)  # under autocast they are in half precision
         count = all_reduce_sum(torch.tensor(float(maps.numel() // maps.shape[1])))
         mean = all_reduce_sum(maps.sum(axes)) / count
         centered = maps - mean.view(channels)
         variance = all_reduce_sum(centered.square().sum(axes)) / count
         self.remember(mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt() * self.weight
-        return centered * scale.view(channels) + self.bias.view(channels)
+        return (centered * scale.view(channels) + self.bias.view(channels)).to(dtype)
 
     @torch.no_grad()
     def remember(self, mean: Tensor, variance: Tensor) -> None:

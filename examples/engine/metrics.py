@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
 from torch import Tensor
@@ -17,6 +16,7 @@ from examples.data.augment import View
 from examples.data.base import IGNORE_INDEX
 from examples.engine.distributed import all_reduce_sum
 from rpg_loss import PseudoLabels
+from rpg_loss.maps import subsample
 
 
 def class_masks(labels: Tensor, num_classes: int) -> Tensor:
@@ -98,9 +98,9 @@ class PseudoLabelMeter:
     def update(self, pseudo_labels: PseudoLabels, view: View) -> None:
         """Add the pseudo-labels of a view, whose own labels are the held-back truth; of all processes' shares."""
         classes = len(self.names) - 1
-        known = self._on_map((known_pixels(view.labels) & view.valid)[:, None]) > 0.5
-        given = known & with_background(self._on_map(class_masks(pseudo_labels.labels, classes)) > 0.5)
-        true = known & with_background(self._on_map(class_masks(view.labels, classes)) > 0.5)
+        known = self._on_map((known_pixels(view.labels) & view.valid)[:, None])
+        given = known & with_background(self._on_map(class_masks(pseudo_labels.labels, classes)))
+        true = known & with_background(self._on_map(class_masks(view.labels, classes)))
         weights = pseudo_labels.weights
         if weights.ndim == 3:
             weights = weights[:, None].expand(-1, classes, -1, -1)
@@ -118,7 +118,7 @@ class PseudoLabelMeter:
         self.sums = state["sums"].clone()
 
     def _on_map(self, maps: Tensor) -> Tensor:
-        return F.interpolate(maps.float(), (self.map_size, self.map_size))
+        return subsample(maps, (self.map_size, self.map_size))
 
     def measures(self) -> dict[str, dict[str, float | None]]:
         """Return what a run logs of every class; None where a measure divides by nothing.

@@ -11,6 +11,7 @@ from examples.methods.base import Method, Step
 from examples.models.base import Network
 from examples.models.encoders import LITE0_LAYERS, lite0
 from rpg_loss import FrozenFeatures, PseudoLabels, RPGLoss, segmentation_cross_entropy
+from rpg_loss.maps import subsample
 
 
 class RPG(Method):
@@ -25,7 +26,7 @@ class RPG(Method):
         )
         self.frozen = None
         if config.features != "network":
-            self.frozen = FrozenFeatures(lite0(), LITE0_LAYERS, size=config.side)
+            self.frozen = FrozenFeatures(lite0(), LITE0_LAYERS, size=config.side, check_values=False)
 
     def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
         (logits_ref, feat_ref), (logits_u, feat_u) = self.forward_views(net, pool.images, unlabeled.images)
@@ -52,5 +53,5 @@ class RPG(Method):
 
 def beside(own: Tensor, frozen: Tensor) -> Tensor:
     """Return features of the network, at unit length, and behind them frozen ones, of their size."""
-    own = F.interpolate(own, frozen.shape[-2:])  # nearest, as the loss sub-samples
+    own = subsample(own, tuple(frozen.shape[-2:]))  # as the loss does
     return torch.cat([F.normalize(own, dim=1), frozen], dim=1)

@@ -8,9 +8,12 @@ they are moved with the image, and nothing is taught within the CutOut square.
 from __future__ import annotations
 
 import hashlib
+import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from examples.config import Config
@@ -33,7 +36,8 @@ class Transfer(Method):
         self.labeled, self.flip_pairs, self.num_classes = data.labeled, data.flip_pairs, len(data.class_names)
         self.strong = StrongAugmentation(self.generator)
         self.references: References | None = None
-        self.proposals: dict[bytes, Tensor] = {}  # by a hash of the image: masks (C, H, W) bool, on the CPU
+        # By a hash of the image: the bits of masks (C, H, W), of which a large data set has many.
+        self.proposals: dict[bytes, NDArray[np.uint8]] = {}
 
     def forward(self, net: Network, pool: View, unlabeled: View, step: int) -> Step:
         strong = on_whole_batch(self.strong, unlabeled.images)
@@ -74,8 +78,10 @@ class Transfer(Method):
     def kept(self, image: Tensor) -> Tensor:
         key = hashlib.sha256(image.cpu().numpy().tobytes()).digest()
         if key not in self.proposals:
-            self.proposals[key] = self.propose(image).cpu()
-        return self.proposals[key]
+            self.proposals[key] = np.packbits(self.propose(image).cpu().numpy())
+        shape = (self.num_classes, *image.shape[1:])
+        bits = np.unpackbits(self.proposals[key], count=math.prod(shape))
+        return torch.from_numpy(bits.astype(bool).reshape(shape))
 
     @torch.no_grad()
     def propose(self, image: Tensor) -> Tensor:

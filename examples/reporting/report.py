@@ -83,7 +83,8 @@ def heading(section: Section) -> str:
         + [
             f"{name} {tables.as_text(str(value))}"
             for name, value in section.setting.items()
-            if name not in ("image_size", "base_channels", "network", "group_pattern") and value != usual.get(name)
+            if name not in ("image_size", "base_channels", "network", "group_pattern", "data")
+            and value != usual.get(name)
         ]
     )
 
@@ -92,7 +93,8 @@ def cautions(section: Section) -> list[str]:
     """Say what a reader has to know before comparing the runs of a section."""
     # Long, and the same for all runs on a data set: a line below the heading, which names all other options.
     pattern = section.setting["group_pattern"]
-    lines = [f"Images are divided by group_pattern {tables.as_code(str(pattern))}."] if pattern else []
+    lines = [tables.as_text(f"{section.setting['data']}.")] if "data" in section.setting else []
+    lines += [f"Images are divided by group_pattern {tables.as_code(str(pattern))}."] if pattern else []
     dirty = [run for run in section.runs if str(run.commit).endswith("-dirty")]
     if dirty:
         lines.append(

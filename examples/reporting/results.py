@@ -97,6 +97,9 @@ class Run:
     def setting(self) -> Options:
         """What has to agree for two runs to be compared at all."""
         rest = {name: value for name, value in self.config.items() if name not in {*CELL, *RUN_ENV_FIELDS, *ABLATIONS}}
+        if self.dataset == "folder":
+            # What was found comes first; how it was divided, which a split decides, after a semicolon.
+            rest["data"] = str(self.data).partition(";")[0]
         return tuple(sorted({**rest, "image_size": self.image_size}.items()))
 
     @property

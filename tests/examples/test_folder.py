@@ -10,7 +10,8 @@ from PIL import ExifTags, Image
 
 from examples.config import Config
 from examples.data import load
-from examples.data.base import Dataset
+from examples.data.base import Dataset, to_unit_range
+from examples.data.folder.dataset import find_flip_pairs
 from tests.examples.files import real_data, save_image
 
 SIDE = 16
@@ -604,3 +605,17 @@ def test_two_files_that_name_labeled_images_are_refused(class_maps):
     (class_maps / "splits.json").write_text(json.dumps(SPLIT))
     with pytest.raises(ValueError, match=r"both splits\.json and labeled\.txt"):
         load_folder(class_maps, labeled=2)
+
+
+def test_right_and_left_change_places_however_they_are_written():
+    """Else mirrored images would teach the labels of the other side."""
+    assert find_flip_pairs(("Right lung", "heart", "Left lung")) == ((0, 2),)
+    assert find_flip_pairs(("LEFT", "RIGHT")) == ((1, 0),)
+    assert find_flip_pairs(("right lung", "left kidney", "upright")) == ()
+
+
+def test_images_of_tiny_values_have_their_whole_range():
+    """Diffusion, say, in square meters a second."""
+    image = to_unit_range(3e-9 * torch.rand(1, 8, 8))
+    assert (image.min(), image.max()) == (-1, 1)
+    assert torch.equal(to_unit_range(torch.full((1, 2, 2), 7.0)), torch.full((1, 2, 2), -1.0))

@@ -104,3 +104,10 @@ def test_no_run_there_is_an_error_that_says_so(tmp_path, command):
 def test_k_as_a_number_is_its_share(tmp_path):
     config = Config("phantom", image_size=64, map_size=32, k=1536)
     assert variants(config)["as trained"] == variants(replace(config, k=0.5))["as trained"]
+
+
+def test_as_trained_is_in_the_features_that_were_trained_with():
+    config = Config("phantom", image_size=64, map_size=32, k=0.5)
+    of_encoder = variants(config, encoder=True)
+    assert variants(replace(config, features="frozen"))["as trained"] == of_encoder["encoder"]
+    assert variants(replace(config, features="both"))["as trained"] == of_encoder["network and encoder"]

@@ -7,6 +7,7 @@ from torchmetrics.classification import MultilabelJaccardIndex
 from examples.data.augment import View
 from examples.engine.metrics import IoU, PseudoLabelMeter, class_masks, predicted_masks
 from rpg_loss import PseudoLabels
+from rpg_loss.maps import subsample
 
 
 def masks(*rows: str) -> torch.Tensor:
@@ -106,6 +107,15 @@ def test_pseudo_label_meter_sub_samples_finer_maps():
     truth[..., ::2, ::2] = 1  # the pixels that nearest-neighbor sub-sampling visits
     meter.update(PseudoLabels(torch.ones(1, 1, 2, 2), torch.ones(1, 2, 2)), view(truth, torch.ones(1, 4, 4) > 0))
     assert measured(meter)["precision"] == {"a": 1.0, "background": None}
+
+
+def test_a_pseudo_label_meter_looks_at_the_pixels_that_the_loss_does():
+    """Of 112 pixels on 48, say, torch's own nearest neighbors are others."""
+    labels = torch.randint(2, (1, 1, 112, 112))
+    meter = PseudoLabelMeter(["a"], 48)
+    right = PseudoLabels(subsample(labels, (48, 48)), torch.ones(1, 48, 48))
+    meter.update(right, view(labels, torch.ones(1, 112, 112) > 0))
+    assert measured(meter)["precision"] == {"a": 1, "background": 1}
 
 
 def test_a_pseudo_label_meter_that_saw_nothing_measures_nothing():

@@ -21,6 +21,7 @@ from examples.data import Dataset, load
 from examples.data.loaders import UnlabeledBatches
 from examples.data.phantoms import chest as phantom
 from examples.engine.checkpoint import Checkpoints, load_verified
+from examples.engine.distributed import SyncedBatchNorm
 from examples.engine.loop import train
 from examples.engine.signals import Interrupted
 from examples.methods import METHODS
@@ -213,3 +214,14 @@ def test_torchrun_is_stopped_and_loses_a_process(tmp_path):
     process.send_signal(signal.SIGCONT)
     assert process.wait(60) != 0
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_statistics_over_processes_are_in_single_precision_under_autocast():
+    norm, synced = torch.nn.BatchNorm2d(3), SyncedBatchNorm(3)
+    maps = (5 + torch.randn(4, 3, 8, 8)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, got = norm(maps), synced(maps)
+    assert got.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(synced.running_mean, norm.running_mean)
+    torch.testing.assert_close(synced.running_var, norm.running_var)

@@ -371,6 +371,18 @@ def test_dirty_commits_and_other_data_are_pointed_out(tmp_path):
     assert "1111111-dirty" in text
 
 
+def test_folders_of_other_data_have_tables_of_their_own(tmp_path):
+    """Nothing else tells them apart: --root is where they lie."""
+    for name, images in (("hearts", 100), ("eyes", 60)):
+        write(tmp_path / "runs" / name, dataset="folder", root=Path(name), data=f"{images} images; 40 train")
+    runs, warnings = read_results([tmp_path / "runs"])
+    assert (len(runs), warnings) == (2, [])
+    assert len(sections(runs)) == 2
+    text = read(tmp_path)
+    assert "\n100 images.\n" in text
+    assert "\n60 images.\n" in text
+
+
 @pytest.mark.parametrize(("digests", "other"), [({"a": "1"}, False), ({"a": "2"}, True), ({"b": "1"}, True)])
 def test_other_images_or_masks_of_equal_number_are_pointed_out(digests, other, tmp_path):
     for method, found in (("supervised", {"a": "1"}), ("rpg", digests)):

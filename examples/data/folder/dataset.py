@@ -171,5 +171,6 @@ def classes_shown(label: Tensor, class_names: tuple[str, ...]) -> frozenset[str]
 
 def find_flip_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
     """Find classes whose names differ in right and left only: they change places in a mirrored image."""
-    mirrored = [name.replace("right", "left") for name in names]
-    return tuple((i, names.index(m)) for i, m in enumerate(mirrored) if m != names[i] and m in names)
+    folded = [name.casefold() for name in names]
+    mirrored = [name.replace("right", "left") for name in folded]
+    return tuple((i, folded.index(m)) for i, m in enumerate(mirrored) if m != folded[i] and m in folded)
