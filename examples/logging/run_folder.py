@@ -55,7 +55,7 @@ def is_finished(config: Config) -> bool:
         raise ValueError(f"{path} was made with other options ({'; '.join(other)}); {REPLACE}")
     if config.root is not None and config.root.resolve() != Path(str(options.get("root"))).resolve():
         # The folder may have moved; that it is another one would be told by nothing else.
-        now = json.loads(json.dumps(Division.of(load(replace(config, device="cpu"))).summary()))
+        now = Division.of(load(replace(config, device="cpu"))).summary()
         if now != read_json(path).get("division"):
             raise ValueError(f"{path} was made with other data (root {options.get('root')} there); {REPLACE}")
     return True

@@ -101,8 +101,7 @@ def cautions(section: Section) -> list[str]:
             f"- **warning**: {several(dirty)} of uncommitted code (commit ends in -dirty): {names(dirty)}; "
             "it cannot be checked out again"
         )
-    # What was found comes first; how it was divided, which a split decides, after a semicolon.
-    data = sorted({str(run.data).partition(";")[0] for run in section.runs})
+    data = sorted({run.found for run in section.runs})
     if len(data) > 1:
         lines.append(f"- **warning**: the runs compared are not of the same data: {tables.as_text('; '.join(data))}")
     elif other := otherwise_divided(section.runs):

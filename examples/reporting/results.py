@@ -62,6 +62,11 @@ class Run:
         return {name: self.content["config"].get(name, usual) for name, usual in defaults(self.dataset).items()}
 
     @property
+    def found(self) -> str:
+        """What data were found; how they were divided, which a split decides, stands after a semicolon."""
+        return str(self.data).partition(";")[0]
+
+    @property
     def digests(self) -> dict[str, str]:
         """Name of a labeled, validation or test image -> hash of its labels; empty in files that do not say."""
         return (self.content.get("division") or {}).get("digests") or {}
@@ -98,8 +103,7 @@ class Run:
         """What has to agree for two runs to be compared at all."""
         rest = {name: value for name, value in self.config.items() if name not in {*CELL, *RUN_ENV_FIELDS, *ABLATIONS}}
         if self.dataset == "folder":
-            # What was found comes first; how it was divided, which a split decides, after a semicolon.
-            rest["data"] = str(self.data).partition(";")[0]
+            rest["data"] = self.found
         return tuple(sorted({**rest, "image_size": self.image_size}.items()))
 
     @property
